@@ -1,0 +1,131 @@
+"""Which sentences make which optimizer step, how the devices share them, and what a batch looks like.
+
+The sentences of step k depend on (seed, k, global batch size) alone, so a job that resumes, or runs on another number
+of devices, only has to know k.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from sst2.arguments import Settings
+from sst2.data import Split
+from sst2.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The order in which training visits its sentences.
+
+    Attributes:
+        num_sentences: size of the training split.
+        global_batch_size: sentences of one optimizer step over all devices. The last step of an epoch may have fewer.
+        seed: with the epoch's number, the whole source of the order.
+    """
+
+    num_sentences: int
+    global_batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.num_sentences / self.global_batch_size)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Row numbers of the sentences of optimizer step `step`, counted from 0: (sentences,) int64."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.global_batch_size
+        return epoch_order(self.num_sentences, self.seed, epoch)[start : start + self.global_batch_size]
+
+
+@lru_cache(maxsize=1)  # every step of an epoch asks for it
+def epoch_order(num_sentences: int, seed: int, epoch: int) -> np.ndarray:
+    """Row numbers in the order of one epoch: (num_sentences,) int64."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_sentences)
+    order.setflags(write=False)
+    return order
+
+
+def deal(
+    rows: np.ndarray, lengths: np.ndarray, rank: int, world_size: int, micro_batch_size: int
+) -> list[tuple[np.ndarray, float]]:
+    """The micro-batches of one device in one optimizer step.
+
+    Sentences are dealt in order of length, so that devices get about equally many tokens and micro-batches little
+    padding. Every device gets the same number of micro-batches, since they meet in collective operations; where the
+    sentences do not go round, one is repeated with weight 0, which leaves loss and gradient alone.
+
+    Args:
+        rows: (sentences,) row numbers of the step.
+        lengths: (sentences of the split,) tokens per sentence.
+        micro_batch_size: sentences in one forward pass of one device, at most.
+
+    Returns:
+        Pairs of row numbers (at least one) and the weight of each sentence in that micro-batch, 1.0 or 0.0.
+    """
+    by_length = rows[np.argsort(lengths[rows], kind="stable")]
+    own = by_length[rank::world_size]
+    count = math.ceil(math.ceil(len(rows) / world_size) / micro_batch_size)
+    parts = [part for part in np.array_split(own, count) if len(part)]
+    filler = [(by_length[:1], 0.0)] * (count - len(parts))
+    return [(part, 1.0) for part in parts] + filler
+
+
+def resolve_batches(settings: Settings, world_size: int) -> Settings:
+    """Settings with the global batch size and the accumulation that belongs to it filled in.
+
+    Raises:
+        UserError: they contradict each other, or leave a device without a sentence.
+    """
+    per_device, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    wanted = settings.global_batch_size or per_device * world_size * (accumulation or 1)
+    needed = math.ceil(math.ceil(wanted / world_size) / per_device)
+    if wanted < world_size:
+        raise UserError(f"--global_batch_size {wanted} leaves some of {world_size} processes idle: give {world_size}")
+    if accumulation not in (None, needed):
+        raise UserError(
+            f"--global_batch_size {wanted} takes {needed} forward passes of {per_device} on {world_size} processes, "
+            f"not --gradient_accumulation_steps {accumulation}: drop one of the two"
+        )
+    return replace(settings, global_batch_size=wanted, gradient_accumulation_steps=needed)
+
+
+def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """A batch padded to its longest sentence.
+
+    Args:
+        rows: (batch,) row numbers of the split.
+
+    Returns:
+        `input_ids` and `attention_mask`: (batch, longest sentence) int64; `labels` and `rows`: (batch,) int64.
+    """
+    rows = np.asarray(rows)
+    lengths = split.lengths[rows]
+    columns = np.arange(lengths.max())
+    attention_mask = columns < lengths[:, None]
+    positions = np.where(attention_mask, split.offsets[rows][:, None] + columns, 0)
+    arrays = {
+        "input_ids": np.where(attention_mask, split.input_ids[positions], pad_token_id),
+        "attention_mask": attention_mask,
+        "labels": split.labels[rows],
+        "rows": rows,
+    }
+    return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+
+
+def evaluation_loader(split: Split, batch_size: int, pad_token_id: int) -> DataLoader:
+    """Padded batches of a whole split in order of length, which wastes little on padding."""
+    return DataLoader(
+        np.argsort(split.lengths, kind="stable").tolist(),
+        batch_size=batch_size,
+        collate_fn=partial(pad, split, pad_token_id=pad_token_id),
+        generator=torch.Generator(),  # its own: iterating must not touch the random state that dropout draws from
+    )
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

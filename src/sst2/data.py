@@ -1,0 +1,187 @@
+"""Sentences from the hub, files or the embedded sample: split, checked against each other, tokenised once and cached."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+from filelock import FileLock
+from transformers import PreTrainedTokenizerBase
+
+from sst2.arguments import SAMPLE, Settings
+from sst2.errors import UserError
+from sst2.hub import hub_errors
+from sst2.reading import LabelledSentences, read_dataset, read_file
+from sst2.sample import sample_sentences
+
+logger = logging.getLogger(__name__)
+
+GLUE_SST2 = {"train": 67_349, "validation": 872}  # sentences that the published data set has
+CACHE_FORMAT = 1  # part of the key of tokenised files: raise it when their content changes
+
+
+@dataclass
+class Split:
+    """One split, tokenised. Token ids lie end to end in one array, so that a batch is an indexing away.
+
+    Attributes:
+        name: `train`, `validation`, `holdout` or `test`.
+        sentences: the texts.
+        labels: (sentences,) int64; 0 negative, 1 positive, -1 unknown.
+        input_ids: (tokens,) int32, with [CLS] and [SEP].
+        offsets: (sentences + 1,) int64; sentence i is input_ids[offsets[i]:offsets[i + 1]].
+    """
+
+    name: str
+    sentences: list[str]
+    labels: np.ndarray
+    input_ids: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(sentences,) tokens per sentence."""
+        return np.diff(self.offsets)
+
+    @property
+    def is_labelled(self) -> bool:
+        return bool((self.labels >= 0).all())
+
+
+def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
+    """Read all splits: `train`, then `holdout`, `validation` and `test` where there are any.
+
+    Raises:
+        UserError: data that cannot be had or used, with file and row where there is one.
+    """
+    if settings.dataset_name == SAMPLE:
+        splits = {name: LabelledSentences(*sample_sentences(name)) for name in ("train", "validation")}
+    elif settings.train_file:
+        splits = _from_files(settings)
+    else:
+        splits = _from_dataset(settings)
+    _warn_of_shared_sentences(splits)
+    if settings.max_train_samples:
+        splits["train"] = splits["train"].take(range(min(settings.max_train_samples, len(splits["train"]))))
+    if settings.holdout_fraction:
+        splits = _cut_holdout(splits, settings.holdout_fraction, settings.seed)
+    for name in set(splits) - {"train"}:
+        if settings.max_eval_samples:
+            splits[name] = splits[name].take(range(min(settings.max_eval_samples, len(splits[name]))))
+    return splits
+
+
+def tokenize(
+    name: str, data: LabelledSentences, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path | None = None
+) -> Split:
+    """Tokenise a split, or map the file that an earlier start left in the datasets cache.
+
+    Any number of processes may call this at once: the first takes a file lock and writes, the others wait at the lock.
+    No collective is involved, so that a long tokenisation cannot run into a process group's timeout.
+    """
+    cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "sst2-tokenized"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    file = cache_dir / f"{_cache_key(data.sentences, tokenizer, max_length)}.arrow"
+    with FileLock(f"{file}.lock"):
+        if file.exists():
+            logger.info("%s: %d sentences, tokenised earlier (%s)", name, len(data), file)
+        else:
+            logger.info("%s: tokenising %d sentences", name, len(data))
+            _write_tokenized(data.sentences, tokenizer, max_length, file)
+    column = datasets.Dataset.from_file(str(file)).data.column("input_ids").combine_chunks()
+    return Split(
+        name=name,
+        sentences=data.sentences,
+        labels=np.array(data.labels, dtype=np.int64),
+        input_ids=column.values.to_numpy(),
+        offsets=column.offsets.to_numpy().astype(np.int64),
+    )
+
+
+def _from_files(settings: Settings) -> dict[str, LabelledSentences]:
+    files = {"train": settings.train_file, "validation": settings.validation_file, "test": settings.test_file}
+    return {name: read_file(file, labels_required=name != "test") for name, file in files.items() if file}
+
+
+def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
+    name = settings.dataset_name
+    if Path(name).is_dir():
+        try:
+            loaded = datasets.load_from_disk(name)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--dataset_name {name} was not written by save_to_disk: {error}") from None
+    else:
+        with hub_errors("--dataset_name", name):
+            loaded = datasets.load_dataset(name, settings.dataset_config_name, revision=settings.dataset_revision)
+    if not isinstance(loaded, datasets.DatasetDict) or "train" not in loaded:
+        raise UserError(f"--dataset_name {name} has no split named train: save a DatasetDict with train and validation")
+    if "validation" not in loaded and not settings.holdout_fraction:
+        raise UserError(f"--dataset_name {name} has no split named validation: add --holdout_fraction 0.1 to cut one")
+    splits = {
+        split: read_dataset(loaded[split], f"{name} {split}", labels_required=split != "test")
+        for split in ("train", "validation", "test")
+        if split in loaded
+    }
+    if name == "nyu-mll/glue":
+        for split, expected in GLUE_SST2.items():
+            if split in splits and len(splits[split]) != expected:
+                logger.warning("%s %s has %d sentences, SST-2 has %d", name, split, len(splits[split]), expected)
+    return splits
+
+
+def _warn_of_shared_sentences(splits: dict[str, LabelledSentences]) -> None:
+    """Say when validation would be flattered by sentences that training has seen."""
+    if "validation" not in splits:
+        return
+    seen = {sentence.strip() for sentence in splits["train"].sentences}
+    shared = [sentence for sentence in splits["validation"].sentences if sentence.strip() in seen]
+    if shared:
+        logger.warning(
+            "%d of %d validation sentences stand in the training data as well, %r for one: their metrics flatter",
+            len(shared),
+            len(splits["validation"]),
+            shared[0],
+        )
+
+
+def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: int) -> dict[str, LabelledSentences]:
+    train = splits["train"]
+    size = round(len(train) * fraction)
+    if not 0 < size < len(train):
+        raise UserError(f"--holdout_fraction {fraction} of {len(train)} training sentences leaves a part empty")
+    # a stream of its own: the epochs' orders draw from [seed, epoch]
+    order = np.random.default_rng([seed, 2**32]).permutation(len(train))
+    parts = {"train": train.take(sorted(order[size:])), "holdout": train.take(sorted(order[:size]))}
+    return parts | {name: data for name, data in splits.items() if name != "train"}
+
+
+def _cache_key(sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    key = hashlib.sha256(f"{CACHE_FORMAT} {max_length} {tokenizer.backend_tokenizer.to_str()}".encode())
+    for sentence in sentences:
+        key.update(sentence.encode())
+        key.update(b"\n\0")
+    return key.hexdigest()[:32]
+
+
+def _write_tokenized(
+    sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, file: Path
+) -> None:
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": tokenizer(batch["sentence"], truncation=True, max_length=max_length)["input_ids"]}
+
+    # `map` writes to a temporary file beside it and renames: the file is whole or absent
+    datasets.Dataset.from_dict({"sentence": sentences}).map(
+        encode,
+        batched=True,
+        remove_columns=["sentence"],
+        features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}),
+        cache_file_name=str(file),
+        new_fingerprint=file.stem,
+        desc="Tokenising",
+    )

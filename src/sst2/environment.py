@@ -1,0 +1,123 @@
+"""What ran where: the record kept with every run, and what the machine can do."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sst2.errors import UserError
+
+PACKAGES = "accelerate datasets deepspeed evaluate numpy safetensors scikit-learn tensorboard tokenizers torch transformers"
+# Named one by one: an environment may hold secrets under any name.
+RECORDED_VARIABLES = (
+    "SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_JOB_NAME SLURM_JOB_NODELIST SLURM_JOB_PARTITION "
+    "SLURM_NNODES SLURM_NTASKS SLURM_RESTART_COUNT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS HF_HUB_OFFLINE"
+)
+
+
+def describe_environment(world_size: int, device: torch.device, precision: str) -> dict[str, Any]:
+    """Versions, devices, git commit, launcher and SLURM job. Holds no environment variable but the named ones."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES.split()},
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "world_size": world_size,
+        "mixed_precision": precision,
+        "launcher": _launcher(),
+        "git_commit": _git_commit(),
+        "variables": {name: os.environ[name] for name in RECORDED_VARIABLES.split() if name in os.environ},
+    }
+
+
+def choose_precision(requested: str | None) -> tuple[str, str]:
+    """The autocast precision and the reason for it, in words.
+
+    Args:
+        requested: `no`, `fp16`, `bf16`, `auto`, or None to follow the launcher (ACCELERATE_MIXED_PRECISION).
+
+    Raises:
+        UserError: a precision that the device cannot do.
+    """
+    on_cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+    if requested == "auto":
+        if on_cuda:
+            if torch.cuda.get_device_capability() >= (8, 0):
+                return "bf16", "the GPU has bf16 matrix units"
+            return "fp16", "the GPU has no bf16 matrix units"
+        if not torch.backends.mps.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return "bf16", "the CPU has bf16 instructions"
+        return "no", "the device has no fast 16-bit arithmetic"
+    precision = requested or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and not on_cuda:
+        raise UserError("--mixed_precision fp16 needs a GPU: give bf16, no or auto")
+    return precision, "--mixed_precision says so" if requested else "the launcher says so"
+
+
+def check_world_size(world_size: int) -> None:
+    """Stop when fewer processes work together than the launcher started.
+
+    Raises:
+        UserError: WORLD_SIZE promises another number.
+    """
+    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    if promised != world_size:
+        raise UserError(
+            f"the launcher promised {promised} processes (WORLD_SIZE), but {world_size} work together: "
+            "on CPU start them with torchrun, or with --multi_gpu for accelerate launch"
+        )
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Highest memory so far in MiB: allocated on the GPU, or resident of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _launcher() -> str:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun" if "ACCELERATE_MIXED_PRECISION" not in os.environ else "accelerate launch (torchrun)"
+    return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+
+
+def _git_commit() -> str | None:
+    """Commit of the project's checkout, with `-dirty` after it when files differ from it."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

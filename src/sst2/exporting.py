@@ -1,0 +1,160 @@
+"""The export: a stock DistilBERT folder with tokenizer and model card, reloaded and compared before it counts."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertForSequenceClassification
+from transformers import PreTrainedTokenizerBase
+
+from sst2.arguments import SAMPLE, Settings
+from sst2.errors import UserError
+
+PROBES = 32  # sentences whose logits are compared after reloading
+
+
+def export_model(
+    model: DistilBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: list[str],
+    card: str,
+    folder: Path,
+) -> None:
+    """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
+
+    Args:
+        model: the trained model without wrappers, on any device.
+        sentences: some texts; the first `PROBES` of them are classified before and after reloading.
+        card: the model card, markdown.
+
+    Raises:
+        RuntimeError: the reloaded model gives other logits.
+    """
+    # A stock model around the trained weights: autocast or compilation may have patched the trained one.
+    stock = DistilBertForSequenceClassification(model.config)
+    stock.load_state_dict(model.state_dict())
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    stock.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    _compare(stock, tokenizer, unfinished, sentences[:PROBES])
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def require_hub_login(settings: Settings) -> None:
+    """Find out before training, not after it, that an upload cannot work.
+
+    Raises:
+        UserError: no token, or the hub does not accept it.
+    """
+    if not settings.push_to_hub:
+        return
+    if get_token() is None:
+        raise UserError("--push_to_hub needs a token: run `hf auth login`, or set HF_TOKEN")
+    try:
+        HfApi().whoami()
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"--push_to_hub: the hub does not accept the token: {error}") from None
+
+
+def push_to_hub(folder: Path, repository: str) -> str:
+    """Upload the exported folder and return its address."""
+    api = HfApi()
+    address = api.create_repo(repository, exist_ok=True)
+    api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Fine-tuned on SST-2")
+    return str(address)
+
+
+def model_card(settings: Settings, metrics: dict[str, Any], train_count: int) -> str:
+    """The card: what it was trained on and how, its metrics with their interval, how it was selected, how to use it."""
+    low, high = metrics["accuracy_ci95"]
+    model, dataset = _public_name(settings.model_name_or_path), _dataset_name(settings)
+    header = ["---", "language: en", "license: apache-2.0", "library_name: transformers"]
+    header += ["pipeline_tag: text-classification", "tags: [sentiment-analysis, distilbert, sst2]"]
+    if not settings.smoke and model == settings.model_name_or_path:
+        header += [f"base_model: {model}"]
+    if not settings.smoke and dataset == settings.dataset_name:
+        header += [f"datasets: [{dataset}]"]
+    values = [
+        f"| {name} | {metrics[name]:.4f} |"
+        for name in ("accuracy", "precision", "recall", "f1", "matthews", "roc_auc", "loss", "ece")
+        if metrics[name] is not None
+    ]
+    recipe = [
+        f"| {name} | {getattr(settings, name)} |"
+        for name in (
+            "num_train_epochs max_train_steps global_batch_size learning_rate lr_scheduler_type num_warmup_steps "
+            "weight_decay max_grad_norm max_length mixed_precision seed"
+        ).split()
+    ]
+    return "\n".join(
+        [
+            *header,
+            "---",
+            f"# {settings.run_dir.name}",
+            "",
+            f"DistilBERT for the sentiment of English sentences: NEGATIVE or POSITIVE. Fine-tuned from {model}.",
+            "",
+            "```python",
+            "from transformers import pipeline",
+            "",
+            'pipeline("sentiment-analysis", "PATH_OR_NAME_OF_THIS_MODEL")("a gripping, funny film")',
+            "```",
+            "",
+            "## Data",
+            "",
+            f"{dataset}: trained on {train_count} sentences, evaluated on {metrics['count']} ({metrics['split']}).",
+            "",
+            "## Evaluation",
+            "",
+            f"On {metrics['count']} {metrics['split']} sentences, each counted once. 95 % interval of the accuracy "
+            f"(Wilson): {low:.4f} to {high:.4f}. Checkpoint: {metrics['checkpoint']}, {metrics['selected']}.",
+            "",
+            "| metric | value |",
+            "|---|---|",
+            *values,
+            "",
+            "## Training",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *recipe,
+            "",
+        ]
+    )
+
+
+def _compare(
+    model: DistilBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase, folder: Path, sentences: list[str]
+) -> None:
+    reloaded_model = AutoModelForSequenceClassification.from_pretrained(folder)
+    reloaded_tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = _logits(model, tokenizer, sentences)
+    after = _logits(reloaded_model, reloaded_tokenizer, sentences)
+    difference = (before - after).abs().max()
+    if not difference <= 1e-5:
+        raise RuntimeError(f"the exported model in {folder} gives other logits than the trained one, by {difference}")
+
+
+@torch.inference_mode()
+def _logits(model: Any, tokenizer: Any, sentences: list[str]) -> torch.Tensor:
+    model.eval()
+    return model(**tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")).logits
+
+
+def _dataset_name(settings: Settings) -> str:
+    if settings.smoke:
+        return "the project's generated sample"
+    return Path(settings.train_file).name if settings.train_file else _public_name(settings.dataset_name)
+
+
+def _public_name(name: str) -> str:
+    """A hub name as it is; of a folder only the last part, since a card is published."""
+    if name == SAMPLE:
+        return "a tiny DistilBERT with random weights"
+    return Path(name).resolve().name if Path(name).exists() else name

@@ -1,0 +1,38 @@
+"""What a run says: to the terminal, and to the log file in its folder as soon as there is one."""
+
+import logging
+import logging.handlers
+import sys
+from pathlib import Path
+
+import datasets
+import transformers
+
+_LOGGER = logging.getLogger("sst2")  # the parent of every module's logger
+
+
+def start_logging(is_main: bool) -> None:
+    """Send the project's messages to the terminal, and hold them until there is a log file to put them in as well."""
+    _LOGGER.setLevel(logging.DEBUG if is_main else logging.ERROR)
+    _LOGGER.propagate = False
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setLevel(logging.INFO)
+    _LOGGER.handlers = [terminal]
+    transformers.logging.set_verbosity_error()  # a new head is what this project is about, no reason to warn
+    transformers.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    if is_main:
+        _LOGGER.addHandler(logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1))
+
+
+def log_to_file(file: Path) -> None:
+    """Write what was held, and everything from now on, to the end of `file`."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for held in [h for h in _LOGGER.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
+        held.setTarget(handler)
+        held.close()
+        _LOGGER.removeHandler(held)
+    _LOGGER.addHandler(handler)

@@ -1,0 +1,187 @@
+"""Labelled sentences out of files, hub data sets and saved folders, each one checked.
+
+Every source becomes a stream of records that know where they stand, so that one check serves all of them and a mistake
+is named by file and row.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sst2.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LABEL_NAMES = ("NEGATIVE", "POSITIVE")
+UNLABELLED = -1
+READ_BATCH = 10_000  # rows converted from Arrow at a time: bounds memory, large enough to be fast
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row as it was read: where it stands, and its raw values."""
+
+    place: str
+    sentence: Any
+    label: Any
+
+
+@dataclass
+class LabelledSentences:
+    """Checked sentences of one split, and their labels: 0, 1, or -1 where there is none."""
+
+    sentences: list[str]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def take(self, rows: Iterable[int]) -> "LabelledSentences":
+        rows = list(rows)
+        return LabelledSentences([self.sentences[row] for row in rows], [self.labels[row] for row in rows])
+
+
+def read_file(path: str, labels_required: bool) -> LabelledSentences:
+    """Read one csv, tsv, json lines or parquet file with the columns `sentence` and `label`.
+
+    Args:
+        path: the file; its suffix names the format. A tsv is read as IANA defines it, as GLUE's are: without quoting.
+        labels_required: whether a row without a label is a mistake (training and validation) or not (test).
+
+    Raises:
+        UserError: a missing column, unknown label, empty or non-UTF-8 sentence, broken row or empty file.
+    """
+    readers = {".csv": _csv_records, ".tsv": _csv_records, ".parquet": _parquet_records}
+    records = readers.get(Path(path).suffix, _json_records)(path, labels_required)
+    return check_records(records, path, labels_required)
+
+
+def read_dataset(dataset: "Dataset", name: str, labels_required: bool) -> LabelledSentences:
+    """Read one split of a `datasets.Dataset`.
+
+    Raises:
+        UserError: as `read_file`.
+    """
+    _require_columns(dataset.column_names, name, labels_required)
+    return check_records(_dataset_records(dataset, name), name, labels_required)
+
+
+def check_records(records: Iterable[Record], source: str, labels_required: bool) -> LabelledSentences:
+    """Collect the records, or stop at the first that cannot be used.
+
+    Raises:
+        UserError: names the record's place.
+    """
+    checked = LabelledSentences([], [])
+    for record in records:
+        checked.sentences.append(_checked_sentence(record))
+        checked.labels.append(_checked_label(record, labels_required))
+    if not checked.sentences:
+        raise UserError(f"{source} holds no sentences: give a file with at least one row below the header")
+    return checked
+
+
+def _checked_sentence(record: Record) -> str:
+    if not isinstance(record.sentence, str):
+        raise UserError(f"{record.place}: the sentence is {record.sentence!r}, not text: mend or remove the row")
+    try:
+        record.sentence.encode("utf-8")  # files are read with surrogates in place of broken bytes
+    except UnicodeEncodeError:
+        raise UserError(f"{record.place}: the sentence is not UTF-8: convert the file, e.g. with iconv") from None
+    if not record.sentence.strip():
+        raise UserError(f"{record.place}: the sentence is empty: mend or remove the row")
+    return record.sentence
+
+
+def _checked_label(record: Record, required: bool) -> int:
+    label = record.label
+    if isinstance(label, str):
+        word = label.strip().upper()
+        if word in LABEL_NAMES:
+            return LABEL_NAMES.index(word)
+        label = int(word) if word in ("0", "1", "-1") else (None if word == "" else label)
+    if label in (None, UNLABELLED):
+        if not required:
+            return UNLABELLED
+        raise UserError(f"{record.place}: there is no label: give 0 or negative, 1 or positive, or remove the row")
+    if label in (0, 1):
+        return int(label)
+    raise UserError(f"{record.place}: label {label!r} is unknown: give 0 or negative, 1 or positive")
+
+
+def _require_columns(columns: Iterable[str], source: str, labels_required: bool) -> None:
+    columns = list(columns)
+    for name in ("sentence", "label") if labels_required else ("sentence",):
+        if name not in columns:
+            raise UserError(f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}: rename one")
+
+
+def _csv_records(path: str, labels_required: bool) -> Iterator[Record]:
+    tabs = Path(path).suffix == ".tsv"
+    # strict: a stray quote is an error at its line, not a field that swallows the rest of the file
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file, **dialect)
+        try:
+            header = next(rows, [])
+            _require_columns(header, path, labels_required)
+            for fields in rows:
+                if not fields:
+                    continue  # a blank line
+                place = f"{path} line {rows.line_num}"
+                if len(fields) != len(header):
+                    hint = "" if tabs else ": put sentences with commas in double quotes"
+                    raise UserError(f"{place} has {len(fields)} fields where the header has {len(header)}{hint}")
+                row = dict(zip(header, fields, strict=True))
+                yield Record(place, row["sentence"], row.get("label"))
+        except csv.Error as error:
+            raise UserError(f"{path} line {rows.line_num} is not valid csv: {error}") from None
+
+
+def _json_records(path: str, labels_required: bool) -> Iterator[Record]:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path} line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{place} is not JSON ({error.msg}): give one object a line") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{place} is not a JSON object: give one object a line")
+            _require_columns(row, place, labels_required)
+            yield Record(place, row["sentence"], row.get("label"))
+
+
+def _parquet_records(path: str, labels_required: bool) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            _require_columns(file.schema_arrow.names, path, labels_required)
+            columns = [name for name in ("sentence", "label") if name in file.schema_arrow.names]
+            row = 0
+            for batch in file.iter_batches(READ_BATCH, columns=columns):
+                values = batch.to_pydict()
+                labels = values.get("label", [None] * len(batch))
+                for sentence, label in zip(values["sentence"], labels, strict=True):
+                    row += 1
+                    yield Record(f"{path} row {row}", sentence, label)
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as parquet: {error}") from None
+
+
+def _dataset_records(dataset: "Dataset", name: str) -> Iterator[Record]:
+    columns = [column for column in ("sentence", "label") if column in dataset.column_names]
+    row = 0
+    for batch in dataset.select_columns(columns).iter(READ_BATCH):
+        labels = batch.get("label", [None] * len(batch["sentence"]))
+        for sentence, label in zip(batch["sentence"], labels, strict=True):
+            row += 1
+            yield Record(f"{name} row {row}", sentence, label)

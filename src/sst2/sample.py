@@ -1,0 +1,254 @@
+"""The embedded sample: generated film-review phrases, a vocabulary trained on them, and a tiny model's shape.
+
+It lets the whole fine-tuning path be tried in seconds and with no network. The phrases look like those of SST-2
+(lower case, spaces around punctuation, many short fragments), and a share of them cannot be judged word by word:
+negation, contrast and comparison turn the sentiment of the words they govern. The validation phrases draw their
+subjects, some of their templates and a few of their sentiment words from lists that training never sees, so that
+validation accuracy means generalisation.
+
+The grammar is data. A rule maps a symbol to its alternatives, and an alternative may name other symbols: `<x>` is
+expanded with the label of the sentence around it, `<~x>` with the opposite label. Alternatives that only fit one
+label stand under the symbol followed by `+` or `-`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import DistilBertConfig, DistilBertTokenizer
+
+Split = Literal["train", "validation"]
+Rules = dict[str, tuple[str, ...]]
+
+NEGATIVE, POSITIVE = 0, 1
+SEED = 2013
+SIZE = 6000
+VALIDATION_EVERY = 10
+MAX_WORDS = 40
+VOCAB_SIZE = 600  # fewer than the words of the sample, so that the rare ones are split into pieces
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def _alternatives(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(part.split()) for part in text.split("|"))
+
+
+def _third_person(deed: str) -> str:
+    verb, space, rest = deed.partition(" ")
+    return f"{verb}s{space}{rest}"
+
+
+# --- Words of both splits ---------------------------------------------------------------------------------------------
+
+# Plain adjectives may be negated: "never dull" is praise. Strong ones may not: "not dreadful" would be unclear.
+PLAIN_POSITIVE = _alternatives("""funny | gripping | clever | fresh | witty | charming | moving | touching | engaging |
+    inspired | convincing | memorable | lively | absorbing | original | subtle | tender | thoughtful | graceful |
+    heartfelt | thrilling | compelling | delightful | exciting | entertaining | intelligent""")
+PLAIN_NEGATIVE = _alternatives("""dull | boring | bland | lifeless | tired | stale | predictable | tedious | shallow |
+    uninspired | unconvincing | forgettable | tiresome | contrived | unoriginal | clumsy | lazy | hollow | muddled |
+    dreary | pointless | formulaic | irritating | exhausting | unfunny | sloppy""")
+STRONG_POSITIVE = _alternatives("superb | wonderful | terrific | excellent | brilliant | splendid | lovely | marvelous")
+STRONG_NEGATIVE = _alternatives("awful | terrible | dreadful | horrible | atrocious | appalling | lousy | wretched")
+VERDICTS_POSITIVE = _alternatives("gem | treat | triumph | delight | joy | pleasure | winner | success | work of art")
+VERDICTS_NEGATIVE = _alternatives("mess | bore | chore | disaster | failure | misfire | letdown | waste of time | mistake")
+MERITS = _alternatives("charm | wit | energy | style | heart | warmth | imagination | good ideas | big laughs")
+FAULTS = _alternatives("flaws | cliches | rough edges | loose ends | cheap jokes | silliness | stock characters")
+DEEDS_POSITIVE = _alternatives("""hold your attention | keep you guessing | make you laugh | make you think | pay off |
+    win you over | linger in the mind | work on every level | deliver the goods | ring true | warm the heart |
+    get under your skin | reward your patience | find the right tone""")
+DEEDS_NEGATIVE = _alternatives("""fall flat | lose its way | run out of ideas | run out of steam | test your patience |
+    put you to sleep | waste its cast | drag | wear out its welcome | ring false | leave you cold |
+    insult your intelligence | repeat itself | settle for cheap laughs""")
+REMARKS_POSITIVE = _alternatives("""do not miss it | well worth your time | worth every minute | see it twice |
+    i loved every minute of it | i wanted it to go on | you will not want it to end | go and see it""")
+REMARKS_NEGATIVE = _alternatives("""do not bother | not worth your time | save your money | stay at home |
+    i disliked every minute of it | i wanted it to stop | you will want it to end | give it a miss""")
+
+WORDS: Rules = {
+    "plain+": PLAIN_POSITIVE,
+    "plain-": PLAIN_NEGATIVE,
+    "strong+": STRONG_POSITIVE,
+    "strong-": STRONG_NEGATIVE,
+    "verdict+": VERDICTS_POSITIVE,
+    "verdict-": VERDICTS_NEGATIVE,
+    "quality+": MERITS,
+    "quality-": FAULTS,
+    "do+": DEEDS_POSITIVE,
+    "do-": DEEDS_NEGATIVE,
+    "does+": tuple(map(_third_person, DEEDS_POSITIVE)),
+    "does-": tuple(map(_third_person, DEEDS_NEGATIVE)),
+    "remark+": REMARKS_POSITIVE,
+    "remark-": REMARKS_NEGATIVE,
+    "well+": _alternatives("beautifully | brilliantly | wonderfully | skilfully | superbly"),
+    "well-": _alternatives("badly | poorly | clumsily | lazily | terribly"),
+    "genre": _alternatives("film | movie | comedy | drama | thriller | picture | sequel | musical"),
+    "aspect": _alternatives("script | story | acting | writing | plot | dialogue"),
+    "aspects": _alternatives("characters | actors | performances | action scenes"),
+    "craft": _alternatives("lighting | editing | music"),
+    "very": _alternatives("very | truly | thoroughly | consistently | remarkably | quite | somewhat | surprisingly"),
+    "utterly": _alternatives("utterly | absolutely | simply | truly"),
+    "expected+": _alternatives("expected | feared"),
+    "expected-": _alternatives("expected | hoped for"),
+    "surprise+": _alternatives("pleasantly surprised | glad to be wrong"),
+    "surprise-": _alternatives("sorely disappointed | sorry to be wrong"),
+}
+
+# --- Words and templates of one split ---------------------------------------------------------------------------------
+
+TRAIN: Rules = {
+    "genre": _alternatives("romance | western | documentary | love story | horror film | action movie | family drama | satire"),
+    "aspect": _alternatives("direction | ending | second half | premise | humor | opening | first act"),
+    "aspects": _alternatives("lead actors | love scenes | fight scenes | plot twists | minor characters | songs"),
+    "craft": _alternatives("camera work | set design | sound"),
+    "made": _alternatives("acted | written | directed | filmed | cast"),
+    "who": _alternatives("two brothers | three old friends | a widow and her son | a teacher and his pupils | two spies"),
+    "place": _alternatives("a small town | the desert | a mountain village | postwar london | a crowded city"),
+    "topic": _alternatives("love and loss | growing up | a family in trouble | a bank robbery | life after war | <who>"),
+    "denial": _alternatives("nobody could accuse it of being <~plain>"),
+    "contrast": _alternatives("<~point> ; still , <claim>"),
+}
+VALIDATION: Rules = {
+    "genre": _alternatives("mystery | ghost story | war film | road movie | crime drama"),
+    "aspect": _alternatives("narrative | first half | final act | screenplay"),
+    "aspects": _alternatives("supporting actors | chase scenes | villains"),
+    "craft": _alternatives("photography | sound design"),
+    "made": _alternatives("acted | directed | staged | edited"),
+    "who": _alternatives("two sisters | four students | a farmer and his wife | a nurse and her patients | two thieves"),
+    "place": _alternatives("a fishing port | the far north | an old castle | colonial india | a quiet suburb"),
+    "topic": _alternatives("hope and regret | first love | a trial | a stolen painting | the price of fame | <who>"),
+    "plain+": _alternatives("riveting"),
+    "plain-": _alternatives("insipid"),
+    "denial": _alternatives("you could hardly call it <~plain>"),
+    "contrast": _alternatives("even though <~point> , <claim>"),
+}
+
+# --- The grammar ------------------------------------------------------------------------------------------------------
+
+GRAMMAR: Rules = {
+    "sentence": 18 * ("<phrase>",) + 8 * ("<clause>",) + 7 * ("<denial>",) + 6 * ("<contrast>",) + ("<long>",),
+    "phrase": _alternatives("""<described> | <plain> | <plain> and <plain> | <plain> , <plain> <genre> | <thing> |
+        <thing> | <thing> about <topic> | <does> | <does> and <does> | <well> <made> | <well> <made> and <described> |
+        <remark> | <plain> <aspects> | full of <quality> | as <plain> as any <genre> this year"""),
+    "described": _alternatives("<plain> | <plain> | <very> <plain> | <strong> | <utterly> <strong>"),
+    "thing": _alternatives("""a <plain> <genre> | a <plain> , <plain> <genre> | a <very> <plain> <genre> |
+        a <strong> <genre> | a <verdict> | a real <verdict> | nothing short of a <verdict> | a <plain> <verdict>"""),
+    "clause": _alternatives("<point> | <claim>"),
+    # A point can be conceded, and the film still succeed or fail; a claim settles the matter.
+    "point": _alternatives("""the <aspect> is <described> | the <aspects> are <described> | the <craft> is <strong> |
+        it is <well> <made> | it is full of <quality>"""),
+    "claim": _alternatives("""the <genre> is <described> | the <genre> is <thing> | it 's <thing> | it <does> |
+        the <genre> <does> | the <aspect> is <described>"""),
+    "denied": _alternatives("never <~plain> | hardly <~plain> | far from <~plain> | anything but <~plain>"),
+    "denial": _alternatives("""<denied> | <denied> | the <aspect> is <denied> | the <aspects> are <denied> |
+        not a <~plain> <genre> | it 's not a <~plain> <genre> | hardly a <~verdict> | it never <~does> |
+        no one could call it <~plain> | there is nothing <~plain> about the <aspect>"""),
+    "denial-": _alternatives("barely <~plain> | not very <~plain> | it fails to <~do> | it does n't <~do>"),
+    "contrast": _alternatives("""<~point> , but <claim> | <~point> , but it is <denied> | <~plain> but <plain> |
+        a <~plain> but ultimately <plain> <genre> | although <~point> , <claim> | <claim> , although <~point> |
+        despite its <~plain> <aspect> , <claim> | for all its <~quality> , <claim>"""),
+    "long": _alternatives("""a <plain> <genre> about <topic> that <does> and <does> , with <plain> <aspects> |
+        the <genre> , in which <who> meet in <place> , <does> , and the <aspects> are <described> |
+        from the opening scene , in which <who> arrive in <place> , to the very last shot , it <does> |
+        what begins as a <~plain> tale of <topic> in <place> soon turns into a <plain> , <plain> <genre> |
+        set in <place> and full of <~quality> , this <genre> about <topic> still <does> , and <clause> |
+        it takes its time to show us <who> in <place> , and <~point> , but in the end <point> and <claim>"""),
+}
+
+
+# --- Sentences --------------------------------------------------------------------------------------------------------
+
+
+def sample_sentences(split: Split) -> tuple[list[str], list[int]]:
+    """Return the distinct sentences of one split and their labels (1 is positive)."""
+    labelled = [(sentence, label) for sentence, (where, label) in _generate().items() if where == split]
+    return [sentence for sentence, _ in labelled], [label for _, label in labelled]
+
+
+@cache
+def _generate() -> dict[Split, dict[str, int]]:
+    """Map the sentences of both splits to their labels, no sentence being in both."""
+    rng = Random(SEED)
+    rules = {split: _rules(split) for split in ("train", "validation")}
+    drawn: dict[str, tuple[Split, int]] = {}
+    while len(drawn) < SIZE:
+        split = "validation" if len(drawn) % VALIDATION_EVERY == 0 else "train"
+        label = _pick(rng, (NEGATIVE, POSITIVE))
+        sentence = _with_articles(_expand(rng, rules[split], "sentence", label))
+        if _reads_well(sentence):
+            drawn.setdefault(sentence, (split, label))
+    return drawn
+
+
+def _rules(split: Split) -> dict[tuple[str, int], tuple[str, ...]]:
+    """Collect the alternatives of every symbol under either label, for one split."""
+    sources = (WORDS, TRAIN if split == "train" else VALIDATION, GRAMMAR)
+    rules: dict[tuple[str, int], tuple[str, ...]] = {}
+    for source in sources:
+        for name, alternatives in source.items():
+            labels = {"-": (NEGATIVE,), "+": (POSITIVE,)}.get(name[-1], (NEGATIVE, POSITIVE))
+            for label in labels:
+                key = (name.rstrip("+-"), label)
+                rules[key] = rules.get(key, ()) + alternatives
+    return rules
+
+
+def _expand(rng: Random, rules: dict[tuple[str, int], tuple[str, ...]], symbol: str, label: int) -> str:
+    """Rewrite a symbol into words of the given label."""
+
+    def expanded(match: re.Match[str]) -> str:
+        return _expand(rng, rules, match[2], 1 - label if match[1] else label)
+
+    return re.sub(r"<(~?)(\w+)>", expanded, _pick(rng, rules[symbol, label]))
+
+
+def _pick(rng: Random, alternatives: tuple) -> str:
+    # `random()` is the one draw whose sequence Python promises to keep across versions; `choice` is not.
+    return alternatives[int(rng.random() * len(alternatives))]
+
+
+def _with_articles(sentence: str) -> str:
+    return re.sub(r"\ba (?=[aeiou])", "an ", sentence)
+
+
+def _reads_well(sentence: str) -> bool:
+    """Tell whether the sentence is short enough and repeats no word but the small ones."""
+    words = sentence.split()
+    content = [word[:5] for word in words if len(word) > 3]
+    return len(words) <= MAX_WORDS and len(content) == len(set(content))
+
+
+# --- Tokenizer and model ----------------------------------------------------------------------------------------------
+
+
+def sample_tokenizer() -> DistilBertTokenizer:
+    """Return a DistilBERT tokenizer whose WordPiece vocabulary is trained on the training sentences."""
+    from transformers import DistilBertTokenizer
+
+    return DistilBertTokenizer(vocab=_train_vocabulary(sample_sentences("train")[0]), model_max_length=512)
+
+
+def _train_vocabulary(sentences: list[str]) -> dict[str, int]:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    letters = sorted(set("".join(sentences)) - {" "})
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{letter}" for letter in letters)],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def sample_config(vocab_size: int) -> DistilBertConfig:
+    """Return a DistilBERT small enough to be trained from scratch in seconds."""
+    from transformers import DistilBertConfig
+
+    return DistilBertConfig(vocab_size=vocab_size, dim=64, n_layers=2, n_heads=4, hidden_dim=256)

@@ -1,0 +1,111 @@
+"""A run's numbers: TensorBoard, metrics.jsonl, and any tracker that accelerate knows."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from sst2.run_folder import RunFolder, write_text
+
+
+class Tracker:
+    """Writes on the main process; every process may call it.
+
+    Args:
+        accelerator: knows the main process, and the other trackers of `--report_to`.
+        run: the folder to write to.
+        settings: all settings of the run, for trackers that show them.
+        first_step: optimizer steps that the checkpoint behind this start has seen; what was logged after it is
+            dropped, so that a restarted run continues its curves where they stood.
+    """
+
+    def __init__(self, accelerator: Accelerator, run: RunFolder, settings: dict[str, Any], first_step: int) -> None:
+        self._accelerator = accelerator
+        self._metrics_log = run.metrics_log
+        self._samples = run.samples
+        self._board: SummaryWriter | None = None
+        accelerator.init_trackers("sst2", config={name: _plain(value) for name, value in settings.items()})
+        if accelerator.is_main_process:
+            restarted = run.tensorboard.is_dir()
+            # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1 if restarted else None)
+            for file in (run.metrics_log, run.samples):
+                drop_lines_after(file, first_step)
+
+    def log(self, split: str, step: int, values: dict[str, Any]) -> None:
+        """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names."""
+        scalars = {f"{split}/{name}": value for name, value in flatten(values).items()}
+        self._accelerator.log(scalars, step=step)
+        if self._board is None:
+            return
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        _append(self._metrics_log, {"split": split, "step": step, **values})
+
+    def log_samples(self, step: int, rows: list[int]) -> None:
+        """Log which rows of the training split made step number `step` (counted from 1), sorted."""
+        if self._board is not None:
+            _append(self._samples, {"step": step, "rows": sorted(rows)})
+
+    def log_hparams(self, settings: dict[str, Any], split: str, step: int, metrics: dict[str, Any]) -> None:
+        """The run's one line in TensorBoard's HParams table, in the run itself rather than a run of its own."""
+        if self._board is None:
+            return
+        plain = {name: _plain(value) for name, value in settings.items() if value is not None}
+        finals = {f"final/{split}_{name}": metrics[name] for name in ("accuracy", "precision", "recall", "f1", "loss")}
+        for summary in hparams(plain, finals):
+            self._board._get_file_writer().add_summary(summary)
+        for name, value in finals.items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Bring everything logged so far to disk, before a checkpoint says that it was."""
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        self._accelerator.end_training()
+
+
+def flatten(values: dict[str, Any]) -> dict[str, float]:
+    """Numbers by name: `{"a": {"b": 1}, "ci": [2, 3]}` gives `{"a/b": 1, "ci/0": 2, "ci/1": 3}`; None is left out."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            flat |= {f"{name}/{inner}": number for inner, number in flatten(value).items()}
+        elif value is not None:
+            flat[name] = value
+    return flat
+
+
+def drop_lines_after(file: Path, step: int) -> None:
+    """Keep the lines of a log whose `step` is at most `step`; a last line cut off by a kill goes too."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    write_text(file, "".join(kept))
+
+
+def _append(file: Path, content: dict[str, Any]) -> None:
+    # JSON has no NaN: a number that is not finite becomes null
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(finite, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)

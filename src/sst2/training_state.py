@@ -1,0 +1,71 @@
+"""What the loop knows besides weights: where it is, how it went, and the sums since the last logged point."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainingState:
+    """Saved with every checkpoint, as JSON.
+
+    Attributes:
+        step: optimizer steps done.
+        skipped_steps: those of them that changed nothing, since loss or gradients were not finite.
+        seconds: spent in optimizer steps, without evaluations and checkpoints, over all starts of the run.
+        best_step: step of the most accurate evaluation; the lower loss decides between equals.
+    """
+
+    step: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    sentences: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_accuracy: float | None = None
+    best_loss: float | None = None
+    evaluations_without_improvement: int = 0
+    logged_loss: float = 0.0
+    logged_loss_sentences: int = 0
+    logged_sentences: int = 0
+    logged_tokens: int = 0
+    logged_padded_tokens: int = 0
+    logged_seconds: float = 0.0
+
+    def count_step(
+        self, is_finite: bool, loss_sum: float, sentences: int, tokens: int, padded_tokens: int, seconds: float
+    ) -> None:
+        """Count one optimizer step; `padded_tokens` are the tokens with padding, over all ranks as all else."""
+        self.step += 1
+        self.sentences += sentences
+        self.seconds += seconds
+        self.logged_sentences += sentences
+        self.logged_tokens += tokens
+        self.logged_padded_tokens += padded_tokens
+        self.logged_seconds += seconds
+        if is_finite:
+            self.skipped_in_a_row = 0
+            self.logged_loss += loss_sum
+            self.logged_loss_sentences += sentences
+        else:
+            self.skipped_in_a_row += 1
+            self.skipped_steps += 1
+
+    def take_means(self) -> dict[str, float]:
+        """Means since the last call: loss per sentence in nats, speeds, and the share of tokens that were padding."""
+        means = {
+            "loss": self.logged_loss / self.logged_loss_sentences if self.logged_loss_sentences else float("nan"),
+            "sentences_per_second": self.logged_sentences / self.logged_seconds,
+            "tokens_per_second": self.logged_tokens / self.logged_seconds,
+            "padding_share": 1 - self.logged_tokens / self.logged_padded_tokens,
+        }
+        self.logged_loss = self.logged_seconds = 0.0
+        self.logged_loss_sentences = self.logged_sentences = self.logged_tokens = self.logged_padded_tokens = 0
+        return means
+
+    def count_evaluation(self, accuracy: float, loss: float) -> bool:
+        """Count one evaluation. Returns whether it is the best so far."""
+        if self.best_accuracy is None or (accuracy, -loss) > (self.best_accuracy, -(self.best_loss or 0.0)):
+            self.best_step, self.best_accuracy, self.best_loss = self.step, accuracy, loss
+            self.evaluations_without_improvement = 0
+            return True
+        self.evaluations_without_improvement += 1
+        return False

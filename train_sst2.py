@@ -1,0 +1,327 @@
+"""Fine-tune DistilBERT on SST-2, on a laptop's CPU, one GPU or many.
+
+    accelerate launch train_sst2.py                # DistilBERT on SST-2 from the hub
+    python train_sst2.py --smoke                   # the embedded sample: no network, under a minute
+
+The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `evaluate` measures, `finish` writes the
+results and exports the model.
+"""
+
+from sst2.arguments import Settings, is_reporting_process, parse_arguments, to_yaml
+
+if __name__ == "__main__":
+    # A wrong flag is answered here, before the seconds that the imports below take.
+    SETTINGS = parse_arguments()
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch.nn import functional as F
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sst2.batching import BatchPlan, deal, evaluation_loader, pad, resolve_batches, to_device
+from sst2.checkpointing import (
+    TrainingState,
+    checkpoint_name,
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from sst2.data import Split, load_sentences, tokenize
+from sst2.environment import check_world_size, choose_precision, describe_environment, peak_memory_mib
+from sst2.errors import TrainingDivergedError, exit_codes
+from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
+from sst2.logs import log_to_file, start_logging
+from sst2.metrics import SentimentMetric
+from sst2.modeling import load_model, load_tokenizer
+from sst2.optimization import build_optimizer, resolve_steps
+from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
+from sst2.tracking import Tracker
+
+logger = logging.getLogger("sst2.train")
+
+MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
+
+
+@dataclass
+class Job:
+    """Everything a run consists of, prepared for the device."""
+
+    settings: Settings
+    accelerator: Accelerator
+    run: RunFolder
+    tokenizer: transformers.PreTrainedTokenizerBase
+    splits: dict[str, Split]
+    loaders: dict[str, torch.utils.data.DataLoader]  # of every split but train
+    plan: BatchPlan
+    bare_model: transformers.DistilBertForSequenceClassification
+    model: torch.nn.Module  # the bare model as wrapped for the strategy and the precision
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    state: TrainingState
+    tracker: Tracker
+
+    @property
+    def selection_split(self) -> Split:
+        """What evaluations during training look at: the hold-out where there is one, else validation."""
+        return self.splits.get("holdout") or self.splits["validation"]
+
+
+def main(settings: Settings) -> None:
+    job = setup(settings)
+    try:
+        fit(job)
+        finish(job)
+    finally:
+        job.tracker.close()
+
+
+def setup(settings: Settings) -> Job:
+    """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
+    precision, reason = choose_precision(settings.mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=[name for name in settings.report_to if name != "tensorboard"] or None
+    )
+    start_logging(accelerator.is_main_process)
+    check_world_size(accelerator.num_processes)
+    require_hub_login(settings)
+    logger.info("%d x %s, precision %s: %s", accelerator.num_processes, accelerator.device, precision, reason)
+
+    sentences = load_sentences(settings)
+    tokenizer = load_tokenizer(settings)
+    set_seed(settings.seed)  # every rank draws the same new head
+    bare_model = load_model(settings, tokenizer)
+    splits = {name: tokenize(name, data, tokenizer, settings.max_length) for name, data in sentences.items()}
+    set_seed(settings.seed, device_specific=True)  # and dropout of its own
+
+    settings = resolve_batches(replace(settings, mixed_precision=precision), accelerator.num_processes)
+    plan = BatchPlan(len(splits["train"]), settings.global_batch_size, settings.seed)
+    settings = resolve_steps(settings, plan.steps_per_epoch)
+    optimizer, schedule = build_optimizer(bare_model, settings)
+    model, optimizer = accelerator.prepare(bare_model, optimizer)
+    loaders = {
+        name: accelerator.prepare(evaluation_loader(split, settings.per_device_eval_batch_size, tokenizer.pad_token_id))
+        for name, split in splits.items()
+        if name != "train"
+    }
+
+    run, state = RunFolder(settings.run_dir), TrainingState()
+    if place := find_checkpoint(settings.resume_from_checkpoint, run.checkpoints):
+        state = load_checkpoint(place, accelerator, bare_model, optimizer, schedule, asdict(settings))
+        logger.info("resuming from %s", place)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        run.claim(settings.overwrite_output_dir)
+        log_to_file(run.log)
+        write_text(run.config, to_yaml(settings))
+        write_json(run.environment, describe_environment(accelerator.num_processes, accelerator.device, precision))
+    tracker = Tracker(accelerator, run, asdict(settings), state.step)
+    logger.info(
+        f"{settings.max_train_steps} steps of {settings.global_batch_size} sentences, {plan.steps_per_epoch} an epoch"
+    )
+    return Job(
+        settings,
+        accelerator,
+        run,
+        tokenizer,
+        splits,
+        loaders,
+        plan,
+        bare_model,
+        model,
+        optimizer,
+        schedule,
+        state,
+        tracker,
+    )
+
+
+def fit(job: Job) -> None:
+    """Train until all steps are done, or until evaluations have stopped to improve."""
+    settings, state, total = job.settings, job.state, job.settings.max_train_steps
+    is_main = job.accelerator.is_main_process
+    bar = tqdm(total=total, initial=state.step, unit="step", disable=None if is_main else True)  # None: if a terminal
+    with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
+        while state.step < total and not out_of_patience(job):
+            health = train_step(job)
+            bar.update()
+            if state.step % settings.logging_steps == 0 or state.step == total:
+                bar.set_postfix_str(log_training(job, health))
+            if state.step % (settings.eval_steps or job.plan.steps_per_epoch) == 0 or state.step == total:
+                is_best = select(job)
+            else:
+                is_best = False
+            checkpoint_due = settings.checkpointing_steps and state.step % settings.checkpointing_steps == 0
+            is_over = state.step == total or out_of_patience(job)
+            if checkpoint_due or is_over or (is_best and settings.load_best_model_at_end):
+                checkpoint(job)
+
+
+def train_step(job: Job) -> dict[str, float]:
+    """One optimizer step on the mean loss over its sentences, wherever they lie. Returns its rate and gradient norm."""
+    started = time.perf_counter()
+    accelerator, settings, state, train = job.accelerator, job.settings, job.state, job.splits["train"]
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rows = job.plan.rows(state.step)
+    micro_batches = deal(rows, train.lengths, rank, world_size, settings.per_device_train_batch_size)
+    loss_sum, padded_tokens = torch.zeros((), device=accelerator.device), 0
+    job.model.train()
+    for number, (micro_rows, weight) in enumerate(micro_batches, start=1):
+        batch = to_device(pad(train, micro_rows, job.tokenizer.pad_token_id), accelerator.device)
+        with nullcontext() if number == len(micro_batches) else accelerator.no_sync(job.model):
+            logits = job.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            loss = weight * F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+            # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
+            accelerator.backward(loss * world_size / len(rows))
+        loss_sum += loss.detach()
+        padded_tokens += batch["input_ids"].numel()
+    grad_norm = accelerator.clip_grad_norm_(job.model.parameters(), settings.max_grad_norm or math.inf)
+    sums = torch.stack([loss_sum, torch.tensor(float(padded_tokens), device=accelerator.device)])
+    loss_sum, padded_tokens = accelerator.reduce(sums, reduction="sum").tolist()
+    measured = {"learning_rate": job.schedule.get_last_lr()[0], "grad_norm": float(grad_norm)}
+
+    is_finite = math.isfinite(loss_sum) and math.isfinite(measured["grad_norm"])
+    if is_finite or accelerator.scaler is not None:  # the fp16 loss scaler skips by itself, and learns from it
+        job.optimizer.step()
+    job.optimizer.zero_grad()
+    job.schedule.step()
+    if settings.log_sample_ids:
+        own = [int(row) for micro_rows, weight in micro_batches if weight for row in micro_rows]
+        job.tracker.log_samples(state.step + 1, gather_object(own))
+    tokens = int(train.lengths[rows].sum())
+    state.count_step(is_finite, loss_sum, len(rows), tokens, int(padded_tokens), time.perf_counter() - started)
+    if state.skipped_in_a_row == MAX_SKIPPED_STEPS:
+        raise TrainingDivergedError(
+            f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row, up to step {state.step}: lower "
+            f"--learning_rate; last good checkpoint: {newest_checkpoint(job.run.checkpoints) or 'none yet'}"
+        )
+    return measured
+
+
+def log_training(job: Job, measured: dict[str, float]) -> str:
+    """Log the means since the last logged point. Returns a line for the progress bar."""
+    state = job.state
+    values = state.take_means() | measured
+    values |= {
+        "epoch": state.step / job.plan.steps_per_epoch,
+        "skipped_steps": state.skipped_steps,
+        "peak_memory_mib": peak_memory_mib(job.accelerator.device),
+    }
+    job.tracker.log("train", state.step, values)
+    line = f"loss {values['loss']:.4f}, {values['sentences_per_second']:.0f} sentences/s"
+    logger.debug("step %d: %s, learning rate %.3g", state.step, line, values["learning_rate"])
+    return line
+
+
+def select(job: Job) -> bool:
+    """Evaluate during training; remember whether this is the best model so far. Returns whether it is."""
+    state = job.state
+    split = job.selection_split
+    metrics, _ = evaluate(job, split)
+    job.tracker.log(split.name, state.step, metrics)
+    logger.info("step %d: %s", state.step, in_words(metrics, split.name))
+    return state.count_evaluation(metrics["accuracy"], metrics["loss"])
+
+
+def out_of_patience(job: Job) -> bool:
+    patience = job.settings.early_stopping_patience
+    return patience is not None and job.state.evaluations_without_improvement >= patience
+
+
+def checkpoint(job: Job) -> None:
+    job.tracker.flush()
+    limit, settings = job.settings.checkpoints_total_limit, asdict(job.settings)
+    save_checkpoint(
+        job.run.checkpoints, job.accelerator, job.bare_model, job.optimizer, job.schedule, job.state, settings, limit
+    )
+
+
+@torch.inference_mode()
+def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
+    """Classify every sentence of a split once, on all ranks.
+
+    Returns:
+        The metrics (none if the split has no labels) and the logits, (sentences, 2), in the order of the split.
+
+    Raises:
+        RuntimeError: a sentence was not counted exactly once.
+    """
+    job.model.eval()
+    rows, logits = [], []
+    for batch in job.loaders[split.name]:
+        output = job.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        gathered = job.accelerator.gather_for_metrics((batch["rows"], output.logits.float()))
+        rows.append(gathered[0].cpu())
+        logits.append(gathered[1].cpu())
+    counted = torch.cat(rows).numpy()
+    if not np.array_equal(np.sort(counted), np.arange(len(split))):
+        raise RuntimeError(f"evaluation of {split.name} counted {len(counted)} rows for {len(split)} sentences")
+    ordered = np.empty((len(split), 2), dtype=np.float32)
+    ordered[counted] = torch.cat(logits).numpy()
+    if not split.is_labelled:
+        return {}, ordered
+    return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths), ordered
+
+
+def finish(job: Job) -> None:
+    """Final metrics and predictions, the exported model, and a few lines on where they are."""
+    settings, state, run = job.settings, job.state, job.run
+    step, selected = state.step, "the last one"
+    if settings.load_best_model_at_end and state.best_step is not None:
+        step = state.best_step
+        selected = f"the best of all evaluations on the {job.selection_split.name} split"
+        load_weights(run.checkpoints / checkpoint_name(step), job.bare_model)
+    evaluated = {name: evaluate(job, job.splits[name]) for name in job.loaders}
+    if not job.accelerator.is_main_process:
+        return
+    name = "validation" if "validation" in evaluated else "holdout"
+    metrics = evaluated[name][0] | {
+        "split": name,
+        "step": step,
+        "epoch": step / job.plan.steps_per_epoch,
+        "seconds": round(state.seconds, 3),
+        "sentences_per_second": round(state.sentences / state.seconds, 2),
+        "checkpoint": f"checkpoints/{checkpoint_name(step)}",
+        "selected": selected,
+    }
+    if "test" in evaluated and job.splits["test"].is_labelled:
+        metrics["test"] = evaluated["test"][0]
+    export_model(
+        job.bare_model,
+        job.tokenizer,
+        job.splits[name].sentences,
+        model_card(settings, metrics, len(job.splits["train"])),
+        run.model,
+    )
+    write_predictions(run.predictions, [(job.splits[name], logits) for name, (_, logits) in evaluated.items()])
+    job.tracker.log_hparams(asdict(settings), name, step, metrics)
+    write_json(run.metrics, metrics)
+    logger.info("final: %s", in_words(metrics, name))
+    logger.info("metrics %s, model %s, curves: tensorboard --logdir %s", run.metrics, run.model, run.path.parent)
+    if settings.push_to_hub:
+        logger.info("uploaded to %s", push_to_hub(run.model, settings.hub_model_id or run.path.name))
+
+
+def in_words(metrics: dict[str, Any], split: str) -> str:
+    low, high = metrics["accuracy_ci95"]
+    return (
+        f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), f1 {metrics['f1']:.4f}, "
+        f"loss {metrics['loss']:.4f} on {metrics['count']} {split} sentences"
+    )
+
+
+if __name__ == "__main__":
+    with exit_codes("train_sst2.py", report=is_reporting_process()):
+        main(SETTINGS)
