@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.batching import BatchPlan, deal, evaluation_loader, pad, resolve_batches, to_device
+from sst2.batching import BatchPlan, deal, evaluation_loader, pad, plan_batches, to_device
 from sst2.checkpointing import (
     TrainingState,
     checkpoint_name,
@@ -40,13 +40,13 @@ from sst2.checkpointing import (
     save_checkpoint,
 )
 from sst2.data import Split, load_sentences, tokenize
-from sst2.environment import check_world_size, choose_precision, describe_environment, peak_memory_mib
+from sst2.environment import check_world_size, choose_precision, describe_environment, peak_memory_mib, use_all_cores
 from sst2.errors import TrainingDivergedError, exit_codes
 from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
 from sst2.logs import log_to_file, start_logging
 from sst2.metrics import SentimentMetric
 from sst2.modeling import load_model, load_tokenizer
-from sst2.optimization import build_optimizer, resolve_steps
+from sst2.optimization import build_optimizer
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 from sst2.tracking import Tracker
 
@@ -95,6 +95,7 @@ def setup(settings: Settings) -> Job:
         mixed_precision=precision, log_with=[name for name in settings.report_to if name != "tensorboard"] or None
     )
     start_logging(accelerator.is_main_process)
+    use_all_cores()
     check_world_size(accelerator.num_processes)
     require_hub_login(settings)
     logger.info("%d x %s, precision %s: %s", accelerator.num_processes, accelerator.device, precision, reason)
@@ -106,9 +107,8 @@ def setup(settings: Settings) -> Job:
     splits = {name: tokenize(name, data, tokenizer, settings.max_length) for name, data in sentences.items()}
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
 
-    settings = resolve_batches(replace(settings, mixed_precision=precision), accelerator.num_processes)
-    plan = BatchPlan(len(splits["train"]), settings.global_batch_size, settings.seed)
-    settings = resolve_steps(settings, plan.steps_per_epoch)
+    settings = replace(settings, mixed_precision=precision)
+    settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
     optimizer, schedule = build_optimizer(bare_model, settings)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
     loaders = {
@@ -128,9 +128,7 @@ def setup(settings: Settings) -> Job:
         write_text(run.config, to_yaml(settings))
         write_json(run.environment, describe_environment(accelerator.num_processes, accelerator.device, precision))
     tracker = Tracker(accelerator, run, asdict(settings), state.step)
-    logger.info(
-        f"{settings.max_train_steps} steps of {settings.global_batch_size} sentences, {plan.steps_per_epoch} an epoch"
-    )
+    logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     return Job(
         settings,
         accelerator,
@@ -150,7 +148,7 @@ def setup(settings: Settings) -> Job:
 
 def fit(job: Job) -> None:
     """Train until all steps are done, or until evaluations have stopped to improve."""
-    settings, state, total = job.settings, job.state, job.settings.max_train_steps
+    settings, state, total = job.settings, job.state, job.plan.total_steps
     is_main = job.accelerator.is_main_process
     bar = tqdm(total=total, initial=state.step, unit="step", disable=None if is_main else True)  # None: if a terminal
     with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
@@ -187,12 +185,12 @@ def train_step(job: Job) -> dict[str, float]:
             accelerator.backward(loss * world_size / len(rows))
         loss_sum += loss.detach()
         padded_tokens += batch["input_ids"].numel()
-    grad_norm = accelerator.clip_grad_norm_(job.model.parameters(), settings.max_grad_norm or math.inf)
+    grad_norm = float(accelerator.clip_grad_norm_(job.model.parameters(), settings.max_grad_norm or math.inf))
     sums = torch.stack([loss_sum, torch.tensor(float(padded_tokens), device=accelerator.device)])
     loss_sum, padded_tokens = accelerator.reduce(sums, reduction="sum").tolist()
-    measured = {"learning_rate": job.schedule.get_last_lr()[0], "grad_norm": float(grad_norm)}
+    measured = {"learning_rate": float(job.schedule.get_last_lr()[0]), "grad_norm": grad_norm}
 
-    is_finite = math.isfinite(loss_sum) and math.isfinite(measured["grad_norm"])
+    is_finite = math.isfinite(loss_sum) and math.isfinite(grad_norm)
     if is_finite or accelerator.scaler is not None:  # the fp16 loss scaler skips by itself, and learns from it
         job.optimizer.step()
     job.optimizer.zero_grad()

@@ -19,14 +19,16 @@ from transformers.hf_argparser import HfArgumentParser
 TRACKERS = {"aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"}
 FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 SAMPLE = "sample"
+Precision = Literal["no", "fp16", "bf16", "auto"]
 
 # What `--smoke` stands for: the embedded sample and a recipe that suits a tiny model trained from scratch.
 SMOKE_RECIPE: dict[str, Any] = {
     "model_name_or_path": SAMPLE,
     "dataset_name": SAMPLE,
     "learning_rate": 1e-3,
-    "num_train_epochs": 4.0,
-    "logging_steps": 10,
+    "num_train_epochs": 5.0,
+    "warmup_ratio": 0.1,
+    "logging_steps": 25,
 }
 
 
@@ -89,7 +91,7 @@ class TrainingArguments:
     warmup_ratio: float = flag(0.06, "share of the optimizer steps over which the learning rate rises", "SHARE")
     num_warmup_steps: int | None = flag(None, "optimizer steps of warm-up; wins over --warmup_ratio", "STEPS")
     max_grad_norm: float = flag(1.0, "global L2 norm that gradients are clipped to; 0 does not clip", "NORM")
-    mixed_precision: Literal["no", "fp16", "bf16", "auto"] | None = flag(
+    mixed_precision: Precision | None = flag(
         None, "no, fp16, bf16, or auto for what the device does well; default: as the launcher says", "MODE"
     )
     seed: int = flag(42, "of the order of sentences, the new head and dropout", "N")

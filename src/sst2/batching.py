@@ -25,21 +25,27 @@ class BatchPlan:
         num_sentences: size of the training split.
         global_batch_size: sentences of one optimizer step over all devices. The last step of an epoch may have fewer.
         seed: with the epoch's number, the whole source of the order.
+        total_steps: optimizer steps of the whole run.
     """
 
     num_sentences: int
     global_batch_size: int
     seed: int
+    total_steps: int
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.num_sentences / self.global_batch_size)
+        return steps_per_epoch(self.num_sentences, self.global_batch_size)
 
     def rows(self, step: int) -> np.ndarray:
         """Row numbers of the sentences of optimizer step `step`, counted from 0: (sentences,) int64."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
         return epoch_order(self.num_sentences, self.seed, epoch)[start : start + self.global_batch_size]
+
+
+def steps_per_epoch(num_sentences: int, global_batch_size: int) -> int:
+    return math.ceil(num_sentences / global_batch_size)
 
 
 @lru_cache(maxsize=1)  # every step of an epoch asks for it
@@ -75,23 +81,37 @@ def deal(
     return [(part, 1.0) for part in parts] + filler
 
 
-def resolve_batches(settings: Settings, world_size: int) -> Settings:
-    """Settings with the global batch size and the accumulation that belongs to it filled in.
+def plan_batches(settings: Settings, num_sentences: int, world_size: int) -> tuple[Settings, BatchPlan]:
+    """Work out the numbers of sentences and steps that the flags leave open.
+
+    Returns:
+        The settings with global batch size, accumulation, total and warm-up steps filled in, and the plan.
 
     Raises:
-        UserError: they contradict each other, or leave a device without a sentence.
+        UserError: the batch sizes contradict each other, or leave a device without a sentence.
     """
     per_device, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
-    wanted = settings.global_batch_size or per_device * world_size * (accumulation or 1)
-    needed = math.ceil(math.ceil(wanted / world_size) / per_device)
-    if wanted < world_size:
-        raise UserError(f"--global_batch_size {wanted} leaves some of {world_size} processes idle: give {world_size}")
+    batch = settings.global_batch_size or per_device * world_size * (accumulation or 1)
+    needed = math.ceil(math.ceil(batch / world_size) / per_device)
+    if batch < world_size:
+        raise UserError(f"--global_batch_size {batch} leaves some of {world_size} processes idle: give {world_size}")
     if accumulation not in (None, needed):
         raise UserError(
-            f"--global_batch_size {wanted} takes {needed} forward passes of {per_device} on {world_size} processes, "
+            f"--global_batch_size {batch} takes {needed} forward passes of {per_device} on {world_size} processes, "
             f"not --gradient_accumulation_steps {accumulation}: drop one of the two"
         )
-    return replace(settings, global_batch_size=wanted, gradient_accumulation_steps=needed)
+    total = settings.max_train_steps or math.ceil(settings.num_train_epochs * steps_per_epoch(num_sentences, batch))
+    warmup = settings.num_warmup_steps
+    if warmup is None:
+        warmup = math.ceil(settings.warmup_ratio * total)
+    settings = replace(
+        settings,
+        global_batch_size=batch,
+        gradient_accumulation_steps=needed,
+        max_train_steps=total,
+        num_warmup_steps=warmup,
+    )
+    return settings, BatchPlan(num_sentences, batch, settings.seed, total)
 
 
 def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:

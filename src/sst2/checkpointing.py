@@ -174,10 +174,11 @@ def _rotate(folder: Path, limit: int, best_step: int | None) -> None:
 
 
 def _random_state() -> dict[str, Any]:
-    generator, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()  # an array would need pickle's full powers
     return {
         "python": random.getstate(),
-        "numpy": (generator, keys.tolist(), *rest),
+        "numpy": numpy_state,
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
@@ -198,5 +199,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

@@ -1,4 +1,4 @@
-"""Sentences from the hub, files or the embedded sample: split, checked against each other, tokenised once and cached."""
+"""Sentences from the hub, files or the embedded sample: split, compared, tokenised once and cached."""
 
 import hashlib
 import logging
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sst2.arguments import SAMPLE, Settings
 from sst2.errors import UserError
-from sst2.hub import hub_errors
+from sst2.hub import reading_from_hub
 from sst2.reading import LabelledSentences, read_dataset, read_file
 from sst2.sample import sample_sentences
 
@@ -78,7 +78,11 @@ def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
 
 
 def tokenize(
-    name: str, data: LabelledSentences, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path | None = None
+    name: str,
+    data: LabelledSentences,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache_dir: Path | None = None,
 ) -> Split:
     """Tokenise a split, or map the file that an earlier start left in the datasets cache.
 
@@ -117,8 +121,9 @@ def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
         except (OSError, ValueError) as error:
             raise UserError(f"--dataset_name {name} was not written by save_to_disk: {error}") from None
     else:
-        with hub_errors("--dataset_name", name):
-            loaded = datasets.load_dataset(name, settings.dataset_config_name, revision=settings.dataset_revision)
+        config_name, revision = settings.dataset_config_name, settings.dataset_revision
+        with reading_from_hub("--dataset_name", name, "dataset", revision):
+            loaded = datasets.load_dataset(name, config_name, revision=revision)
     if not isinstance(loaded, datasets.DatasetDict) or "train" not in loaded:
         raise UserError(f"--dataset_name {name} has no split named train: save a DatasetDict with train and validation")
     if "validation" not in loaded and not settings.holdout_fraction:
@@ -169,9 +174,7 @@ def _cache_key(sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_len
     return key.hexdigest()[:32]
 
 
-def _write_tokenized(
-    sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, file: Path
-) -> None:
+def _write_tokenized(sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, file: Path) -> None:
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": tokenizer(batch["sentence"], truncation=True, max_length=max_length)["input_ids"]}
 

@@ -7,13 +7,17 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psutil
 import torch
 
+from sst2.arguments import Precision
 from sst2.errors import UserError
 
-PACKAGES = "accelerate datasets deepspeed evaluate numpy safetensors scikit-learn tensorboard tokenizers torch transformers"
+PACKAGES = (
+    "accelerate datasets deepspeed evaluate numpy safetensors scikit-learn tensorboard tokenizers torch transformers"
+)
 # Named one by one: an environment may hold secrets under any name.
 RECORDED_VARIABLES = (
     "SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_JOB_NAME SLURM_JOB_NODELIST SLURM_JOB_PARTITION "
@@ -39,7 +43,7 @@ def describe_environment(world_size: int, device: torch.device, precision: str) 
     }
 
 
-def choose_precision(requested: str | None) -> tuple[str, str]:
+def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
     """The autocast precision and the reason for it, in words.
 
     Args:
@@ -57,10 +61,25 @@ def choose_precision(requested: str | None) -> tuple[str, str]:
         if not torch.backends.mps.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return "bf16", "the CPU has bf16 instructions"
         return "no", "the device has no fast 16-bit arithmetic"
-    precision = requested or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = cast(Precision, requested or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
     if precision == "fp16" and not on_cuda:
         raise UserError("--mixed_precision fp16 needs a GPU: give bf16, no or auto")
     return precision, "--mixed_precision says so" if requested else "the launcher says so"
+
+
+def use_all_cores() -> None:
+    """On a CPU, give each process its share of the node's cores where the launcher has not thought about it.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 unless told otherwise. Any other number is somebody's
+    decision and stays, and so is 1 without a launcher.
+    """
+    if torch.cuda.is_available() or _launcher() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
+        return
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(
+        psutil.cpu_count(logical=False) or allowed, allowed
+    )  # a core's second thread has no matrix unit to give
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def check_world_size(world_size: int) -> None:

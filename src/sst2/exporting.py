@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertForSequenceClassification
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
 
 from sst2.arguments import SAMPLE, Settings
 from sst2.errors import UserError

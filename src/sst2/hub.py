@@ -1,15 +1,62 @@
-"""Failures of the hub, told in one line that says what was asked for and what to do."""
+"""The hub, when it fails: found out in seconds, told in one line, and worked around with the cache where that is warm.
 
+Left to themselves the libraries retry a dead hub for 20 to 45 seconds per file, and a hub that accepts a connection
+but never answers for minutes. One question with a timeout, asked first, decides whether there is a hub at all.
+"""
+
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from sst2.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 10.0  # seconds until a hub that does not answer counts as down
+
 
 @contextmanager
-def hub_errors(flag: str, name: str) -> Iterator[None]:
-    """Turn whatever the libraries raise when `name` cannot be had into a `UserError` that names `flag`."""
+def reading_from_hub(flag: str, name: str, kind: str, revision: str) -> Iterator[None]:
+    """Around code that loads `name` from the hub or a folder: its failures become a `UserError` that names `flag`.
+
+    Args:
+        flag: the flag that gave `name`.
+        name: repository, or a local folder, for which the hub is not asked.
+        kind: `model` or `dataset`.
+        revision: branch, tag or commit.
+    """
+    if not Path(name).is_dir():
+        _ask_hub(flag, name, kind, revision)
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {name}: {error}") from None
+        reason = str(error).strip().split("\n")[0]
+        if isinstance(error, OSError) and huggingface_hub.is_offline_mode() and not Path(name).is_dir():
+            reason = "not in the cache, and there is no hub (out of reach, or HF_HUB_OFFLINE is set)"
+            reason += ": load it once where there is a network, or give a local folder or file"
+        raise UserError(f"{flag} {name}: {reason}") from None
+
+
+def _ask_hub(flag: str, name: str, kind: str, revision: str) -> None:
+    if huggingface_hub.is_offline_mode():
+        return
+    try:
+        huggingface_hub.HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT)
+    except RevisionNotFoundError:
+        raise UserError(f"{flag} {name} has no revision {revision} on the hub: give a branch, tag or commit") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{flag} {name} is neither a local folder nor a {kind} on the hub that you may read: check its name"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{flag} {name} is neither a local folder nor a name for the hub: {error}") from None
+    except Exception as error:  # the HTTP library behind it, and so its exceptions, vary with huggingface_hub's version
+        logger.warning("the hub does not answer (%s: %s): going on with what is cached", type(error).__name__, error)
+        # What HF_HUB_OFFLINE=1 does at start; the libraries look here at every request.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True

@@ -78,7 +78,7 @@ def probability_positive(logits: np.ndarray) -> np.ndarray:
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their share (Guo et al., 2017, eq. 3).
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by size (Guo et al., 2017, eq. 3).
 
     Args:
         confidence: (sentences,) probability of the predicted class.

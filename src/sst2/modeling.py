@@ -1,6 +1,8 @@
 """The stock DistilBERT classifier and its tokenizer: loaded safely and in float32."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -8,23 +10,31 @@ from transformers import AutoConfig, DistilBertForSequenceClassification, Distil
 
 from sst2.arguments import SAMPLE, Settings
 from sst2.errors import UserError
-from sst2.hub import hub_errors
+from sst2.hub import reading_from_hub
 from sst2.reading import LABEL_NAMES
 from sst2.sample import sample_config, sample_tokenizer
 
+logger = logging.getLogger(__name__)
+
+HEAD = ("pre_classifier.", "classifier.")
+
 
 def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, as the DistilBERT class: it gives no `token_type_ids`, which DistilBERT does not take.
+    """The checkpoint's tokenizer, as the DistilBERT class: it gives no `token_type_ids`, which the model does not take.
 
     Raises:
-        UserError: it cannot be had, or the folder holds none.
+        UserError: it cannot be had, the checkpoint is no DistilBERT, or the folder holds no vocabulary.
     """
-    if settings.model_name_or_path == SAMPLE:
+    name, revision = settings.model_name_or_path, settings.model_revision
+    if name == SAMPLE:
         return sample_tokenizer()
-    name = settings.model_name_or_path
-    _require_distilbert(settings)
-    with hub_errors("--model_name_or_path", name):
-        tokenizer = DistilBertTokenizer.from_pretrained(name, revision=settings.model_revision)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise UserError(f"--model_name_or_path {name} has no config.json: give a folder written by save_pretrained")
+    with reading_from_hub("--model_name_or_path", name, "model", revision):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if config.model_type != "distilbert":
+            raise UserError(f"--model_name_or_path {name} is a {config.model_type} model: give a DistilBERT checkpoint")
+        tokenizer = DistilBertTokenizer.from_pretrained(name, revision=revision)
     if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
         raise UserError(f"--model_name_or_path {name} holds no vocabulary: it needs tokenizer.json or vocab.txt")
     return tokenizer
@@ -37,38 +47,44 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Distil
     checkpoint has one of two classes.
 
     Raises:
-        UserError: it cannot be had, is no DistilBERT, or does not fit the tokenizer or `--max_length`.
+        UserError: it cannot be had, is incomplete, or does not fit the tokenizer or `--max_length`.
     """
     labels = dict(enumerate(LABEL_NAMES))
     options = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     if settings.dropout is not None:
         options |= dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), settings.dropout)
-    name = settings.model_name_or_path
-    if name == SAMPLE:
+    if settings.model_name_or_path == SAMPLE:
         config = sample_config(len(tokenizer))
-        for option, value in options.items():
-            setattr(config, option, value)
+        config.update(options)
         model = DistilBertForSequenceClassification(config)
     else:
-        with hub_errors("--model_name_or_path", name):
-            try:
-                model = DistilBertForSequenceClassification.from_pretrained(
-                    name, revision=settings.model_revision, dtype=torch.float32, use_safetensors=True, **options
-                )
-            except SafetensorError as error:
-                raise UserError(f"--model_name_or_path {name}: its safetensors file is damaged ({error})") from None
+        model = _load_checkpoint(settings, options)
     _check_fit(settings, model, tokenizer)
     return model
 
 
-def _require_distilbert(settings: Settings) -> None:
-    name = settings.model_name_or_path
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"--model_name_or_path {name} has no config.json: give a folder written by save_pretrained")
-    with hub_errors("--model_name_or_path", name):
-        config = AutoConfig.from_pretrained(name, revision=settings.model_revision, trust_remote_code=False)
-    if config.model_type != "distilbert":
-        raise UserError(f"--model_name_or_path {name} is a {config.model_type}: give a DistilBERT checkpoint")
+def _load_checkpoint(settings: Settings, options: dict[str, Any]) -> DistilBertForSequenceClassification:
+    name, revision = settings.model_name_or_path, settings.model_revision
+    with reading_from_hub("--model_name_or_path", name, "model", revision):
+        try:
+            loaded: Any = DistilBertForSequenceClassification.from_pretrained(
+                name,
+                revision=revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # a head of other classes is replaced
+                output_loading_info=True,
+                **options,
+            )
+        except SafetensorError as error:
+            raise UserError(f"--model_name_or_path {name}: its safetensors file is damaged ({error})") from None
+    model, report = loaded
+    fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    lost = sorted(key for key in fresh if not key.startswith(HEAD))
+    if lost:
+        raise UserError(f"--model_name_or_path {name} lacks {len(lost)} weights of a DistilBERT, {lost[0]} for one")
+    logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
+    return model
 
 
 def _check_fit(

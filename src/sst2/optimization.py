@@ -1,7 +1,4 @@
-"""AdamW and its learning rate: what decays, how fast, over how many steps."""
-
-import math
-from dataclasses import replace
+"""AdamW and its learning rate: what decays, and how fast."""
 
 import torch
 from torch import nn
@@ -11,31 +8,21 @@ from transformers import get_scheduler
 from sst2.arguments import Settings
 
 
-def resolve_steps(settings: Settings, steps_per_epoch: int) -> Settings:
-    """Settings with the number of optimizer steps and of warm-up steps filled in."""
-    total = settings.max_train_steps or math.ceil(settings.num_train_epochs * steps_per_epoch)
-    warmup = settings.num_warmup_steps
-    if warmup is None:
-        warmup = math.ceil(settings.warmup_ratio * total)
-    return replace(settings, max_train_steps=total, num_warmup_steps=warmup)
-
-
 def build_optimizer(model: nn.Module, settings: Settings) -> tuple[torch.optim.Optimizer, LRScheduler]:
     """AdamW (Loshchilov and Hutter, 2019) and a schedule that takes one step per optimizer step.
 
     The schedule is not for `accelerator.prepare`, which would make it step once per process.
     """
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), settings.learning_rate, fused=True)
-    schedule = get_scheduler(
-        settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, settings.max_train_steps
-    )
+    schedule = get_scheduler(settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, settings.max_train_steps)
     return optimizer, schedule
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups of parameters: matrices, which decay, and biases and LayerNorm, which do not."""
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
-    decayed, exempt = [], []
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_exempt = id(parameter) in norms or name.endswith("bias")
         (exempt if is_exempt else decayed).append(parameter)

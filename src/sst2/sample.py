@@ -14,22 +14,25 @@ label stand under the symbol followed by `+` or `-`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from transformers import DistilBertConfig, DistilBertTokenizer
 
 Split = Literal["train", "validation"]
 Rules = dict[str, tuple[str, ...]]
+LabelledRules = dict[tuple[str, int], tuple[str, ...]]
+T = TypeVar("T")
 
 NEGATIVE, POSITIVE = 0, 1
 SEED = 2013
-SIZE = 6000
-VALIDATION_EVERY = 10
+SIZE = 6000  # sentences of both splits together
+VALIDATION_EVERY = 10  # one sentence in so many is for validation
 MAX_WORDS = 40
-VOCAB_SIZE = 600  # fewer than the words of the sample, so that the rare ones are split into pieces
+VOCAB_SIZE = 600  # too few for every word, so that the rarer ones are split into pieces
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -54,7 +57,9 @@ PLAIN_NEGATIVE = _alternatives("""dull | boring | bland | lifeless | tired | sta
 STRONG_POSITIVE = _alternatives("superb | wonderful | terrific | excellent | brilliant | splendid | lovely | marvelous")
 STRONG_NEGATIVE = _alternatives("awful | terrible | dreadful | horrible | atrocious | appalling | lousy | wretched")
 VERDICTS_POSITIVE = _alternatives("gem | treat | triumph | delight | joy | pleasure | winner | success | work of art")
-VERDICTS_NEGATIVE = _alternatives("mess | bore | chore | disaster | failure | misfire | letdown | waste of time | mistake")
+VERDICTS_NEGATIVE = _alternatives(
+    "mess | bore | chore | disaster | failure | misfire | letdown | waste of time | mistake"
+)
 MERITS = _alternatives("charm | wit | energy | style | heart | warmth | imagination | good ideas | big laughs")
 FAULTS = _alternatives("flaws | cliches | rough edges | loose ends | cheap jokes | silliness | stock characters")
 DEEDS_POSITIVE = _alternatives("""hold your attention | keep you guessing | make you laugh | make you think | pay off |
@@ -64,9 +69,9 @@ DEEDS_NEGATIVE = _alternatives("""fall flat | lose its way | run out of ideas | 
     put you to sleep | waste its cast | drag | wear out its welcome | ring false | leave you cold |
     insult your intelligence | repeat itself | settle for cheap laughs""")
 REMARKS_POSITIVE = _alternatives("""do not miss it | well worth your time | worth every minute | see it twice |
-    i loved every minute of it | i wanted it to go on | you will not want it to end | go and see it""")
+    i loved every minute of it | i wanted it to go on | you will not want it to end | what a joy""")
 REMARKS_NEGATIVE = _alternatives("""do not bother | not worth your time | save your money | stay at home |
-    i disliked every minute of it | i wanted it to stop | you will want it to end | give it a miss""")
+    i hated every minute of it | i wanted it to stop | you will want it to end | what a bore""")
 
 WORDS: Rules = {
     "plain+": PLAIN_POSITIVE,
@@ -83,6 +88,8 @@ WORDS: Rules = {
     "does-": tuple(map(_third_person, DEEDS_NEGATIVE)),
     "remark+": REMARKS_POSITIVE,
     "remark-": REMARKS_NEGATIVE,
+    "loved+": _alternatives("loved | enjoyed | adored"),
+    "loved-": _alternatives("hated | disliked | loathed"),
     "well+": _alternatives("beautifully | brilliantly | wonderfully | skilfully | superbly"),
     "well-": _alternatives("badly | poorly | clumsily | lazily | terribly"),
     "genre": _alternatives("film | movie | comedy | drama | thriller | picture | sequel | musical"),
@@ -91,23 +98,25 @@ WORDS: Rules = {
     "craft": _alternatives("lighting | editing | music"),
     "very": _alternatives("very | truly | thoroughly | consistently | remarkably | quite | somewhat | surprisingly"),
     "utterly": _alternatives("utterly | absolutely | simply | truly"),
-    "expected+": _alternatives("expected | feared"),
-    "expected-": _alternatives("expected | hoped for"),
-    "surprise+": _alternatives("pleasantly surprised | glad to be wrong"),
-    "surprise-": _alternatives("sorely disappointed | sorry to be wrong"),
 }
 
 # --- Words and templates of one split ---------------------------------------------------------------------------------
 
 TRAIN: Rules = {
-    "genre": _alternatives("romance | western | documentary | love story | horror film | action movie | family drama | satire"),
+    "genre": _alternatives(
+        "romance | western | documentary | love story | horror film | action movie | family drama | satire"
+    ),
     "aspect": _alternatives("direction | ending | second half | premise | humor | opening | first act"),
     "aspects": _alternatives("lead actors | love scenes | fight scenes | plot twists | minor characters | songs"),
     "craft": _alternatives("camera work | set design | sound"),
     "made": _alternatives("acted | written | directed | filmed | cast"),
-    "who": _alternatives("two brothers | three old friends | a widow and her son | a teacher and his pupils | two spies"),
+    "who": _alternatives(
+        "two brothers | three old friends | a widow and her son | a teacher and his pupils | two spies"
+    ),
     "place": _alternatives("a small town | the desert | a mountain village | postwar london | a crowded city"),
-    "topic": _alternatives("love and loss | growing up | a family in trouble | a bank robbery | life after war | <who>"),
+    "topic": _alternatives(
+        "love and loss | growing up | a family in trouble | a bank robbery | life after war | <who>"
+    ),
     "denial": _alternatives("nobody could accuse it of being <~plain>"),
     "contrast": _alternatives("<~point> ; still , <claim>"),
 }
@@ -117,7 +126,9 @@ VALIDATION: Rules = {
     "aspects": _alternatives("supporting actors | chase scenes | villains"),
     "craft": _alternatives("photography | sound design"),
     "made": _alternatives("acted | directed | staged | edited"),
-    "who": _alternatives("two sisters | four students | a farmer and his wife | a nurse and her patients | two thieves"),
+    "who": _alternatives(
+        "two sisters | four students | a farmer and his wife | a nurse and her patients | two thieves"
+    ),
     "place": _alternatives("a fishing port | the far north | an old castle | colonial india | a quiet suburb"),
     "topic": _alternatives("hope and regret | first love | a trial | a stolen painting | the price of fame | <who>"),
     "plain+": _alternatives("riveting"),
@@ -129,18 +140,19 @@ VALIDATION: Rules = {
 # --- The grammar ------------------------------------------------------------------------------------------------------
 
 GRAMMAR: Rules = {
-    "sentence": 18 * ("<phrase>",) + 8 * ("<clause>",) + 7 * ("<denial>",) + 6 * ("<contrast>",) + ("<long>",),
+    "sentence": 18 * ("<phrase>",) + 8 * ("<clause>",) + 6 * ("<denial>",) + 5 * ("<contrast>",) + ("<long>",),
     "phrase": _alternatives("""<described> | <plain> | <plain> and <plain> | <plain> , <plain> <genre> | <thing> |
-        <thing> | <thing> about <topic> | <does> | <does> and <does> | <well> <made> | <well> <made> and <described> |
-        <remark> | <plain> <aspects> | full of <quality> | as <plain> as any <genre> this year"""),
+        <thing> | a <plain> <genre> about <topic> | a <strong> <genre> about <topic> | <does> | <does> and <does> |
+        <well> <made> | <well> <made> and <described> | i <loved> this <genre> | <remark> | <plain> <aspects> |
+        full of <quality> | as <plain> as any <genre> this year"""),
     "described": _alternatives("<plain> | <plain> | <very> <plain> | <strong> | <utterly> <strong>"),
     "thing": _alternatives("""a <plain> <genre> | a <plain> , <plain> <genre> | a <very> <plain> <genre> |
         a <strong> <genre> | a <verdict> | a real <verdict> | nothing short of a <verdict> | a <plain> <verdict>"""),
     "clause": _alternatives("<point> | <claim>"),
     # A point can be conceded, and the film still succeed or fail; a claim settles the matter.
     "point": _alternatives("""the <aspect> is <described> | the <aspects> are <described> | the <craft> is <strong> |
-        it is <well> <made> | it is full of <quality>"""),
-    "claim": _alternatives("""the <genre> is <described> | the <genre> is <thing> | it 's <thing> | it <does> |
+        the <aspect> is a <verdict> | it is <well> <made> | it is full of <quality>"""),
+    "claim": _alternatives("""the <genre> is <described> | the <genre> is a real <verdict> | it 's <thing> | it <does> |
         the <genre> <does> | the <aspect> is <described>"""),
     "denied": _alternatives("never <~plain> | hardly <~plain> | far from <~plain> | anything but <~plain>"),
     "denial": _alternatives("""<denied> | <denied> | the <aspect> is <denied> | the <aspects> are <denied> |
@@ -154,7 +166,7 @@ GRAMMAR: Rules = {
         the <genre> , in which <who> meet in <place> , <does> , and the <aspects> are <described> |
         from the opening scene , in which <who> arrive in <place> , to the very last shot , it <does> |
         what begins as a <~plain> tale of <topic> in <place> soon turns into a <plain> , <plain> <genre> |
-        set in <place> and full of <~quality> , this <genre> about <topic> still <does> , and <clause> |
+        set in <place> and full of <~quality> , this <genre> about <topic> still <does> , and <point> |
         it takes its time to show us <who> in <place> , and <~point> , but in the end <point> and <claim>"""),
 }
 
@@ -164,39 +176,45 @@ GRAMMAR: Rules = {
 
 def sample_sentences(split: Split) -> tuple[list[str], list[int]]:
     """Return the distinct sentences of one split and their labels (1 is positive)."""
-    labelled = [(sentence, label) for sentence, (where, label) in _generate().items() if where == split]
-    return [sentence for sentence, _ in labelled], [label for _, label in labelled]
+    labelled = _generate()[split]
+    return list(labelled), list(labelled.values())
 
 
 @cache
 def _generate() -> dict[Split, dict[str, int]]:
-    """Map the sentences of both splits to their labels, no sentence being in both."""
+    """Map the sentences of each split to their labels, no sentence being in both."""
     rng = Random(SEED)
-    rules = {split: _rules(split) for split in ("train", "validation")}
-    drawn: dict[str, tuple[Split, int]] = {}
-    while len(drawn) < SIZE:
-        split = "validation" if len(drawn) % VALIDATION_EVERY == 0 else "train"
+    rules = {"train": _rules(TRAIN), "validation": _rules(VALIDATION)}
+    samples: dict[Split, dict[str, int]] = {"train": {}, "validation": {}}
+    for turn in range(SIZE):
+        # The splits take turns, so that each gets its share of the few one-word phrases.
+        split: Split = "validation" if turn % VALIDATION_EVERY == 0 else "train"
+        sentence, label = _draw(rng, rules[split], taken=samples)
+        samples[split][sentence] = label
+    return samples
+
+
+def _draw(rng: Random, rules: LabelledRules, taken: dict[Split, dict[str, int]]) -> tuple[str, int]:
+    """Make sentences until one is new to both splits and reads well."""
+    while True:
         label = _pick(rng, (NEGATIVE, POSITIVE))
-        sentence = _with_articles(_expand(rng, rules[split], "sentence", label))
-        if _reads_well(sentence):
-            drawn.setdefault(sentence, (split, label))
-    return drawn
+        sentence = _with_articles(_expand(rng, rules, "sentence", label))
+        if _reads_well(sentence) and not any(sentence in sample for sample in taken.values()):
+            return sentence, label
 
 
-def _rules(split: Split) -> dict[tuple[str, int], tuple[str, ...]]:
+def _rules(of_split: Rules) -> LabelledRules:
     """Collect the alternatives of every symbol under either label, for one split."""
-    sources = (WORDS, TRAIN if split == "train" else VALIDATION, GRAMMAR)
-    rules: dict[tuple[str, int], tuple[str, ...]] = {}
-    for source in sources:
+    rules: LabelledRules = {}
+    for source in (WORDS, of_split, GRAMMAR):
         for name, alternatives in source.items():
-            labels = {"-": (NEGATIVE,), "+": (POSITIVE,)}.get(name[-1], (NEGATIVE, POSITIVE))
-            for label in labels:
+            for label in {"-": (NEGATIVE,), "+": (POSITIVE,)}.get(name[-1], (NEGATIVE, POSITIVE)):
                 key = (name.rstrip("+-"), label)
                 rules[key] = rules.get(key, ()) + alternatives
     return rules
 
 
-def _expand(rng: Random, rules: dict[tuple[str, int], tuple[str, ...]], symbol: str, label: int) -> str:
+def _expand(rng: Random, rules: LabelledRules, symbol: str, label: int) -> str:
     """Rewrite a symbol into words of the given label."""
 
     def expanded(match: re.Match[str]) -> str:
@@ -205,7 +223,7 @@ def _expand(rng: Random, rules: dict[tuple[str, int], tuple[str, ...]], symbol: 
     return re.sub(r"<(~?)(\w+)>", expanded, _pick(rng, rules[symbol, label]))
 
 
-def _pick(rng: Random, alternatives: tuple) -> str:
+def _pick(rng: Random, alternatives: Sequence[T]) -> T:
     # `random()` is the one draw whose sequence Python promises to keep across versions; `choice` is not.
     return alternatives[int(rng.random() * len(alternatives))]
 
@@ -215,10 +233,10 @@ def _with_articles(sentence: str) -> str:
 
 
 def _reads_well(sentence: str) -> bool:
-    """Tell whether the sentence is short enough and repeats no word but the small ones."""
+    """Tell whether the sentence is short enough and repeats no word or stem but the small ones."""
     words = sentence.split()
-    content = [word[:5] for word in words if len(word) > 3]
-    return len(words) <= MAX_WORDS and len(content) == len(set(content))
+    stems = [word[:5] for word in words if len(word) > 3]
+    return len(words) <= MAX_WORDS and len(stems) == len(set(stems))
 
 
 # --- Tokenizer and model ----------------------------------------------------------------------------------------------
@@ -232,23 +250,32 @@ def sample_tokenizer() -> DistilBertTokenizer:
 
 
 def _train_vocabulary(sentences: list[str]) -> dict[str, int]:
+    """Train a WordPiece vocabulary, the same in every process."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    letters = sorted(set("".join(sentences)) - {" "})
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=[*SPECIAL_TOKENS, *(f"##{letter}" for letter in letters)],
-        show_progress=False,
-    )
+    # The trainer numbers the inner letters ("##a") in the order of a randomly seeded hash map, and settles ties between
+    # merges by those numbers. Naming the letters up front, in order, makes numbers and merges reproducible.
+    letters = sorted(set("".join(sentences)) - {" "})
+    reserved = [*SPECIAL_TOKENS, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCAB_SIZE, special_tokens=reserved, show_progress=False)
     tokenizer.train_from_iterator(sentences, trainer)
     return dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
 
 def sample_config(vocab_size: int) -> DistilBertConfig:
-    """Return a DistilBERT small enough to be trained from scratch in seconds."""
+    """Return the shape of a DistilBERT small enough to be trained from scratch in seconds."""
     from transformers import DistilBertConfig
 
-    return DistilBertConfig(vocab_size=vocab_size, dim=64, n_layers=2, n_heads=4, hidden_dim=256)
+    return DistilBertConfig(
+        vocab_size=vocab_size,
+        dim=64,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=256,
+        # The usual 0.02 suits a width of 768; at this width it leaves attention flat for most of a short run, and
+        # negation is not learned.
+        initializer_range=0.08,
+    )

@@ -77,10 +77,9 @@ def flatten(values: dict[str, Any]) -> dict[str, float]:
     """Numbers by name: `{"a": {"b": 1}, "ci": [2, 3]}` gives `{"a/b": 1, "ci/0": 2, "ci/1": 3}`; None is left out."""
     flat: dict[str, float] = {}
     for name, value in values.items():
-        if isinstance(value, list):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            flat |= {f"{name}/{inner}": number for inner, number in flatten(value).items()}
+        inner = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(inner, dict):
+            flat |= {f"{name}/{key}": number for key, number in flatten(inner).items()}
         elif value is not None:
             flat[name] = value
     return flat
