@@ -7,7 +7,7 @@ The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `ev
 results and exports the model.
 """
 
-from sst2.arguments import Settings, is_reporting_process, parse_arguments, to_yaml
+from sst2.arguments import PROGRAM, Settings, is_reporting_process, parse_arguments, to_yaml
 
 if __name__ == "__main__":
     # A wrong flag is answered here, before the seconds that the imports below take.
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.batching import BatchPlan, deal, evaluation_loader, pad, plan_batches, to_device
+from sst2.batching import BatchPlan, deal, evaluation_loader, forward_size, pad, plan_batches, to_device
 from sst2.checkpointing import (
     TrainingState,
     checkpoint_name,
@@ -173,7 +173,8 @@ def train_step(job: Job) -> dict[str, float]:
     accelerator, settings, state, train = job.accelerator, job.settings, job.state, job.splits["train"]
     rank, world_size = accelerator.process_index, accelerator.num_processes
     rows = job.plan.rows(state.step)
-    micro_batches = deal(rows, train.lengths, rank, world_size, settings.per_device_train_batch_size)
+    at_once = forward_size(settings.per_device_train_batch_size, accelerator.device)
+    micro_batches = deal(rows, train.lengths, rank, world_size, at_once)
     loss_sum, padded_tokens = torch.zeros((), device=accelerator.device), 0
     job.model.train()
     for number, (micro_rows, weight) in enumerate(micro_batches, start=1):
@@ -321,5 +322,5 @@ def in_words(metrics: dict[str, Any], split: str) -> str:
 
 
 if __name__ == "__main__":
-    with exit_codes("train_sst2.py", report=is_reporting_process()):
+    with exit_codes(PROGRAM, report=is_reporting_process()):
         main(SETTINGS)

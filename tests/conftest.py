@@ -1,21 +1,31 @@
-"""What tests share: running the real script, and small data and models to run it on."""
+"""What tests share: running the real job, in a process of its own or in this one, and small data and models for it."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+# Before any library reads them: a cache of the session's own, no network, nothing of a launcher around the tests.
+for _name in [
+    name for name in os.environ if name.startswith(("ACCELERATE_", "HF_", "SLURM_", "TRANSFORMERS_", "OMP_"))
+]:
+    del os.environ[_name]
+_HF_HOME = tempfile.mkdtemp(prefix="sst2-tests-")
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+# One thread: tiny models gain nothing from more, and two busy test runs on one machine would starve each other.
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HOME": _HF_HOME, "HF_HUB_OFFLINE": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+
+import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPT = REPOSITORY / "train_sst2.py"
-
-# A launcher of the test session, or a cache setting of the developer, must not leak into the jobs under test.
-FOREIGN = ("ACCELERATE_", "HF_", "SLURM_", "TRANSFORMERS_", "OMP_")
 
 
 @dataclass
@@ -36,22 +46,9 @@ class Finished:
         return [line for line in map(json.loads, lines) if line["split"] == split]
 
 
-@pytest.fixture(scope="session")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home for the Hugging Face caches of the whole session."""
-    return tmp_path_factory.mktemp("hf_home")
-
-
 @pytest.fixture
-def environment(caches: Path) -> dict[str, str]:
-    """The variables that a job starts with: no network, caches of the session."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    return kept | {"HF_HOME": str(caches), "HF_HUB_OFFLINE": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-
-
-@pytest.fixture
-def train(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Finished]:
-    """Run `train_sst2.py` with the given flags in a folder of its own; `launcher` goes before the script's name."""
+def train(tmp_path: Path) -> Callable[..., Finished]:
+    """Run `train_sst2.py` as users do: `train("--smoke", launcher=["accelerate", "launch"], HF_TOKEN="...")`."""
 
     def run(
         *flags: object, run_dir: Path | None = None, launcher: Sequence[str] = (sys.executable,), **variables: str
@@ -59,9 +56,35 @@ def train(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Finished
         run_dir = run_dir or tmp_path / "run"
         command = [*launcher, str(SCRIPT), *map(str, flags), "--output_dir", str(run_dir)]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment | variables, capture_output=True, text=True, check=False
+            command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, check=False
         )
         return Finished(done.returncode, done.stdout, done.stderr, run_dir)
+
+    return run
+
+
+@pytest.fixture
+def train_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Run the same job inside the test's process, which saves the seconds of importing torch."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from sst2.arguments import parse_arguments
+    from sst2.errors import exit_codes
+    from train_sst2 import main
+
+    def run(*flags: object, run_dir: Path | None = None) -> Finished:
+        run_dir = run_dir or tmp_path / "run"
+        capfd.readouterr()
+        code = 0
+        try:
+            with exit_codes("train_sst2.py"):
+                main(parse_arguments([*map(str, flags), "--output_dir", str(run_dir)]))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        return Finished(code, *capfd.readouterr(), run_dir)
 
     return run
 
@@ -70,8 +93,9 @@ def train(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Finished
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DistilBERT encoder with random weights, and its tokenizer, as `save_pretrained` leaves them."""
     import torch
-    from sst2.sample import sample_config, sample_tokenizer
     from transformers import DistilBertModel
+
+    from sst2.sample import sample_config, sample_tokenizer
 
     folder = tmp_path_factory.mktemp("model") / "tiny-distilbert"
     tokenizer = sample_tokenizer()
@@ -83,7 +107,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tsv_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A few hundred sentences of the sample as GLUE writes them: train.tsv and dev.tsv."""
+    """Some sentences of the sample as GLUE writes them, 300 in train.tsv and 70 in dev.tsv."""
     from sst2.sample import sample_sentences
 
     folder = tmp_path_factory.mktemp("data")
@@ -92,3 +116,13 @@ def tsv_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         rows = [f"{s}\t{label}\n" for s, label in zip(sentences[:size], labels[:size], strict=True)]
         (folder / name).write_text("sentence\tlabel\n" + "".join(rows))
     return folder / "train.tsv", folder / "dev.tsv"
+
+
+@pytest.fixture
+def small_job(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
+    """Flags of a job of a second or two: 300 sentences, 10 steps an epoch."""
+    train_file, validation_file = tsv_files
+    return [
+        *("--model_name_or_path", tiny_model, "--train_file", train_file, "--validation_file", validation_file),
+        *("--num_train_epochs", 2, "--learning_rate", 1e-3, "--logging_steps", 1),
+    ]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from sst2.arguments import Settings
 from sst2.batching import BatchPlan, deal, epoch_order, evaluation_loader, pad, plan_batches
 from sst2.data import Split

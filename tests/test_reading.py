@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import pandas
 import pytest
+
 from sst2.errors import UserError
 from sst2.reading import LabelledSentences, read_dataset, read_file
 

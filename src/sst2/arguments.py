@@ -19,6 +19,7 @@ from transformers.hf_argparser import HfArgumentParser
 TRACKERS = {"aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"}
 FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 SAMPLE = "sample"
+PROGRAM = "train_sst2.py"
 Precision = Literal["no", "fp16", "bf16", "auto"]
 
 # What `--smoke` stands for: the embedded sample and a recipe that suits a tiny model trained from scratch.
@@ -167,7 +168,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _Parser(GROUPS, description="Fine-tune DistilBERT on SST-2.", allow_abbrev=False)
+    parser = _Parser(GROUPS, prog=PROGRAM, description="Fine-tune DistilBERT on SST-2.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="flags as YAML; the command line wins over it")
     command_line = parser.parse_args(argv)
     from_file = _values_of_yaml(parser, command_line.config) if command_line.config else {}
@@ -320,7 +321,13 @@ def _check_run_dir(s: Settings) -> None:
         raise ValueError(f"--output_dir {run_dir} is a file: name a folder")
     if resume not in (None, "auto") and not Path(str(resume)).is_dir():
         raise ValueError(f"--resume_from_checkpoint {resume} is not a folder: give a checkpoint's folder, or auto")
-    if run_dir.is_dir() and any(run_dir.iterdir()) and not (s.overwrite_output_dir or resume):
+    if not run_dir.is_dir() or not any(run_dir.iterdir()):
+        return
+    if s.overwrite_output_dir and not (run_dir / "config.yaml").is_file():
+        raise ValueError(f"--overwrite_output_dir: {run_dir} holds no run, only other files: name another folder")
+    if resume not in (None, "auto") and not Path(str(resume)).resolve().is_relative_to(run_dir.resolve()):
+        raise ValueError(f"--resume_from_checkpoint {resume} is not of the run in {run_dir}: name an empty folder")
+    if not (s.overwrite_output_dir or resume):
         raise ValueError(
             f"--output_dir {run_dir} is not empty: --resume_from_checkpoint auto goes on with it, "
             "--overwrite_output_dir replaces it, another --output_dir leaves it alone"

@@ -1,0 +1,280 @@
+"""The job from end to end: what a run leaves behind, and that its results are what they should be."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from conftest import Finished
+
+Train = Callable[..., Finished]
+
+
+def weights(run: Finished) -> dict[str, torch.Tensor]:
+    return load_file(run.run_dir / "model" / "model.safetensors")
+
+
+def assert_same_run(one: Finished, other: Finished) -> None:
+    """The same losses, rates and weights, bit for bit; only times may differ."""
+    times = {"seconds", "sentences_per_second", "tokens_per_second", "peak_memory_mib"}
+
+    def without_times(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in times}
+
+    for split in ("train", "validation"):
+        assert [*map(without_times, one.logged(split))] == [*map(without_times, other.logged(split))]
+    assert without_times(one.metrics) == without_times(other.metrics)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(other)[name]), name
+
+
+def test_smoke_run_as_users_start_it(train: Train, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    run = train("--smoke", HOME=str(home), HF_HOME=str(tmp_path / "hf"), HF_ENDPOINT="http://127.0.0.1:9")
+    assert run.code == 0, run.stderr
+    # It learns: far above chance, below perfection.
+    assert 0.85 < run.metrics["accuracy"] < 1.0
+    assert run.metrics["count"] == 600
+    assert f"accuracy {run.metrics['accuracy']:.4f}" in run.stderr
+    # Everything the documentation promises is in the folder, and nothing is anywhere else.
+    assert {path.name for path in run.run_dir.iterdir()} == {
+        *("config.yaml", "environment.json", "tensorboard", "metrics.jsonl", "checkpoints", "model"),
+        *("metrics.json", "predictions.csv", "train.log"),
+    }
+    assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == ["step-00000845"]
+    assert list(home.iterdir()) == []
+    assert {path.name for path in (tmp_path / "hf").iterdir()} <= {"datasets"}
+    # The model works without this project.
+    classify = pipeline("sentiment-analysis", str(run.run_dir / "model"))
+    labels = [answer["label"] for answer in classify(["a gripping , funny film", "a dull , lifeless mess"])]
+    assert labels == ["POSITIVE", "NEGATIVE"]
+
+
+def test_what_a_run_leaves_behind(train_here: Train, small_job: list[Any]) -> None:
+    run = train_here(*small_job, "--test_file", small_job[5])
+    assert run.code == 0, run.stderr
+    metrics = run.metrics
+    for name in ("accuracy", "precision", "recall", "f1", "matthews", "roc_auc", "loss", "ece"):
+        assert isinstance(metrics[name], float), name
+    assert (metrics["count"], metrics["split"], metrics["step"], metrics["epoch"]) == (70, "validation", 20, 2.0)
+    assert metrics["checkpoint"] == "checkpoints/step-00000020"
+    assert metrics["seconds"] > 0
+    assert metrics["test"]["accuracy"] == metrics["accuracy"]  # the same file, with labels
+    steps = [line["step"] for line in run.logged("train")]
+    assert steps == list(range(1, 21))
+    assert [line["step"] for line in run.logged("validation")] == [10, 20]
+    for (
+        name
+    ) in "loss learning_rate grad_norm sentences_per_second tokens_per_second padding_share peak_memory_mib".split():
+        assert np.isfinite([line[name] for line in run.logged("train")]).all(), name
+    config = yaml.safe_load((run.run_dir / "config.yaml").read_text())
+    assert (config["global_batch_size"], config["max_train_steps"], config["num_warmup_steps"]) == (32, 20, 2)
+    assert config["mixed_precision"] == "no"
+    with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
+    assert len(rows) == 70
+    assert np.mean([row["label"] == row["prediction"] for row in rows]) == pytest.approx(metrics["accuracy"])
+    assert all((float(row["probability_positive"]) > 0.5) == (row["prediction"] == "POSITIVE") for row in rows)
+    assert "20 steps of 32 sentences" in (run.run_dir / "train.log").read_text()
+
+
+def test_no_secret_is_written(train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JWT", "verysecret")
+    run = train_here(*small_job, "--max_train_steps", 1)
+    assert json.loads((run.run_dir / "environment.json").read_text())["variables"]["SLURM_JOB_ID"] == "4711"
+    for path in run.run_dir.rglob("*"):
+        assert not path.is_file() or b"verysecret" not in path.read_bytes(), path
+
+
+def test_the_written_settings_repeat_the_run(train_here: Train, small_job: list[Any], tmp_path: Path) -> None:
+    first = train_here(*small_job)
+    again = train_here("--config", first.run_dir / "config.yaml", run_dir=tmp_path / "again")
+    assert_same_run(first, again)
+
+
+def test_seed_matters(train_here: Train, small_job: list[Any], tmp_path: Path) -> None:
+    losses = [
+        [line["loss"] for line in train_here(*small_job, "--seed", seed, run_dir=tmp_path / str(seed)).logged("train")]
+        for seed in (1, 2)
+    ]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("forward", [3, 4])  # one of them leaves shorter forward passes
+def test_accumulation_does_not_change_the_loss(
+    forward: int, train_here: Train, small_job: list[Any], tmp_path: Path
+) -> None:
+    flags = [*small_job, "--dropout", 0, "--global_batch_size", 32]
+    whole = train_here(*flags, "--per_device_train_batch_size", 32)
+    parts = train_here(*flags, "--per_device_train_batch_size", forward, run_dir=tmp_path / "parts")
+    assert yaml.safe_load((parts.run_dir / "config.yaml").read_text())["gradient_accumulation_steps"] > 1
+    for one, other in zip(whole.logged("train"), parts.logged("train"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+        assert one["learning_rate"] == other["learning_rate"]
+
+
+def test_a_step_has_the_mean_loss_and_gradient_of_its_sentences(
+    train_here: Train, small_job: list[Any], tiny_model: Path, tsv_files: tuple[Path, Path]
+) -> None:
+    run = train_here(*small_job, "--dropout", 0, "--max_grad_norm", 0, "--global_batch_size", 50, "--log_sample_ids")
+    # The short last step of an epoch is step 6, after five updates; step 1 starts from weights that are known.
+    assert [len(json.loads(line)["rows"]) for line in (run.run_dir / "samples.jsonl").open()][:6] == [50] * 6
+    rows = json.loads((run.run_dir / "samples.jsonl").read_text().splitlines()[0])["rows"]
+    lines = [line.rstrip("\n").split("\t") for line in tsv_files[0].read_text().splitlines()[1:]]
+    torch.manual_seed(42)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, dropout=0.0, attention_dropout=0.0)
+    model.eval()
+    batch = AutoTokenizer.from_pretrained(tiny_model)([lines[r][0] for r in rows], padding=True, return_tensors="pt")
+    loss = model(**batch, labels=torch.tensor([int(lines[row][1]) for row in rows])).loss
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    first = run.logged("train")[0]
+    assert first["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("stop", [7, 10, 13])  # within an epoch, at its end, in the next
+def test_a_resumed_run_is_the_uninterrupted_run(
+    stop: int, train_here: Train, small_job: list[Any], tmp_path: Path
+) -> None:
+    flags = [*small_job, "--checkpointing_steps", 1, "--checkpoints_total_limit", 30, "--log_sample_ids"]
+    whole = train_here(*flags)
+    # What an interruption leaves behind: the folder as it was after some step, with a line or two logged beyond it.
+    interrupted = tmp_path / "interrupted"
+    os.rename(train_here(*flags, run_dir=tmp_path / "other").run_dir, interrupted)
+    for later in sorted((interrupted / "checkpoints").iterdir())[stop:]:
+        for file in later.iterdir():
+            file.unlink()
+        later.rmdir()
+    resumed = train_here(*flags, "--resume_from_checkpoint", "auto", run_dir=interrupted)
+    assert resumed.code == 0, resumed.stderr
+    assert f"resuming from {interrupted / 'checkpoints'}/step-{stop:08d}" in resumed.stderr
+    assert_same_run(whole, resumed)
+    assert (whole.run_dir / "samples.jsonl").read_text() == (interrupted / "samples.jsonl").read_text()
+
+
+def test_resuming_with_other_settings_is_refused(train_here: Train, small_job: list[Any]) -> None:
+    first = train_here(*small_job)
+    before = (first.run_dir / "metrics.json").read_bytes()
+    refused = train_here(*small_job, "--learning_rate", 2e-3, "--resume_from_checkpoint", "auto")
+    assert refused.code == 2
+    assert "--learning_rate is 0.002 but" in refused.stderr
+    assert "was trained with 0.001" in refused.stderr
+    assert (first.run_dir / "metrics.json").read_bytes() == before
+
+
+def test_overwriting_replaces_the_run_and_spares_other_files(train_here: Train, small_job: list[Any]) -> None:
+    first = train_here(*small_job)
+    (first.run_dir / "notes.txt").write_text("mine")
+    second = train_here(*small_job, "--overwrite_output_dir", "--max_train_steps", 3)
+    assert second.code == 0, second.stderr
+    assert [line["step"] for line in second.logged("train")] == [1, 2, 3]
+    assert [path.name for path in (first.run_dir / "checkpoints").iterdir()] == ["step-00000003"]
+    assert (first.run_dir / "notes.txt").read_text() == "mine"
+
+
+def test_checkpoints_are_rotated_and_the_best_is_kept(train_here: Train, small_job: list[Any]) -> None:
+    # A rate that ruins the model after a while, so that the best is not among the last.
+    run = train_here(
+        *small_job, "--eval_steps", 2, "--checkpointing_steps", 1, "--load_best_model_at_end", "--learning_rate", 0.03
+    )
+    evaluations = {line["step"]: (line["accuracy"], -line["loss"]) for line in run.logged("validation")}
+    best = max(evaluations, key=lambda step: evaluations[step])
+    kept = {path.name for path in (run.run_dir / "checkpoints").iterdir()}
+    assert kept == {f"step-{step:08d}" for step in (best, 19, 20)}
+    assert run.metrics["step"] == best
+    assert run.metrics["accuracy"] == evaluations[best][0]
+    assert "best of all evaluations on the validation split" in (run.run_dir / "model" / "README.md").read_text()
+
+
+def test_training_stops_when_evaluations_stop_to_improve(train_here: Train, small_job: list[Any]) -> None:
+    flags = [*small_job, "--eval_steps", 1, "--early_stopping_patience", 2, "--num_train_epochs", 30]
+    flags += ["--lr_scheduler_type", "constant", "--learning_rate", 0.03]  # jumps about, so some steps do not improve
+    run = train_here(*flags)
+    evaluations = run.logged("validation")
+    assert len(evaluations) < 300
+    best = max((line["accuracy"], -line["loss"]) for line in evaluations[:-2])
+    assert all((line["accuracy"], -line["loss"]) <= best for line in evaluations[-2:])
+    assert run.metrics["step"] == evaluations[-1]["step"]
+    again = train_here(*flags, "--resume_from_checkpoint", "auto")
+    assert len(again.logged("validation")) == len(evaluations)  # a stopped run does not go on
+
+
+def test_a_broken_model_ends_the_run_after_ten_steps(
+    train_here: Train, small_job: list[Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_model.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(broken / "model.safetensors")
+    tensors["embeddings.LayerNorm.weight"][0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    run = train_here(*small_job, "--model_name_or_path", broken)
+    assert run.code == 3
+    assert "not finite in 10 steps in a row, up to step 10" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (run.run_dir / "model").exists()
+
+
+def test_learning_rate_rises_and_falls(train_here: Train, small_job: list[Any]) -> None:
+    rates = [line["learning_rate"] for line in train_here(*small_job, "--num_warmup_steps", 4).logged("train")]
+    assert rates[:5] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, 1e-3])
+    falls = [before - after for before, after in pairwise(rates[4:])]
+    assert falls == pytest.approx([1e-3 / 16] * 15)
+
+
+def test_selection_on_a_holdout(train_here: Train, small_job: list[Any]) -> None:
+    run = train_here(*small_job, "--holdout_fraction", 0.2)
+    assert [line["count"] for line in run.logged("holdout")] == [60, 60]
+    assert run.logged("validation") == []  # never looked at before the end
+    assert (run.metrics["split"], run.metrics["count"]) == ("validation", 70)
+    alone = [flag for flag in small_job if flag not in (small_job[4], small_job[5])]
+    run = train_here(*alone, "--holdout_fraction", 0.2, "--overwrite_output_dir")
+    assert (run.metrics["split"], run.metrics["count"]) == ("holdout", 60)
+
+
+def test_unlabelled_test_sentences_are_predicted_and_not_scored(
+    train_here: Train, small_job: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "test.tsv").write_text("sentence\tlabel\na gripping film\t-1\na dull mess\t-1\n")
+    run = train_here(*small_job, "--test_file", tmp_path / "test.tsv")
+    assert "test" not in run.metrics
+    with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    assert [(row["sentence"], row["label"]) for row in rows] == [("a gripping film", ""), ("a dull mess", "")]
+
+
+def test_bf16_trains_with_float32_master_weights(train_here: Train, small_job: list[Any]) -> None:
+    run = train_here(*small_job, "--mixed_precision", "bf16")
+    assert run.code == 0, run.stderr
+    assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
+    losses = [line["loss"] for line in run.logged("train")]
+    assert losses[-1] < losses[0]
+
+
+def test_precision_and_threads_follow_the_launcher(train: Train, small_job: list[Any]) -> None:
+    accelerate = Path(sys.executable).with_name("accelerate")
+    launcher = [str(accelerate), "launch", "--mixed_precision", "bf16"]
+    run = train(*small_job, "--max_train_steps", 2, launcher=launcher)
+    assert run.code == 0, run.stderr
+    environment = json.loads((run.run_dir / "environment.json").read_text())
+    assert (environment["mixed_precision"], environment["launcher"]) == ("bf16", "accelerate launch")
+    # accelerate sets OMP_NUM_THREADS to 1, which would leave all cores but one idle
+    assert environment["torch_threads"] == psutil.cpu_count(logical=False)
