@@ -17,21 +17,19 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.batching import BatchPlan, deal, evaluation_loader, forward_size, pad, plan_batches, to_device
+from sst2.batching import deal, evaluation_loader, forward_size, pad, plan_batches, to_device
 from sst2.checkpointing import (
-    TrainingState,
     checkpoint_name,
     find_checkpoint,
     load_checkpoint,
@@ -40,43 +38,28 @@ from sst2.checkpointing import (
     save_checkpoint,
 )
 from sst2.data import Split, load_sentences, tokenize
-from sst2.environment import check_world_size, choose_precision, describe_environment, peak_memory_mib, use_all_cores
+from sst2.environment import (
+    check_world_size,
+    choose_precision,
+    describe_environment,
+    peak_memory_mib,
+    runs_on_cpu,
+    use_all_cores,
+)
 from sst2.errors import TrainingDivergedError, exit_codes
 from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
+from sst2.job import Job
 from sst2.logs import log_to_file, start_logging
-from sst2.metrics import SentimentMetric
+from sst2.metrics import SentimentMetric, in_order_of_rows, in_words
 from sst2.modeling import load_model, load_tokenizer
 from sst2.optimization import build_optimizer
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 from sst2.tracking import Tracker
+from sst2.training_state import TrainingState
 
 logger = logging.getLogger("sst2.train")
 
 MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
-
-
-@dataclass
-class Job:
-    """Everything a run consists of, prepared for the device."""
-
-    settings: Settings
-    accelerator: Accelerator
-    run: RunFolder
-    tokenizer: transformers.PreTrainedTokenizerBase
-    splits: dict[str, Split]
-    loaders: dict[str, torch.utils.data.DataLoader]  # of every split but train
-    plan: BatchPlan
-    bare_model: transformers.DistilBertForSequenceClassification
-    model: torch.nn.Module  # the bare model as wrapped for the strategy and the precision
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    state: TrainingState
-    tracker: Tracker
-
-    @property
-    def selection_split(self) -> Split:
-        """What evaluations during training look at: the hold-out where there is one, else validation."""
-        return self.splits.get("holdout") or self.splits["validation"]
 
 
 def main(settings: Settings) -> None:
@@ -92,7 +75,9 @@ def setup(settings: Settings) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     precision, reason = choose_precision(settings.mixed_precision)
     accelerator = Accelerator(
-        mixed_precision=precision, log_with=[name for name in settings.report_to if name != "tensorboard"] or None
+        cpu=runs_on_cpu(),
+        mixed_precision=precision,
+        log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
     )
     start_logging(accelerator.is_main_process)
     use_all_cores()
@@ -152,17 +137,16 @@ def fit(job: Job) -> None:
     is_main = job.accelerator.is_main_process
     bar = tqdm(total=total, initial=state.step, unit="step", disable=None if is_main else True)  # None: if a terminal
     with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
-        while state.step < total and not out_of_patience(job):
-            health = train_step(job)
+        while state.step < total and not job.is_out_of_patience:
+            measured = train_step(job)
             bar.update()
-            if state.step % settings.logging_steps == 0 or state.step == total:
-                bar.set_postfix_str(log_training(job, health))
-            if state.step % (settings.eval_steps or job.plan.steps_per_epoch) == 0 or state.step == total:
-                is_best = select(job)
-            else:
-                is_best = False
+            is_last = state.step == total
+            if is_last or state.step % settings.logging_steps == 0:
+                bar.set_postfix_str(log_training(job, measured))
+            evaluation_due = is_last or state.step % (settings.eval_steps or job.plan.steps_per_epoch) == 0
+            is_best = evaluation_due and select(job)
             checkpoint_due = settings.checkpointing_steps and state.step % settings.checkpointing_steps == 0
-            is_over = state.step == total or out_of_patience(job)
+            is_over = is_last or job.is_out_of_patience
             if checkpoint_due or is_over or (is_best and settings.load_best_model_at_end):
                 checkpoint(job)
 
@@ -220,7 +204,7 @@ def log_training(job: Job, measured: dict[str, float]) -> str:
     }
     job.tracker.log("train", state.step, values)
     line = f"loss {values['loss']:.4f}, {values['sentences_per_second']:.0f} sentences/s"
-    logger.debug("step %d: %s, learning rate %.3g", state.step, line, values["learning_rate"])
+    logger.info("step %d: %s, learning rate %.3g", state.step, line, values["learning_rate"])
     return line
 
 
@@ -232,11 +216,6 @@ def select(job: Job) -> bool:
     job.tracker.log(split.name, state.step, metrics)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))
     return state.count_evaluation(metrics["accuracy"], metrics["loss"])
-
-
-def out_of_patience(job: Job) -> bool:
-    patience = job.settings.early_stopping_patience
-    return patience is not None and job.state.evaluations_without_improvement >= patience
 
 
 def checkpoint(job: Job) -> None:
@@ -264,11 +243,9 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
         gathered = job.accelerator.gather_for_metrics((batch["rows"], output.logits.float()))
         rows.append(gathered[0].cpu())
         logits.append(gathered[1].cpu())
-    counted = torch.cat(rows).numpy()
-    if not np.array_equal(np.sort(counted), np.arange(len(split))):
-        raise RuntimeError(f"evaluation of {split.name} counted {len(counted)} rows for {len(split)} sentences")
-    ordered = np.empty((len(split), 2), dtype=np.float32)
-    ordered[counted] = torch.cat(logits).numpy()
+    ordered = in_order_of_rows(torch.cat(rows).numpy(), torch.cat(logits).numpy(), len(split))
+    if not np.isfinite(ordered).all():
+        raise TrainingDivergedError(f"step {job.state.step}: the model gives {split.name} logits that are not finite")
     if not split.is_labelled:
         return {}, ordered
     return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths), ordered
@@ -311,14 +288,6 @@ def finish(job: Job) -> None:
     logger.info("metrics %s, model %s, curves: tensorboard --logdir %s", run.metrics, run.model, run.path.parent)
     if settings.push_to_hub:
         logger.info("uploaded to %s", push_to_hub(run.model, settings.hub_model_id or run.path.name))
-
-
-def in_words(metrics: dict[str, Any], split: str) -> str:
-    low, high = metrics["accuracy_ci95"]
-    return (
-        f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), f1 {metrics['f1']:.4f}, "
-        f"loss {metrics['loss']:.4f} on {metrics['count']} {split} sentences"
-    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,3 +126,13 @@ def small_job(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
         *("--model_name_or_path", tiny_model, "--train_file", train_file, "--validation_file", validation_file),
         *("--num_train_epochs", 2, "--learning_rate", 1e-3, "--logging_steps", 1),
     ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Where everything must run, as in continuous integration, a skipped test is a failed one."""
+    report = yield
+    if report.skipped and "SST2_FORBID_SKIPS" in os.environ:
+        report.outcome = "failed"
+        report.longrepr = f"skipped where skipping is forbidden: {report.longrepr}"
+    return report

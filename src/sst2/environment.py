@@ -43,6 +43,17 @@ def describe_environment(world_size: int, device: torch.device, precision: str) 
     }
 
 
+def runs_on_cpu() -> bool:
+    """Whether the job runs on the CPU, by the launcher's word or for want of anything else.
+
+    accelerate must be told: processes on a host without a GPU would otherwise each train alone. Under DeepSpeed it must
+    not be told, since it then leaves DeepSpeed out.
+    """
+    if _is_set("ACCELERATE_USE_CPU"):
+        return True
+    return not torch.accelerator.is_available() and not _is_set("ACCELERATE_USE_DEEPSPEED")
+
+
 def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
     """The autocast precision and the reason for it, in words.
 
@@ -52,7 +63,7 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
     Raises:
         UserError: a precision that the device cannot do.
     """
-    on_cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+    on_cuda = torch.cuda.is_available() and not runs_on_cpu()
     if requested == "auto":
         if on_cuda:
             if torch.cuda.get_device_capability() >= (8, 0):
@@ -62,6 +73,8 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
             return "bf16", "the CPU has bf16 instructions"
         return "no", "the device has no fast 16-bit arithmetic"
     precision = cast(Precision, requested or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    if precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"the launcher asks for {precision}: give --mixed_precision bf16, fp16, no or auto")
     if precision == "fp16" and not on_cuda:
         raise UserError("--mixed_precision fp16 needs a GPU: give bf16, no or auto")
     return precision, "--mixed_precision says so" if requested else "the launcher says so"
@@ -92,7 +105,7 @@ def check_world_size(world_size: int) -> None:
     if promised != world_size:
         raise UserError(
             f"the launcher promised {promised} processes (WORLD_SIZE), but {world_size} work together: "
-            "on CPU start them with torchrun, or with --multi_gpu for accelerate launch"
+            "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well)"
         )
 
 
@@ -102,6 +115,10 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
 def _version(package: str) -> str | None:

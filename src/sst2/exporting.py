@@ -67,10 +67,20 @@ def require_hub_login(settings: Settings) -> None:
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
-    """Upload the exported folder and return its address."""
-    api = HfApi()
-    address = api.create_repo(repository, exist_ok=True)
-    api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Fine-tuned on SST-2")
+    """Upload the exported folder and return its address.
+
+    Raises:
+        UserError: the hub refuses it, or cannot be reached.
+    """
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Fine-tuned on SST-2")
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"--push_to_hub: the model is safe in {folder}, but the upload to {repository} failed ({error}): "
+            f"try `hf upload {repository} {folder}`"
+        ) from None
     return str(address)
 
 

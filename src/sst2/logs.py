@@ -13,11 +13,10 @@ _LOGGER = logging.getLogger("sst2")  # the parent of every module's logger
 
 def start_logging(is_main: bool) -> None:
     """Send the project's messages to the terminal, and hold them until there is a log file to put them in as well."""
-    _LOGGER.setLevel(logging.DEBUG if is_main else logging.ERROR)
+    _LOGGER.setLevel(logging.INFO if is_main else logging.ERROR)
     _LOGGER.propagate = False
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter("%(message)s"))
-    terminal.setLevel(logging.INFO)
     _LOGGER.handlers = [terminal]
     transformers.logging.set_verbosity_error()  # a new head is what this project is about, no reason to warn
     transformers.logging.disable_progress_bar()

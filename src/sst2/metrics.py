@@ -3,6 +3,8 @@
 An `evaluate.Metric` that lives in the project: `evaluate.load("accuracy")` would download a script.
 """
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -100,3 +102,32 @@ def accuracy_by_length(correct: np.ndarray, lengths: np.ndarray) -> dict[str, di
             name = f"{first}+" if is_last else f"{first}-{LENGTH_EDGES[group + 1] - 1}"
             groups[name] = {"accuracy": float(members.mean()), "count": len(members)}
     return groups
+
+
+def in_order_of_rows(rows: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:
+    """Logits gathered from all ranks, in the order of the split.
+
+    Args:
+        rows: (sentences,) row number of each line of `logits`.
+        logits: (sentences, 2).
+        count: sentences of the split.
+
+    Raises:
+        RuntimeError: a sentence was not counted exactly once.
+    """
+    if not np.array_equal(np.sort(rows), np.arange(count)):
+        raise RuntimeError(
+            f"an evaluation of {count} sentences counted {len(rows)}, {len(set(rows))} of them different"
+        )
+    ordered = np.empty_like(logits)
+    ordered[rows] = logits
+    return ordered
+
+
+def in_words(metrics: dict[str, Any], split: str) -> str:
+    """One line for a person."""
+    low, high = metrics["accuracy_ci95"]
+    return (
+        f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), f1 {metrics['f1']:.4f}, "
+        f"loss {metrics['loss']:.4f} on {metrics['count']} {split} sentences"
+    )

@@ -1,0 +1,37 @@
+# Each target is plain python3, pip and one command: the README shows them without make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-slow checks clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
+
+demo: $(VENV)/installed  ## the whole job on the embedded sample, on a CPU, without a network
+	$(BIN)/accelerate launch --config_file accelerate_configs/single_cpu.yaml train_sst2.py \
+		--smoke --output_dir runs/demo --overwrite_output_dir
+
+test: $(VENV)/installed-dev  ## all tests that need no GPU and take no long time
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(VENV)/installed-dev  ## many processes, whole runs; with SST2_DATA_DIR and SST2_MODEL_DIR also real data
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+checks: $(VENV)/installed-dev  ## ruff, mypy, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run
+
+clean:  ## remove the virtual environment
+	rm -rf $(VENV)
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	@touch $@
