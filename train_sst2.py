@@ -254,15 +254,16 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
 def finish(job: Job) -> None:
     """Final metrics and predictions, the exported model, and a few lines on where they are."""
     settings, state, run = job.settings, job.state, job.run
+    name = "validation" if "validation" in job.splits else "holdout"
     step, selected = state.step, "the last one"
     if settings.load_best_model_at_end and state.best_step is not None:
         step = state.best_step
-        selected = f"the best of all evaluations on the {job.selection_split.name} split"
+        selected = f"the most accurate on the {job.selection_split.name} split of all that were evaluated"
+        selected += ", which flatters these figures" if job.selection_split.name == name else ""
         load_weights(run.checkpoints / checkpoint_name(step), job.bare_model)
-    evaluated = {name: evaluate(job, job.splits[name]) for name in job.loaders}
+    evaluated = {split: evaluate(job, job.splits[split]) for split in job.loaders}
     if not job.accelerator.is_main_process:
         return
-    name = "validation" if "validation" in evaluated else "holdout"
     metrics = evaluated[name][0] | {
         "split": name,
         "step": step,
@@ -281,7 +282,7 @@ def finish(job: Job) -> None:
         model_card(settings, metrics, len(job.splits["train"])),
         run.model,
     )
-    write_predictions(run.predictions, [(job.splits[name], logits) for name, (_, logits) in evaluated.items()])
+    write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
     job.tracker.log_hparams(asdict(settings), name, step, metrics)
     write_json(run.metrics, metrics)
     logger.info("final: %s", in_words(metrics, name))

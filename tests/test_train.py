@@ -207,7 +207,7 @@ def test_checkpoints_are_rotated_and_the_best_is_kept(train_here: Train, small_j
     assert kept == {f"step-{step:08d}" for step in (best, 19, 20)}
     assert run.metrics["step"] == best
     assert run.metrics["accuracy"] == evaluations[best][0]
-    assert "best of all evaluations on the validation split" in (run.run_dir / "model" / "README.md").read_text()
+    assert "the most accurate on the validation split" in (run.run_dir / "model" / "README.md").read_text()
 
 
 def test_training_stops_when_evaluations_stop_to_improve(train_here: Train, small_job: list[Any]) -> None:
