@@ -1,6 +1,7 @@
 """Sentences from the hub, files or the embedded sample: split, compared, tokenised once and cached."""
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sst2.arguments import SAMPLE, Settings
 from sst2.errors import UserError
-from sst2.hub import reading_from_hub
+from sst2.hub import reading_from_hub, require_revision
 from sst2.reading import LabelledSentences, read_dataset, read_file
 from sst2.sample import sample_sentences
 
@@ -123,7 +124,11 @@ def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
     else:
         config_name, revision = settings.dataset_config_name, settings.dataset_revision
         with reading_from_hub("--dataset_name", name, "dataset", revision):
-            loaded = datasets.load_dataset(name, config_name, revision=revision)
+            try:
+                loaded = datasets.load_dataset(name, config_name, revision=revision)
+            except ValueError as error:
+                raise UserError(f"--dataset_config_name {config_name} of {name}: {error}") from None
+            require_revision(name, revision, loaded)
     if not isinstance(loaded, datasets.DatasetDict) or "train" not in loaded:
         raise UserError(f"--dataset_name {name} has no split named train: save a DatasetDict with train and validation")
     if "validation" not in loaded and not settings.holdout_fraction:
@@ -167,7 +172,9 @@ def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: in
 
 
 def _cache_key(sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    key = hashlib.sha256(f"{CACHE_FORMAT} {max_length} {tokenizer.backend_tokenizer.to_str()}".encode())
+    # The rest of its state, which earlier calls left behind, does not count: `encode` sets truncation anew.
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    key = hashlib.sha256(f"{CACHE_FORMAT} {max_length} {json.dumps(backend)}".encode())
     for sentence in sentences:
         key.update(sentence.encode())
         key.update(b"\n\0")

@@ -62,8 +62,10 @@ def require_hub_login(settings: Settings) -> None:
         raise UserError("--push_to_hub needs a token: run `hf auth login`, or set HF_TOKEN")
     try:
         HfApi().whoami()
-    except (HfHubHTTPError, OSError) as error:
+    except HfHubHTTPError as error:
         raise UserError(f"--push_to_hub: the hub does not accept the token: {error}") from None
+    except Exception as error:  # the HTTP library behind it, and so its exceptions, vary with huggingface_hub's version
+        raise UserError(f"--push_to_hub: the hub does not answer ({type(error).__name__}: {error})") from None
 
 
 def push_to_hub(folder: Path, repository: str) -> str:
@@ -76,7 +78,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
         api = HfApi()
         address = api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Fine-tuned on SST-2")
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # refused, or out of reach: see above
         raise UserError(
             f"--push_to_hub: the model is safe in {folder}, but the upload to {repository} failed ({error}): "
             f"try `hf upload {repository} {folder}`"

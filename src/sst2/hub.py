@@ -5,6 +5,7 @@ but never answers for minutes. One question with a timeout, asked first, decides
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,30 @@ def reading_from_hub(flag: str, name: str, kind: str, revision: str) -> Iterator
             reason = "not in the cache, and there is no hub (out of reach, or HF_HUB_OFFLINE is set)"
             reason += ": load it once where there is a network, or give a local folder or file"
         raise UserError(f"{flag} {name}: {reason}") from None
+
+
+def require_revision(name: str, revision: str, loaded: datasets.DatasetDict) -> None:
+    """Without a hub, datasets takes the revision that it prepared last, whichever was asked for: refuse another.
+
+    Its cache knows commits alone. For a branch or tag, the hub's cache says which commit it was when last seen.
+
+    Raises:
+        UserError: the data are of another revision.
+    """
+    if not huggingface_hub.is_offline_mode():
+        return
+    commit = revision
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        file = huggingface_hub.try_to_load_from_cache(name, "README.md", repo_type="dataset", revision=revision)
+        if not isinstance(file, str):
+            return  # nothing is known of this branch or tag
+        commit = Path(file).parent.name
+    prepared = {Path(cached["filename"]).parent.name for split in loaded.values() for cached in split.cache_files}
+    if prepared != {commit}:
+        raise UserError(
+            f"--dataset_revision {revision} of {name} is not in the cache (another revision is), and there is no hub: "
+            "load it once where there is a network"
+        )
 
 
 def _ask_hub(flag: str, name: str, kind: str, revision: str) -> None:

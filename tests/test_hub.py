@@ -1,0 +1,346 @@
+"""The default job, which reads its data and model from the hub, against a hub on the loopback interface.
+
+The libraries' caching, retries and error handling are the real ones: only the address of the hub is another.
+"""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pytest
+
+from conftest import REPOSITORY, Finished
+from hub_server import HubServer, Repository
+from sst2.sample import sample_sentences
+
+Train = Callable[..., Finished]
+
+DATASET, MODEL = "nyu-mll/glue", "distilbert/distilbert-base-uncased"
+ROWS = {"train": 80, "validation": 40, "test": 20}
+SHORT = ("--max_train_steps", 3, "--per_device_train_batch_size", 8, "--logging_steps", 1)
+TOKEN = "hf_testsecret"
+CODE_OR_PICKLE = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5")
+
+# Several jobs that end before training, one after another, which imports torch once instead of for each.
+JOBS = """
+import contextlib, io, json, sys, traceback
+sys.path.insert(0, sys.argv[1])
+from accelerate.state import AcceleratorState
+from sst2.arguments import PROGRAM, parse_arguments
+from sst2.errors import exit_codes
+from train_sst2 import main
+for flags in json.loads(sys.argv[2]):
+    code = 0
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        try:
+            with exit_codes(PROGRAM):
+                main(parse_arguments(flags))
+        except SystemExit as stop:
+            code = stop.code
+        except Exception:
+            code = 1
+            traceback.print_exc()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    print(json.dumps([code, stderr.getvalue()]))
+"""
+
+
+@dataclass
+class Place:
+    """A hub, a cache that jobs share, and the job that filled it: `warm` sets the last two."""
+
+    hub: HubServer
+    home: Path
+    first: Finished | None = None
+    requests: list[str] = field(default_factory=list)  # of the first job
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.home)}
+
+    def commit(self, kind: str, name: str) -> str:
+        return self.hub.find(kind, name).commit()
+
+    def requests_since(self, start: int) -> list[str]:
+        return without_library_chatter(self.hub.requests[start:])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The repositories that the job reads by default, small: all three splits of SST-2, and a DistilBERT."""
+    root = tmp_path_factory.mktemp("hub")
+    data = root / "datasets" / DATASET
+    features = datasets.Features(
+        {
+            "sentence": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["negative", "positive"]),
+            "idx": datasets.Value("int32"),
+        }
+    )
+    configs = ""
+    for config in ("cola", "sst2"):  # as on the hub, the repository holds more than SST-2
+        configs += f"- config_name: {config}\n  data_files:\n"
+        for split, size in ROWS.items():
+            sentences, labels = sample_sentences("validation" if split == "validation" else "train")
+            rows = slice(1000, 1000 + size) if split == "test" else slice(size)
+            known = labels[rows] if split != "test" else [-1] * size
+            table = {"sentence": sentences[rows], "label": known, "idx": list(range(size))}
+            (data / config).mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict(table, features=features).to_parquet(
+                data / config / f"{split}-00000-of-00001.parquet"
+            )
+            configs += f"  - split: {split}\n    path: {config}/{split}-*\n"
+    (data / "README.md").write_text(f"---\nconfigs:\n{configs}---\n# GLUE\n")
+
+    model = root / "models" / MODEL
+    model.mkdir(parents=True)
+    for file in tiny_model.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    # Bait: weights as a pickle, which the real repository has as well, and code that its configuration asks to run.
+    (model / "pytorch_model.bin").write_bytes(b"not to be read")
+    (model / "modeling_bait.py").write_text("raise SystemExit('not to be run')\n")
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "modeling_bait.Config", "AutoModel": "modeling_bait.Model"}
+    (model / "config.json").write_text(json.dumps(config))
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with HubServer(root) as hub:
+        yield Place(hub, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def warm(place: Place, train: Train, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The place after the default job has run there once, with an empty cache and without a token."""
+    if place.first is None:
+        start = len(place.hub.requests)
+        place.first = train(*SHORT, run_dir=tmp_path_factory.mktemp("first") / "run", **place.variables)
+        place.requests = place.requests_since(start)
+    return place
+
+
+@pytest.fixture(scope="module")
+def closed_hub(root: Path) -> str:
+    """An address where nothing listens."""
+    with HubServer(root) as hub:
+        pass
+    return hub.url
+
+
+def without_library_chatter(requests: list[str]) -> list[str]:
+    """Leave out the list by which huggingface_hub names, in its user agent, the program that it runs in."""
+    return [request for request in requests if request != "GET /api/agent-harnesses"]
+
+
+def run_jobs(jobs: list[list[object]], folder: Path, **variables: str) -> list[Finished]:
+    """Run jobs in one process. Each has a run folder of its own, numbered."""
+    places = [folder / f"run{number}" for number in range(len(jobs))]
+    flags = [[*map(str, job), "--output_dir", str(run)] for job, run in zip(jobs, places, strict=True)]
+    command = [sys.executable, "-c", JOBS, str(REPOSITORY), json.dumps(flags)]
+    done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    return [Finished(code, "", stderr, run) for (code, stderr), run in zip(ends, places, strict=True)]
+
+
+def assert_refused(run: Finished, *expected: str) -> None:
+    """Exit code 2, one line that says why, and nothing written."""
+    assert run.code == 2, run.stderr
+    errors = [line for line in run.stderr.splitlines() if line.startswith("train_sst2.py: error: ")]
+    assert len(errors) == 1, run.stderr
+    for words in expected:
+        assert words in errors[0]
+    assert "Traceback" not in run.stderr
+    assert "Retrying" not in run.stderr  # what huggingface_hub says before it asks a dead hub again
+    assert not run.run_dir.exists()
+
+
+def assert_same_model(one: Finished, other: Finished) -> None:
+    assert one.code == other.code == 0, one.stderr + other.stderr
+    weights = [(run.run_dir / "model" / "model.safetensors").read_bytes() for run in (one, other)]
+    assert weights[0] == weights[1]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_default_job_trains_on_what_the_hub_serves(warm: Place) -> None:
+    run = warm.first
+    assert run is not None
+    assert run.code == 0, run.stderr
+    assert (run.metrics["split"], run.metrics["count"], run.metrics["step"]) == ("validation", ROWS["validation"], 3)
+    assert "test" not in run.metrics  # its labels are not public
+    assert f"{DATASET} train has 80 sentences, SST-2 has 67349" in run.stderr
+    assert f"{DATASET} validation has 40 sentences, SST-2 has 872" in run.stderr
+    with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    of_test = [row for row in rows if row["split"] == "test"]
+    assert [row["sentence"] for row in of_test] == sample_sentences("train")[0][1000:1020]
+    assert {row["label"] for row in of_test} == {""}
+    assert all(row["label"] for row in rows if row["split"] == "validation")
+    exported = json.loads((run.run_dir / "model" / "config.json").read_text())
+    assert exported["id2label"] == {"0": "NEGATIVE", "1": "POSITIVE"}
+    assert (run.run_dir / "model" / "model.safetensors").is_file()
+    card = (run.run_dir / "model" / "README.md").read_text()
+    assert f"base_model: {MODEL}" in card
+    assert f"datasets: [{DATASET}]" in card
+
+
+def test_the_hub_is_asked_for_data_and_weights_once_and_never_for_code_or_pickles(warm: Place) -> None:
+    downloads = [request for request in warm.requests if request.startswith("GET ") and "/resolve/" in request]
+    assert len(downloads) == len(set(downloads))
+    # The weights come last, so nothing was asked during training or after it.
+    assert warm.requests[-1].endswith("/model.safetensors")
+    assert [name for name in downloads if name.endswith(CODE_OR_PICKLE)] == []
+    asked = {request for request in warm.requests if request.endswith(CODE_OR_PICKLE)}
+    # datasets asks whether a repository has a loading script, in order to refuse it.
+    assert asked == {f"HEAD /datasets/{DATASET}/resolve/{warm.commit('datasets', DATASET)}/glue.py"}
+    assert [name for name in downloads if "/cola/" in name] == []
+
+
+def test_a_second_start_takes_all_from_the_cache_and_uploads_the_export(
+    warm: Place, train: Train, tmp_path: Path
+) -> None:
+    start = len(warm.hub.requests)
+    commits = ["--dataset_revision", warm.commit("datasets", DATASET), "--model_revision", warm.commit("models", MODEL)]
+    flags = [*SHORT, *commits, "--push_to_hub"]
+    run = train(*flags, run_dir=tmp_path / "my-run", HF_TOKEN=TOKEN, **warm.variables)
+    assert run.code == 0, run.stderr
+    for split, size in ROWS.items():
+        assert f"{split}: {size} sentences, tokenised earlier" in run.stderr
+    assert "tokenising" not in run.stderr
+    assert warm.first is not None
+    assert_same_model(run, warm.first)
+    requests = warm.requests_since(start)
+    assert [request for request in requests if request.startswith("GET") and "/resolve/" in request] == []
+
+    assert f"uploaded to {warm.hub.url}/tester/my-run" in run.stderr
+    uploaded = Repository("tester/my-run", warm.hub.root / "models" / "tester" / "my-run")
+    assert uploaded.files() == contents(run.run_dir / "model")
+    end = requests[requests.index("POST /api/repos/create") :]
+    expected = r"POST /api/(repos/create|validate-yaml|models/tester/my-run/(preupload|commit)/main)"
+    assert [request for request in end if not re.fullmatch(expected, request)] == []
+
+    assert warm.hub.authorizations == {f"Bearer {TOKEN}"}
+    for path in (*run.run_dir.rglob("*"), *warm.home.rglob("*")):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    assert TOKEN not in run.stdout + run.stderr
+
+
+def test_uploading_to_a_repository_by_name(
+    place: Place, train_here: Train, small_job: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", place.hub.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    flags = ["--max_train_steps", 1, "--push_to_hub", "--hub_model_id", "somebody/sentiment"]
+    (place.hub.root / "models" / "somebody" / "sentiment").mkdir(parents=True)
+    run = train_here(*small_job, *flags)
+    assert run.code == 0, run.stderr
+    assert f"uploaded to {place.hub.url}/somebody/sentiment" in run.stderr
+    uploaded = Repository("somebody/sentiment", place.hub.root / "models" / "somebody" / "sentiment")
+    assert uploaded.files() == contents(run.run_dir / "model")
+
+
+def test_a_warm_cache_is_enough_when_the_hub_is_down(warm: Place, train: Train, closed_hub: str) -> None:
+    run = train(*SHORT, **warm.variables | {"HF_ENDPOINT": closed_hub})
+    assert run.code == 0, run.stderr
+    assert run.stderr.count("the hub does not answer") == 1
+    assert "going on with what is cached" in run.stderr
+    assert "Retrying" not in run.stderr
+    assert warm.first is not None
+    assert_same_model(run, warm.first)
+
+
+def test_offline_with_a_warm_cache_makes_no_request(warm: Place, train: Train) -> None:
+    before = list(warm.hub.requests)
+    run = train(*SHORT, **warm.variables | {"HF_HUB_OFFLINE": "1"})
+    assert warm.hub.requests == before
+    assert "the hub does not answer" not in run.stderr
+    assert warm.first is not None
+    assert_same_model(run, warm.first)
+
+
+def test_offline_never_takes_another_revision_of_the_data_than_the_one_asked_for(
+    warm: Place, train_here: Train, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", warm.home / "datasets")
+    flags = [*SHORT, "--model_name_or_path", tiny_model, "--dataset_revision"]
+    assert_refused(train_here(*flags, "0" * 40), "--dataset_revision", "0" * 40)
+    run = train_here(*flags, warm.commit("datasets", DATASET))
+    assert run.code == 0, run.stderr
+
+
+def test_offline_with_a_cold_cache_says_what_to_do(place: Place, train: Train, tmp_path: Path) -> None:
+    before = list(place.hub.requests)
+    run = train(*SHORT, **place.variables | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cold")})
+    assert_refused(run, f"--dataset_name {DATASET}", "not in the cache", "HF_HUB_OFFLINE")
+    assert place.hub.requests == before
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(root: Path, train: Train, tmp_path: Path) -> None:
+    with HubServer(root, delay=30) as hub:
+        run = train(*SHORT, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "cold"))
+    assert_refused(run, f"--dataset_name {DATASET}", "not in the cache")
+    assert "the hub does not answer (ReadTimeout" in run.stderr
+    assert without_library_chatter(hub.requests) == [f"GET /api/datasets/{DATASET}/revision/main"]
+
+
+def test_a_hub_that_is_down_ends_the_job_at_once(closed_hub: str, tmp_path: Path) -> None:
+    variables = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": closed_hub, "HF_HOME": str(tmp_path / "cold")}
+    # The upload first: a job that has found the hub down asks it nothing more, nor do those after it in its process.
+    jobs = [[*SHORT, "--push_to_hub"], [*SHORT]]
+    upload, default = run_jobs(jobs, tmp_path, HF_TOKEN=TOKEN, **variables)
+    assert_refused(default, f"--dataset_name {DATASET}", "not in the cache")
+    assert default.stderr.count("the hub does not answer (ConnectError") == 1
+    assert_refused(upload, "--push_to_hub")
+
+
+def test_wrong_names_are_told_after_one_request(place: Place, tsv_files: tuple[Path, Path], tmp_path: Path) -> None:
+    start = len(place.hub.requests)
+    files = ["--train_file", tsv_files[0], "--validation_file", tsv_files[1]]
+    missing = "0" * 40
+    cases: list[tuple[list[object], tuple[str, ...], str]] = [
+        (
+            ["--dataset_revision", missing],
+            (f"--dataset_name {DATASET} has no revision {missing}",),
+            f"GET /api/datasets/{DATASET}/revision/{missing}",
+        ),
+        (
+            ["--dataset_name", "nyu-mll/gleu"],
+            ("--dataset_name nyu-mll/gleu", "check its name"),
+            "GET /api/datasets/nyu-mll/gleu/revision/main",
+        ),
+        (
+            [*files, "--model_revision", missing],
+            (f"--model_name_or_path {MODEL} has no revision {missing}",),
+            f"GET /api/models/{MODEL}/revision/{missing}",
+        ),
+        (
+            [*files, "--model_name_or_path", "distilbert/distilbert-base-uncase"],
+            ("--model_name_or_path distilbert/distilbert-base-uncase", "check its name"),
+            "GET /api/models/distilbert/distilbert-base-uncase/revision/main",
+        ),
+        ([*files, "--model_name_or_path", "no such name"], ("--model_name_or_path no such name",), ""),
+        (["--push_to_hub"], ("--push_to_hub needs a token",), ""),
+        (["--dataset_config_name", "sst3"], ("sst3", "'sst2'"), ""),  # last: it takes the library some requests
+    ]
+    variables = place.variables | {"HF_HOME": str(tmp_path / "cold")}
+    ends = run_jobs([[*SHORT, *flags] for flags, _, _ in cases], tmp_path, **variables)
+    for run, (_, expected, _) in zip(ends, cases, strict=True):
+        assert_refused(run, *expected)
+    requests, single = place.requests_since(start), [request for _, _, request in cases if request]
+    assert requests[: len(single)] == single
+    assert all(DATASET in request for request in requests[len(single) :])
+    assert [request for request in requests if request.endswith(".parquet")] == []
