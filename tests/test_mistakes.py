@@ -86,6 +86,7 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "tracker not installed": (with_flags("--report_to", "wandb"), "pip install wandb"),
     "name without upload": (with_flags("--hub_model_id", "me/model"), "needs --push_to_hub"),
     "upload without token": (with_flags("--push_to_hub"), "needs a token"),
+    "data named twice": (with_flags("--dataset_name", "nyu-mll/glue"), "--dataset_name and --train_file both name"),
     "smoke with data": (with_flags("--smoke"), "drop --"),
     "output folder is a file": (folder_that_is_a_file, "is a file"),
     "output folder is not empty": (folder_with_something_in_it, "--resume_from_checkpoint auto goes on with it"),

@@ -56,7 +56,11 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     _argument_group_name = "data"
-    dataset_name: str = flag("nyu-mll/glue", "hub name, or a folder written by datasets' save_to_disk", "NAME|DIR")
+    dataset_name: str | None = flag(
+        None,
+        "hub name, or a folder written by datasets' save_to_disk; default: nyu-mll/glue, if no file is given",
+        "NAME|DIR",
+    )
     dataset_config_name: str | None = flag(None, "configuration of the hub data set (sst2 for nyu-mll/glue)", "NAME")
     dataset_revision: str = flag("main", "branch, tag or commit of the data set on the hub", "REV")
     train_file: str | None = flag(
@@ -139,6 +143,8 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
     """
 
     def __post_init__(self) -> None:
+        if self.dataset_name is None and not (self.train_file or self.validation_file or self.test_file):
+            self.dataset_name = "nyu-mll/glue"
         if self.dataset_name == "nyu-mll/glue" and self.dataset_config_name is None:
             self.dataset_config_name = "sst2"
         if self.output_dir is None:
@@ -282,6 +288,8 @@ def _check_combinations(s: Settings) -> None:
     if s.smoke and (files or s.dataset_name != SAMPLE):
         given = f"--{files[0]}" if files else "--dataset_name"
         raise ValueError(f"--smoke trains on the embedded sample: drop {given}, or drop --smoke")
+    if files and s.dataset_name is not None:
+        raise ValueError(f"--dataset_name and --{files[0]} both name the data: give one")
     if not s.smoke and SAMPLE in (s.model_name_or_path, s.dataset_name):
         raise ValueError("the embedded sample is asked for with --smoke, not by name")
     if files and s.train_file is None:
@@ -309,7 +317,7 @@ def _check_files(s: Settings) -> None:
         if Path(file).suffix not in FILE_SUFFIXES:
             raise ValueError(f"--{name} {file} must end in one of {' '.join(FILE_SUFFIXES)}")
     for name in ("model_name_or_path", "dataset_name"):
-        value = getattr(s, name)
+        value = getattr(s, name) or ""
         looks_like_a_path = value.startswith(("/", "./", "../", "~")) or value.count("/") > 1
         if looks_like_a_path and not Path(value).is_dir():
             raise ValueError(f"--{name} {value} does not exist as a folder")

@@ -115,7 +115,7 @@ def _from_files(settings: Settings) -> dict[str, LabelledSentences]:
 
 
 def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
-    name = settings.dataset_name
+    name = str(settings.dataset_name)
     if Path(name).is_dir():
         try:
             loaded = datasets.load_from_disk(name)

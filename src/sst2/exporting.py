@@ -166,7 +166,7 @@ def _logits(model: Any, tokenizer: Any, sentences: list[str]) -> torch.Tensor:
 def _dataset_name(settings: Settings) -> str:
     if settings.smoke:
         return "the project's generated sample"
-    return Path(settings.train_file).name if settings.train_file else _public_name(settings.dataset_name)
+    return Path(settings.train_file).name if settings.train_file else _public_name(str(settings.dataset_name))
 
 
 def _public_name(name: str) -> str:
