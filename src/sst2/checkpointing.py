@@ -81,7 +81,7 @@ def save_checkpoint(
         for file in unfinished.iterdir():
             _sync(file)
         if place.exists():  # a run that was resumed from an earlier step passes here again
-            shutil.rmtree(place)
+            _remove(place)
         os.rename(unfinished, place)
         _sync(folder)
         _rotate(folder, limit, state.best_step)
@@ -121,15 +121,15 @@ def load_checkpoint(
     load_weights(place, model)
     try:
         training = torch.load(place / "training.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        optimizer.load_state_dict(training["optimizer"])
+        scheduler.load_state_dict(training["scheduler"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(training["scaler"])
+        states = training["random_states"]
+        _restore_random_state(states[accelerator.process_index % len(states)])
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise _damaged(place, error) from None
-    optimizer.load_state_dict(training["optimizer"])
-    scheduler.load_state_dict(training["scheduler"])
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(training["scaler"])
-    states = training["random_states"]
-    _restore_random_state(states[accelerator.process_index % len(states)])
-    return TrainingState(**content["training_state"])
+    return content["training_state"]
 
 
 def load_weights(place: Path, model: torch.nn.Module) -> None:
@@ -147,8 +147,8 @@ def load_weights(place: Path, model: torch.nn.Module) -> None:
 def _read_state(place: Path) -> dict[str, Any]:
     try:
         content = json.loads((place / "state.json").read_text(encoding="utf-8"))
-        return {"training_state": content["training_state"], "settings": content["settings"]}
-    except (OSError, ValueError, KeyError) as error:
+        return {"training_state": TrainingState(**content["training_state"]), "settings": content["settings"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(place, error) from None
 
 
@@ -170,7 +170,15 @@ def _refuse_other_settings(place: Path, saved: dict[str, Any], current: dict[str
 def _rotate(folder: Path, limit: int, best_step: int | None) -> None:
     best = checkpoint_name(best_step) if best_step is not None else None
     for old in [path for path in list_checkpoints(folder)[:-limit] if path.name != best]:
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def _remove(place: Path) -> None:
+    """Delete a checkpoint under another name: a kill in the middle must not leave half of one under its own."""
+    gone = place.with_name(f".{place.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(place, gone)
+    shutil.rmtree(gone)
 
 
 def _random_state() -> dict[str, Any]:

@@ -176,8 +176,8 @@ def _cache_key(sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_len
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     key = hashlib.sha256(f"{CACHE_FORMAT} {max_length} {json.dumps(backend)}".encode())
     for sentence in sentences:
-        key.update(sentence.encode())
-        key.update(b"\n\0")
+        encoded = sentence.encode()
+        key.update(len(encoded).to_bytes(8, "little") + encoded)
     return key.hexdigest()[:32]
 
 

@@ -69,7 +69,7 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
             if torch.cuda.get_device_capability() >= (8, 0):
                 return "bf16", "the GPU has bf16 matrix units"
             return "fp16", "the GPU has no bf16 matrix units"
-        if not torch.backends.mps.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if runs_on_cpu() and _cpu_has_bf16():
             return "bf16", "the CPU has bf16 instructions"
         return "no", "the device has no fast 16-bit arithmetic"
     precision = cast(Precision, requested or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
@@ -77,7 +77,9 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
         raise UserError(f"the launcher asks for {precision}: give --mixed_precision bf16, fp16, no or auto")
     if precision == "fp16" and not on_cuda:
         raise UserError("--mixed_precision fp16 needs a GPU: give bf16, no or auto")
-    return precision, "--mixed_precision says so" if requested else "the launcher says so"
+    if requested:
+        return precision, "--mixed_precision says so"
+    return precision, "the launcher says so" if _launcher() != "python" else "the default without a launcher"
 
 
 def use_all_cores() -> None:
@@ -129,11 +131,22 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
+    return _cpu_info("model name") or platform.processor()
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether there are instructions for bf16 products. oneDNN emulates them elsewhere, which gains nothing."""
+    features = _cpu_info("flags") + " " + _cpu_info("Features")  # as x86 and Arm call them
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.split())
+
+
+def _cpu_info(key: str) -> str:
+    """What Linux says of the first processor, or nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
 
 
 def _launcher() -> str:

@@ -92,9 +92,9 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int) ->
     model, dataset = _public_name(settings.model_name_or_path), _dataset_name(settings)
     header = ["---", "language: en", "license: apache-2.0", "library_name: transformers"]
     header += ["pipeline_tag: text-classification", "tags: [sentiment-analysis, distilbert, sst2]"]
-    if not settings.smoke and model == settings.model_name_or_path:
+    if _is_on_hub(settings.model_name_or_path):
         header += [f"base_model: {model}"]
-    if not settings.smoke and dataset == settings.dataset_name:
+    if _is_on_hub(settings.dataset_name):
         header += [f"datasets: [{dataset}]"]
     values = [
         f"| {name} | {metrics[name]:.4f} |"
@@ -167,6 +167,10 @@ def _dataset_name(settings: Settings) -> str:
     if settings.smoke:
         return "the project's generated sample"
     return Path(settings.train_file).name if settings.train_file else _public_name(str(settings.dataset_name))
+
+
+def _is_on_hub(name: str | None) -> bool:
+    return name not in (None, SAMPLE) and not Path(str(name)).exists()
 
 
 def _public_name(name: str) -> str:

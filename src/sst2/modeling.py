@@ -37,6 +37,8 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
         tokenizer = DistilBertTokenizer.from_pretrained(name, revision=revision)
     if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
         raise UserError(f"--model_name_or_path {name} holds no vocabulary: it needs tokenizer.json or vocab.txt")
+    # a folder without this setting has no limit, and the exported model would meet sentences that it cannot take
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     return tokenizer
 
 

@@ -1,0 +1,169 @@
+"""What the launcher and the machine say is followed, and what is recorded of them holds no secret."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from sst2.environment import (
+    RECORDED_VARIABLES,
+    check_world_size,
+    choose_precision,
+    describe_environment,
+    peak_memory_mib,
+    runs_on_cpu,
+    use_all_cores,
+)
+from sst2.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # the same on a machine with a GPU
+
+
+@pytest.mark.parametrize(
+    ("requested", "launcher", "expected"),
+    [
+        (None, None, "no"),
+        (None, "no", "no"),
+        (None, "bf16", "bf16"),
+        ("no", "bf16", "no"),
+        ("no", "fp16", "no"),  # the flag has the last word, so the launcher's choice does not matter
+        ("bf16", "no", "bf16"),
+    ],
+)
+def test_the_flag_wins_over_the_launcher(
+    requested: str | None, launcher: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    precision, reason = choose_precision(requested)  # type: ignore[arg-type]
+    assert precision == expected
+    assert ("--mixed_precision" in reason) == (requested is not None)
+
+
+def test_auto_looks_at_the_processor_and_not_at_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = choose_precision("auto")
+    assert chosen[0] == ("bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no")
+    for launcher in ("no", "bf16", "fp16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+        assert choose_precision("auto") == chosen
+
+
+@pytest.mark.parametrize(("requested", "launcher"), [("fp16", "no"), (None, "fp16")])
+def test_fp16_on_a_cpu_is_refused(requested: str | None, launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    with pytest.raises(UserError, match="--mixed_precision fp16 needs a GPU"):
+        choose_precision(requested)  # type: ignore[arg-type]
+
+
+def test_a_precision_that_only_the_launcher_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(UserError, match="the launcher asks for fp8: give --mixed_precision bf16, fp16, no or auto"):
+        choose_precision(None)
+    assert choose_precision("no")[0] == "no"
+
+
+def test_the_cpu_is_used_when_the_launcher_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runs_on_cpu()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    assert runs_on_cpu() is not torch.accelerator.is_available()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert not runs_on_cpu()
+
+
+def test_processes_that_do_not_find_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_world_size(1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_world_size(2)
+    with pytest.raises(UserError, match=r"promised 2 processes \(WORLD_SIZE\), but 1 work together"):
+        check_world_size(1)
+
+
+def test_only_named_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "SLURM_JWT", "SLURM_JOB_ACCOUNT", "AWS_SECRET_ACCESS_KEY", "PASSWORD"):
+        monkeypatch.setenv(name, "verysecret")
+    for name in RECORDED_VARIABLES.split():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    record = describe_environment(3, CPU, "bf16")
+    assert "verysecret" not in json.dumps(record)
+    assert record["variables"] == {"SLURM_JOB_ID": "4711", "CUDA_VISIBLE_DEVICES": "0"}
+    assert (record["world_size"], record["device"], record["mixed_precision"]) == (3, "cpu", "bf16")
+    assert record["packages"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert record["device_name"]
+
+
+def test_the_commit_is_that_of_the_checkout() -> None:
+    command = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
+    recorded = describe_environment(1, CPU, "no")["git_commit"]
+    if head:  # else the tests run from an unpacked archive
+        assert recorded is not None
+        assert re.fullmatch(rf"{head}(-dirty)?", recorded)
+    else:
+        assert recorded is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        ({}, "python"),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch"),
+        ({"TORCHELASTIC_RUN_ID": "x"}, "torchrun"),
+        ({"TORCHELASTIC_RUN_ID": "x", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch (torchrun)"),
+    ],
+)
+def test_the_launcher_is_recorded(variables: dict[str, str], launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert describe_environment(1, CPU, "no")["launcher"] == launcher
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("local_processes", [1, 2, 10_000])
+def test_cores_are_shared_out_where_a_launcher_left_one_thread(
+    local_processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_processes))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    use_all_cores()
+    assert torch.get_num_threads() == 3  # without a launcher, one thread was the user's wish
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    for somebodys_decision in ("3", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", somebodys_decision)
+        use_all_cores()
+        assert torch.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    use_all_cores()
+    on_gpu = torch.cuda.is_available()
+    assert torch.get_num_threads() == (3 if on_gpu else max(1, cores // local_processes))
+
+
+def test_peak_memory_is_in_mebibytes() -> None:
+    resident = psutil.Process().memory_info().rss / 2**20
+    peak = peak_memory_mib(CPU)
+    assert 0.9 * resident < peak < psutil.virtual_memory().total / 2**20
+    ballast = b"x" * (400 * 2**20)
+    assert peak_memory_mib(CPU) >= max(peak, len(ballast) / 2**20)

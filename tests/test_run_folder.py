@@ -1,0 +1,122 @@
+"""Files of a run are whole or absent, and only the run's own are ever removed; everything said is in its log."""
+
+import csv
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sst2.data import Split
+from sst2.errors import UserError
+from sst2.logs import log_to_file, start_logging
+from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
+
+
+def fill(run: RunFolder) -> None:
+    run.claim(overwrite=False)
+    for folder in (run.model, run.tensorboard, run.checkpoints / "step-00000001"):
+        folder.mkdir()
+        (folder / "file").write_text("old")
+    for file in (run.config, run.environment, run.metrics_log, run.samples, run.metrics, run.predictions, run.log):
+        file.write_text("old")
+
+
+def test_only_overwriting_removes_and_only_what_runs_write(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "a" / "b")
+    assert not run.path.exists()
+    fill(run)
+    (run.path / "notes.txt").write_text("mine")
+    (run.path / "plots").mkdir()
+    before = {str(path) for path in run.path.rglob("*")}
+    run.claim(overwrite=False)
+    assert {str(path) for path in run.path.rglob("*")} == before
+    run.claim(overwrite=True)
+    assert {path.name for path in run.path.iterdir()} == {"checkpoints", "notes.txt", "plots"}
+    assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_link_to_another_disk_is_no_obstacle_and_its_target_is_spared(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "precious").write_text("mine")
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.checkpoints.symlink_to(tmp_path / "scratch")
+    run.claim(overwrite=True)
+    assert run.checkpoints.is_dir()
+    assert (tmp_path / "scratch" / "precious").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=rf"--output_dir {tmp_path}/file/run cannot be written \(Not a directory\)"):
+        RunFolder(tmp_path / "file" / "run").claim(overwrite=False)
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "naïve\n")
+    assert (tmp_path / "a.txt").read_bytes() == "naïve\n".encode()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "a lot of text, and then \udcff")
+    assert (tmp_path / "a.txt").read_bytes() == "naïve\n".encode()
+    write_json(tmp_path / "a.json", {"loss": 0.5})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 0.5}
+
+
+def test_predictions_come_back_as_they_were_made(tmp_path: Path) -> None:
+    sentences = ['he said "no" , and left', "line\nbreak", "naïve — and moving", "=1+1"]
+    empty, offsets = np.array([], dtype=np.int32), np.zeros(5, dtype=np.int64)
+    validation = Split("validation", sentences, np.array([0, 1, 1, 0]), empty, offsets)
+    test = Split("test", sentences[:1], np.array([-1]), empty, offsets[:2])
+    logits = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [-500.0, 500.0]], dtype=np.float32)
+    write_predictions(tmp_path / "p.csv", [(validation, logits), (test, logits[1:2])])
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+    with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["sentence"] for row in rows] == [*sentences, sentences[0]]
+    assert [(row["split"], row["row"]) for row in rows] == [
+        *(("validation", str(number)) for number in range(4)),
+        ("test", "0"),
+    ]
+    assert [row["label"] for row in rows] == ["NEGATIVE", "POSITIVE", "POSITIVE", "NEGATIVE", ""]
+    assert [row["prediction"] for row in rows] == ["NEGATIVE", "POSITIVE", "NEGATIVE", "POSITIVE", "POSITIVE"]
+    expected = [1 / (1 + np.exp(2)), 1 / (1 + np.exp(-3)), 1 / (1 + np.exp(1)), 1.0, 1 / (1 + np.exp(-3))]
+    assert [float(row["probability_positive"]) for row in rows] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    root = logging.getLogger("sst2")
+    before = root.handlers, root.level, root.propagate
+    yield logging.getLogger("sst2.somewhere")
+    for handler in root.handlers:
+        handler.close()
+    root.handlers, root.level, root.propagate = before  # type: ignore[misc]
+
+
+def test_the_log_file_has_what_was_said_before_there_was_one(
+    logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for start in ("first", "second"):
+        start_logging(is_main=True)
+        logger.info("%s: early detail", start)
+        logger.warning("%s: early warning", start)
+        log_to_file(tmp_path / "train.log")  # the second start, a resumed run, goes on in the same file
+        logger.info("%s: naïve late line", start)
+    said = [line.split(" ", 2)[2] for line in (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()]
+    assert said == [
+        *("INFO first: early detail", "WARNING first: early warning", "INFO first: naïve late line"),
+        *("INFO second: early detail", "WARNING second: early warning", "INFO second: naïve late line"),
+    ]
+    assert capsys.readouterr().err.splitlines() == [line.split(" ", 1)[1] for line in said]
+
+
+def test_other_processes_only_report_errors(logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    start_logging(is_main=False)
+    logger.warning("of no interest twice")
+    logger.error("broken")
+    assert capsys.readouterr().err == "broken\n"

@@ -1,0 +1,142 @@
+"""A run has one curve, however often it was restarted: in metrics.jsonl, and as TensorBoard reads it back."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from sst2.run_folder import RunFolder
+from sst2.tracking import Tracker, drop_lines_after, flatten
+
+SETTINGS: dict[str, Any] = {"learning_rate": 2e-5, "seed": 42, "smoke": True, "eval_steps": None, "report_to": ["a"]}
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(overwrite=False)
+    return folder
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in file.read_text().splitlines()]
+
+
+def curve(run: RunFolder, tag: str) -> list[tuple[int, float]]:
+    """What TensorBoard draws."""
+    board = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+def log_steps(tracker: Tracker, steps: range, value: float) -> None:
+    for step in steps:
+        tracker.log("train", step, {"loss": value, "skipped_steps": 0})
+        tracker.log_samples(step, [step + 2, step])
+        if step % 3 == 0:
+            tracker.log("validation", step, {"accuracy": value, "loss": value})
+
+
+@pytest.mark.parametrize("resumed_at", [0, 6, 7])
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_restart_drops_what_came_after_its_checkpoint(
+    resumed_at: int, killed: bool, accelerator: Accelerator, run: RunFolder
+) -> None:
+    first = Tracker(accelerator, run, SETTINGS, first_step=0)
+    log_steps(first, range(1, 11), value=0.5)
+    first.flush()
+    if not killed:
+        first.close()
+    second = Tracker(accelerator, run, SETTINGS, first_step=resumed_at)
+    log_steps(second, range(resumed_at + 1, 13), value=0.25)
+    second.close()
+
+    expected = [(step, 0.5 if step <= resumed_at else 0.25) for step in range(1, 13)]
+    assert curve(run, "train/loss") == expected  # every step once, in order
+    assert curve(run, "validation/accuracy") == expected[2::3]
+    logged = lines(run.metrics_log)
+    assert [(line["step"], line["loss"]) for line in logged if line["split"] == "train"] == expected
+    assert [(line["step"], line["loss"]) for line in logged if line["split"] == "validation"] == expected[2::3]
+    assert lines(run.samples) == [{"step": step, "rows": [step, step + 2]} for step in range(1, 13)]
+
+
+def test_nested_numbers_are_spread_over_names_in_tensorboard_and_whole_in_the_log(
+    accelerator: Accelerator, run: RunFolder
+) -> None:
+    values = {"ci": [0.25, 0.75], "by_length": {"1-8": {"count": 3}}, "matrix": [[1, 2], [3, 4]], "roc_auc": None}
+    assert flatten(values) == {
+        "ci/0": 0.25,
+        "ci/1": 0.75,
+        "by_length/1-8/count": 3,
+        "matrix/0/0": 1,
+        "matrix/0/1": 2,
+        "matrix/1/0": 3,
+        "matrix/1/1": 4,
+    }
+    tracker = Tracker(accelerator, run, SETTINGS, first_step=0)
+    tracker.log("holdout", 5, values)
+    tracker.close()
+    assert lines(run.metrics_log) == [{"split": "holdout", "step": 5, **values}]
+    assert curve(run, "holdout/matrix/1/0") == [(5, 3.0)]
+
+
+def test_a_number_that_is_none_is_null_in_the_log(accelerator: Accelerator, run: RunFolder) -> None:
+    tracker = Tracker(accelerator, run, SETTINGS, first_step=0)
+    tracker.log("train", 1, {"loss": float("nan"), "grad_norm": float("inf"), "epoch": 0.5})
+    tracker.close()
+    assert lines(run.metrics_log) == [{"split": "train", "step": 1, "loss": None, "grad_norm": None, "epoch": 0.5}]
+    assert [str(value) for _, value in curve(run, "train/loss")] == ["nan"]
+
+
+def test_a_line_that_a_kill_cut_off_is_dropped(accelerator: Accelerator, run: RunFolder) -> None:
+    whole = [{"split": "train", "step": step, "loss": 1.0} for step in (1, 2)]
+    last = json.dumps({"split": "train", "step": 3, "loss": 1.0})
+    for length in range(len(last)):
+        run.metrics_log.write_text("".join(json.dumps(line) + "\n" for line in whole) + last[:length])
+        drop_lines_after(run.metrics_log, 10)
+        assert lines(run.metrics_log) == whole
+    tracker = Tracker(accelerator, run, SETTINGS, first_step=2)
+    tracker.log("train", 3, {"loss": 0.5})
+    tracker.close()
+    assert lines(run.metrics_log) == [*whole, {"split": "train", "step": 3, "loss": 0.5}]
+    assert not run.samples.exists()  # a log that was not asked for does not come into being
+
+
+def test_the_run_has_one_line_in_the_hparams_table(accelerator: Accelerator, run: RunFolder) -> None:
+    metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 0.5) | {"matthews": 0.1}
+    tracker = Tracker(accelerator, run, SETTINGS, first_step=0)
+    tracker.log("train", 1, {"loss": 0.5})
+    tracker.log_hparams(SETTINGS, "validation", 20, metrics)
+    tracker.close()
+    # SummaryWriter.add_hparams would make a folder, and with it a run, of its own.
+    assert all(path.is_file() for path in run.tensorboard.iterdir())
+    starts = []
+    for file in run.tensorboard.iterdir():
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.tag == "_hparams_/session_start_info":
+                    content = value.metadata.plugin_data.content
+                    starts.append(plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams)
+    assert len(starts) == 1
+    assert (starts[0]["learning_rate"].number_value, starts[0]["seed"].number_value) == (2e-5, 42)
+    assert starts[0]["smoke"].number_value == 1
+    assert starts[0]["report_to"].string_value == "['a']"
+    assert "eval_steps" not in starts[0]
+    for name in ("accuracy", "precision", "recall", "f1", "loss"):
+        assert curve(run, f"final/validation_{name}") == [(20, 0.5)]

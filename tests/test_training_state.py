@@ -1,0 +1,69 @@
+"""The sums behind the logged means, and which evaluation counts as the best."""
+
+import json
+from dataclasses import asdict
+from math import isnan, nan
+
+import pytest
+
+from sst2.training_state import TrainingState
+
+
+def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_of_the_loss() -> None:
+    state = TrainingState()
+    state.count_step(True, loss_sum=8.0, sentences=4, tokens=40, padded_tokens=50, seconds=1.0)
+    state.count_step(False, loss_sum=nan, sentences=4, tokens=60, padded_tokens=60, seconds=1.0)
+    state.count_step(True, loss_sum=1.0, sentences=2, tokens=20, padded_tokens=40, seconds=2.0)
+    expected = {
+        "loss": 9 / 6,
+        "sentences_per_second": 10 / 4,
+        "tokens_per_second": 30.0,
+        "padding_share": 1 - 120 / 150,
+    }
+    assert state.take_means() == pytest.approx(expected)
+    state.count_step(True, loss_sum=3.0, sentences=3, tokens=9, padded_tokens=9, seconds=0.5)
+    expected = {"loss": 1.0, "sentences_per_second": 6.0, "tokens_per_second": 18.0, "padding_share": 0.0}
+    assert state.take_means() == pytest.approx(expected)
+    # The totals go on.
+    assert (state.step, state.sentences, state.seconds, state.skipped_steps) == (4, 13, 4.5, 1)
+
+
+def test_a_window_of_broken_steps_has_no_loss_and_a_good_step_ends_the_row() -> None:
+    state = TrainingState()
+    for _ in range(3):
+        state.count_step(False, nan, 4, 40, 50, 1.0)
+    assert isnan(state.take_means()["loss"])
+    assert state.skipped_in_a_row == 3
+    state.count_step(True, 4.0, 4, 40, 50, 1.0)
+    state.count_step(False, nan, 4, 40, 50, 1.0)
+    assert (state.skipped_in_a_row, state.skipped_steps) == (1, 4)
+
+
+def test_accuracy_decides_and_the_loss_between_equals() -> None:
+    state = TrainingState()
+    # accuracy, loss, best so far?, evaluations since the best
+    evaluations = [
+        (0.80, 0.50, True, 0),
+        (0.80, 0.50, False, 1),  # no better than before
+        (0.70, 0.10, False, 2),
+        (0.80, 0.40, True, 0),
+        (0.90, 0.90, True, 0),
+        (0.90, 0.0, True, 0),
+        (0.90, 0.01, False, 1),  # a loss of zero is a loss
+    ]
+    for step, (accuracy, loss, is_best, since) in enumerate(evaluations, start=1):
+        state.step = step
+        assert state.count_evaluation(accuracy, loss) is is_best
+        assert state.evaluations_without_improvement == since
+    assert (state.best_step, state.best_accuracy, state.best_loss) == (6, 0.90, 0.0)
+
+
+def test_a_state_goes_on_from_json_in_the_middle_of_a_window() -> None:
+    state = TrainingState()
+    state.count_step(True, 1 / 3, 3, 31, 37, 0.1)
+    state.count_evaluation(2 / 3, 0.7)
+    resumed = TrainingState(**json.loads(json.dumps(asdict(state))))
+    assert resumed == state
+    for one in (state, resumed):
+        one.count_step(True, 0.1, 3, 30, 40, 0.2)
+    assert resumed.take_means() == state.take_means()
