@@ -7,7 +7,7 @@ The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `ev
 results and exports the model.
 """
 
-from sst2.arguments import PROGRAM, Settings, is_reporting_process, parse_arguments, to_yaml
+from sst2.arguments import PROGRAM, is_reporting_process, parse_arguments, to_yaml
 
 if __name__ == "__main__":
     # A wrong flag is answered here, before the seconds that the imports below take.
@@ -28,13 +28,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.batching import deal, evaluation_loader, forward_size, pad, plan_batches, to_device
+from sst2.batching import deal, evaluation_loaders, forward_size, pad, plan_batches, to_device
 from sst2.checkpointing import (
+    adopt_checkpoint,
     checkpoint_name,
     find_checkpoint,
+    identity,
     load_checkpoint,
     load_weights,
-    newest_checkpoint,
     save_checkpoint,
 )
 from sst2.data import Split, load_sentences, tokenize
@@ -46,7 +47,7 @@ from sst2.environment import (
     runs_on_cpu,
     use_all_cores,
 )
-from sst2.errors import TrainingDivergedError, exit_codes
+from sst2.errors import exit_codes
 from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
 from sst2.job import Job
 from sst2.logs import log_to_file, start_logging
@@ -54,6 +55,7 @@ from sst2.metrics import SentimentMetric, in_order_of_rows, in_words
 from sst2.modeling import load_model, load_tokenizer
 from sst2.optimization import build_optimizer
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
+from sst2.settings import Settings
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
 
@@ -96,21 +98,20 @@ def setup(settings: Settings) -> Job:
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
     optimizer, schedule = build_optimizer(bare_model, settings)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
-    loaders = {
-        name: accelerator.prepare(evaluation_loader(split, settings.per_device_eval_batch_size, tokenizer.pad_token_id))
-        for name, split in splits.items()
-        if name != "train"
-    }
+    evaluated = {name: split for name, split in splits.items() if name != "train"}
+    loaders = evaluation_loaders(evaluated, settings.per_device_eval_batch_size, tokenizer.pad_token_id, accelerator)
 
     run, state = RunFolder(settings.run_dir), TrainingState()
     if place := find_checkpoint(settings.resume_from_checkpoint, run.checkpoints):
-        state = load_checkpoint(place, accelerator, bare_model, optimizer, schedule, asdict(settings))
+        state = load_checkpoint(place, accelerator, bare_model, optimizer, schedule, identity(settings, splits))
         logger.info("resuming from %s", place)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.claim(settings.overwrite_output_dir)
-        log_to_file(run.log)
         write_text(run.config, to_yaml(settings))
+        log_to_file(run.log)
+        if place:
+            adopt_checkpoint(place, run.checkpoints, state.best_step)
         write_json(run.environment, describe_environment(accelerator.num_processes, accelerator.device, precision))
     tracker = Tracker(accelerator, run, asdict(settings), state.step)
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
@@ -186,10 +187,7 @@ def train_step(job: Job) -> dict[str, float]:
     tokens = int(train.lengths[rows].sum())
     state.count_step(is_finite, loss_sum, len(rows), tokens, int(padded_tokens), time.perf_counter() - started)
     if state.skipped_in_a_row == MAX_SKIPPED_STEPS:
-        raise TrainingDivergedError(
-            f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row, up to step {state.step}: lower "
-            f"--learning_rate; last good checkpoint: {newest_checkpoint(job.run.checkpoints) or 'none yet'}"
-        )
+        raise job.diverged(f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row")
     return measured
 
 
@@ -220,9 +218,15 @@ def select(job: Job) -> bool:
 
 def checkpoint(job: Job) -> None:
     job.tracker.flush()
-    limit, settings = job.settings.checkpoints_total_limit, asdict(job.settings)
     save_checkpoint(
-        job.run.checkpoints, job.accelerator, job.bare_model, job.optimizer, job.schedule, job.state, settings, limit
+        job.run.checkpoints,
+        job.accelerator,
+        job.bare_model,
+        job.optimizer,
+        job.schedule,
+        job.state,
+        identity(job.settings, job.splits),
+        job.settings.checkpoints_total_limit,
     )
 
 
@@ -245,7 +249,7 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
         logits.append(gathered[1].cpu())
     ordered = in_order_of_rows(torch.cat(rows).numpy(), torch.cat(logits).numpy(), len(split))
     if not np.isfinite(ordered).all():
-        raise TrainingDivergedError(f"step {job.state.step}: the model gives {split.name} logits that are not finite")
+        raise job.diverged(f"the model gives {split.name} logits that are not finite")
     if not split.is_labelled:
         return {}, ordered
     return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths), ordered
@@ -256,12 +260,15 @@ def finish(job: Job) -> None:
     settings, state, run = job.settings, job.state, job.run
     name = "validation" if "validation" in job.splits else "holdout"
     step, selected = state.step, "the last one"
-    if settings.load_best_model_at_end and state.best_step is not None:
-        step = state.best_step
+    if settings.load_best_model_at_end and (best := job.best_saved_step) is not None:
+        step = best
         selected = f"the most accurate on the {job.selection_split.name} split of all that were evaluated"
         selected += ", which flatters these figures" if job.selection_split.name == name else ""
         load_weights(run.checkpoints / checkpoint_name(step), job.bare_model)
     evaluated = {split: evaluate(job, job.splits[split]) for split in job.loaders}
+    for split, (scores, _) in evaluated.items():
+        if scores and split != job.selection_split.name:  # that one has its point from the last evaluation
+            job.tracker.log(split, step, scores)
     if not job.accelerator.is_main_process:
         return
     metrics = evaluated[name][0] | {
@@ -275,13 +282,10 @@ def finish(job: Job) -> None:
     }
     if "test" in evaluated and job.splits["test"].is_labelled:
         metrics["test"] = evaluated["test"][0]
-    export_model(
-        job.bare_model,
-        job.tokenizer,
-        job.splits[name].sentences,
-        model_card(settings, metrics, len(job.splits["train"])),
-        run.model,
-    )
+    card = model_card(settings, metrics, len(job.splits["train"]))
+    expected = evaluated[name][1] if settings.mixed_precision == "no" else None
+    sentences = job.splits[name].sentences
+    export_model(job.bare_model, job.tokenizer, sentences, card, run.model, settings.max_length, expected)
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
     job.tracker.log_hparams(asdict(settings), name, step, metrics)
     write_json(run.metrics, metrics)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from conftest import SCRIPT
-from sst2.arguments import Settings, parse_arguments, to_yaml
+from sst2.arguments import parse_arguments, to_yaml
+from sst2.settings import Settings
 
 
 def parse(*words: str) -> Settings:
@@ -56,6 +57,7 @@ def test_written_settings_can_be_read_back(tmp_path: Path) -> None:
         ("learning_rat: 3e-5\n", "did you mean --learning_rate?"),
         ("learning_rate: fast\n", "learning_rate"),
         ("- a\n- b\n", "must hold lines"),
+        ("train_file: [a.tsv, b.tsv]\n", "takes one value"),
         ("a: [\n", "is not YAML"),
     ],
 )
@@ -67,6 +69,21 @@ def test_mistakes_in_a_yaml_file_name_it(
     message = refused(capsys, "--config", str(file))
     assert str(file) in message
     assert expected in message
+
+
+def test_a_flag_puts_aside_what_the_file_derived_from_another(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("max_train_steps: 20\nglobal_batch_size: 64\ngradient_accumulation_steps: 2\n")
+    assert parse("--config", str(file)).max_train_steps == 20
+    assert parse("--config", str(file), "--num_train_epochs", "5").max_train_steps is None
+    settings = parse("--config", str(file), "--gradient_accumulation_steps", "4")
+    assert (settings.gradient_accumulation_steps, settings.global_batch_size) == (4, None)
+
+
+def test_what_belongs_to_one_start_is_not_recorded(tmp_path: Path) -> None:
+    recorded = yaml.safe_load(to_yaml(parse("--smoke", "--overwrite_output_dir")))
+    assert "overwrite_output_dir" not in recorded
+    assert "resume_from_checkpoint" not in recorded
 
 
 def test_unknown_flag_suggests_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:

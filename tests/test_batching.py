@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.arguments import Settings
 from sst2.batching import BatchPlan, deal, epoch_order, evaluation_loader, pad, plan_batches
 from sst2.data import Split
 from sst2.errors import UserError
+from sst2.settings import Settings
 
 
 def make_split(lengths: list[int]) -> Split:

@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from processes import kill_at_change, start
-from sst2.arguments import Settings
 from sst2.checkpointing import (
     BINDING_SETTINGS,
     find_checkpoint,
+    identity,
     list_checkpoints,
     load_checkpoint,
     load_weights,
@@ -35,6 +35,7 @@ from sst2.checkpointing import (
 )
 from sst2.errors import UserError
 from sst2.optimization import build_optimizer
+from sst2.settings import Settings
 from sst2.training_state import TrainingState
 
 SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01, num_warmup_steps=3, max_train_steps=20)
@@ -70,11 +71,11 @@ class Training:
 
     def save(self, folder: Path, limit: int = 2, settings: Settings = SETTINGS) -> Path:
         parts = (self.accelerator, self.model, self.optimizer, self.schedule, self.state)
-        return save_checkpoint(folder, *parts, asdict(settings), limit)
+        return save_checkpoint(folder, *parts, identity(settings, {}), limit)
 
     def load(self, place: Path, settings: Settings = SETTINGS) -> None:
         parts = (self.accelerator, self.model, self.optimizer, self.schedule)
-        self.state = load_checkpoint(place, *parts, asdict(settings))
+        self.state = load_checkpoint(place, *parts, identity(settings, {}))
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(accelerator: Accelerator, tmp_path: Path) -> None:
@@ -237,6 +238,18 @@ def test_the_newest_and_the_best_are_kept(accelerator: Accelerator, tmp_path: Pa
     training.state.best_step = 5
     assert [kept_after_step() for _ in range(3)] == [[5, 6], [5, 6, 7], [5, 7, 8]]
     assert {path.name for path in tmp_path.iterdir()} == {f"step-{step:08d}" for step in (5, 7, 8)}
+
+
+def test_a_branch_from_an_earlier_checkpoint_replaces_the_later_ones(accelerator: Accelerator, tmp_path: Path) -> None:
+    training = Training(accelerator, seed=1)
+    for _ in range(4):
+        training.step()
+        training.save(tmp_path, limit=4)
+    training.load(tmp_path / "step-00000002")
+    training.step()
+    training.save(tmp_path, limit=2)
+    # Neither is the new one rotated away, nor may a later start take the abandoned step 4 for the newest.
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(accelerator: Accelerator, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from processes import results, start
-from sst2.arguments import Settings
 from sst2.data import Split, load_sentences, tokenize
 from sst2.errors import UserError
 from sst2.reading import LabelledSentences
 from sst2.sample import sample_sentences, sample_tokenizer
+from sst2.settings import Settings
 
 SENTENCES = ["a gripping , funny film ", "Naïve\tand   moving — xyzzy", "dull", "a dull film " * 20, "bad"]
 LABELS = [1, 1, 0, 0, 0]
@@ -172,8 +172,8 @@ def test_validation_sentences_that_training_has_seen_are_told(
     load_sentences(settings)
     assert log.messages == []
     write_tsv(tmp_path / "dev.tsv", [(" t5 ", 1), ("fresh", 0), ("t7", 1), ("T8", 1)])
-    # The warning is about the files, not about what --max_train_samples leaves of them.
-    load_sentences(replace(settings, max_train_samples=3))
+    # The warning is about the sentences that are trained on: here t0 to t7.
+    load_sentences(replace(settings, max_train_samples=8))
     assert len(log.messages) == 1
     assert "2 of 4 validation sentences stand in the training data as well, ' t5 ' for one" in log.messages[0]
 

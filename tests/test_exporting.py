@@ -15,16 +15,22 @@ from safetensors.torch import load_file
 from tokenizers import normalizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pipeline
 
-from sst2.arguments import SAMPLE, Settings
 from sst2.exporting import export_model, model_card
 from sst2.modeling import load_model, load_tokenizer
 from sst2.sample import sample_sentences, sample_tokenizer
+from sst2.settings import SAMPLE, Settings
 
 SENTENCES = sample_sentences("validation")[0][:40]
 METRICS: dict[str, Any] = {
     **{"accuracy": 0.91284, "precision": 0.9, "recall": 0.92, "f1": 0.91, "matthews": 0.82, "roc_auc": 0.97},
     **{"loss": 0.25, "ece": 0.03, "count": 872, "accuracy_ci95": [0.8922, 0.92975]},
-    **{"split": "validation", "checkpoint": "checkpoints/step-00000020", "selected": "the last one"},
+    **{
+        "step": 20,
+        "epoch": 2.0,
+        "split": "validation",
+        "checkpoint": "checkpoints/step-00000020",
+        "selected": "the last one",
+    },
 }
 
 
@@ -86,8 +92,6 @@ def test_the_card_says_how_good_the_model_is_and_how_sure_that_is(settings: Sett
     card = model_card(replace(settings, learning_rate=3e-5, seed=7), METRICS, 300)
     header = front_matter(card)
     assert header == {
-        "language": "en",
-        "license": "apache-2.0",
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "tags": ["sentiment-analysis", "distilbert", "sst2"],
@@ -142,7 +146,7 @@ def test_an_export_that_is_not_the_model_is_refused_and_the_earlier_one_stays(
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     healthy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     spoil(model, tokenizer)
-    with pytest.raises(RuntimeError, match="gives other logits than the trained one"):
+    with pytest.raises(RuntimeError, match="gives other logits than before it was saved"):
         export_model(model, tokenizer, sentences, "second", tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     # What the failure left behind is no obstacle.

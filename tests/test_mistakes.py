@@ -91,6 +91,12 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "output folder is a file": (folder_that_is_a_file, "is a file"),
     "output folder is not empty": (folder_with_something_in_it, "--resume_from_checkpoint auto goes on with it"),
     "overwriting no run": (folder_that_is_no_run, "holds no run"),
+    "resuming no run": (
+        lambda f, job: [*folder_with_something_in_it(f, job), "--resume_from_checkpoint", "auto"],
+        "holds no run",
+    ),
+    "empty value": (with_flags("--model_name_or_path", ""), "--model_name_or_path is empty"),
+    "column twice": (with_file("a.csv", b"sentence,label,label\ngood,1,0\n"), "has 2 columns 'label'"),
     "fp16 on a CPU": (with_flags("--mixed_precision", "fp16"), "needs a GPU"),
     "sentences too long": (with_flags("--max_length", "1000"), "more than the 512 positions"),
     "nothing held out": (with_flags("--holdout_fraction", "0.0001"), "leaves a part empty"),

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DistilBertForSequenceClassification, DistilBertModel
 
-from sst2.arguments import SAMPLE, Settings
 from sst2.errors import UserError
 from sst2.modeling import load_model, load_tokenizer
 from sst2.sample import sample_tokenizer
+from sst2.settings import SAMPLE, Settings
 
 
 def settings(model: Path, **flags: Any) -> Settings:

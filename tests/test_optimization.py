@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import DistilBertForSequenceClassification
 
-from sst2.arguments import Settings, TrainingArguments
 from sst2.optimization import build_optimizer
 from sst2.sample import sample_config
+from sst2.settings import Settings, TrainingArguments
 
 SCHEDULES = get_args(get_type_hints(TrainingArguments)["lr_scheduler_type"])
 

@@ -95,6 +95,17 @@ def test_test_data_needs_no_labels(label: str, tmp_path: Path) -> None:
     assert read_file(str(tmp_path / "u.tsv"), labels_required=False).labels == [-1]
 
 
+def test_the_names_of_class_labels_decide_not_their_numbers() -> None:
+    swapped = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
+    )
+    dataset = datasets.Dataset.from_dict({"sentence": ["good", "bad", "?"], "label": [0, 1, -1]}, features=swapped)
+    assert read_dataset(dataset, "name test", labels_required=False).labels == [1, 0, -1]
+    grammar = datasets.ClassLabel(names=["unacceptable", "acceptable"])
+    with pytest.raises(UserError, match="row 1: label 'acceptable' is unknown"):
+        read_dataset(dataset.cast_column("label", grammar), "glue cola", labels_required=True)
+
+
 def test_data_sets_with_class_labels_are_read() -> None:
     features = datasets.Features(
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}

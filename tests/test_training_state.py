@@ -46,10 +46,10 @@ def test_accuracy_decides_and_the_loss_between_equals() -> None:
         (0.80, 0.50, True, 0),
         (0.80, 0.50, False, 1),  # no better than before
         (0.70, 0.10, False, 2),
-        (0.80, 0.40, True, 0),
+        (0.80, 0.40, True, 3),  # the better of two, but patience waits for accuracy
         (0.90, 0.90, True, 0),
-        (0.90, 0.0, True, 0),
-        (0.90, 0.01, False, 1),  # a loss of zero is a loss
+        (0.90, 0.0, True, 1),
+        (0.90, 0.01, False, 2),  # a loss of zero is a loss
     ]
     for step, (accuracy, loss, is_best, since) in enumerate(evaluations, start=1):
         state.step = step

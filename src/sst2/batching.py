@@ -10,11 +10,12 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from sst2.arguments import Settings
 from sst2.data import Split
 from sst2.errors import UserError
+from sst2.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def plan_batches(settings: Settings, num_sentences: int, world_size: int) -> tup
             f"not --gradient_accumulation_steps {accumulation}: drop one of the two"
         )
     total = settings.max_train_steps or math.ceil(settings.num_train_epochs * steps_per_epoch(num_sentences, batch))
-    warmup = settings.num_warmup_steps
+    warmup = 0 if settings.lr_scheduler_type == "constant" else settings.num_warmup_steps
     if warmup is None:
         warmup = math.ceil(settings.warmup_ratio * total)
     settings = replace(
@@ -144,6 +145,15 @@ def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Te
         "rows": rows,
     }
     return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+
+
+def evaluation_loaders(
+    splits: dict[str, Split], batch_size: int, pad_token_id: int, accelerator: Accelerator
+) -> dict[str, DataLoader]:
+    """A loader for every split, each rank's batches its own."""
+    return {
+        name: accelerator.prepare(evaluation_loader(split, batch_size, pad_token_id)) for name, split in splits.items()
+    }
 
 
 def evaluation_loader(split: Split, batch_size: int, pad_token_id: int) -> DataLoader:

@@ -23,18 +23,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
+from sst2.data import Split
 from sst2.errors import UserError
+from sst2.settings import Settings
 from sst2.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8})")
 # Settings that a run cannot change on its way and still be the run that it was.
+DATA = "data"
 BINDING_SETTINGS = (
     "model_name_or_path model_revision dropout dataset_name dataset_config_name dataset_revision max_length "
     "max_train_samples holdout_fraction global_batch_size learning_rate weight_decay max_train_steps "
     "lr_scheduler_type num_warmup_steps max_grad_norm mixed_precision seed"
 ).split()
+
+
+def identity(settings: Settings, splits: dict[str, Split]) -> dict[str, Any]:
+    """What must be the same for a run to go on: the binding settings, and the sentences trained and selected on."""
+    binding: dict[str, Any] = {name: getattr(settings, name) for name in BINDING_SETTINGS}
+    return binding | {DATA: {name: split.fingerprint for name, split in splits.items() if name != "test"}}
 
 
 def checkpoint_name(step: int) -> str:
@@ -53,7 +62,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
     state: TrainingState,
-    settings: dict[str, Any],
+    run_identity: dict[str, Any],
     limit: int,
 ) -> Path:
     """Write a checkpoint and then remove the oldest beyond `limit`, never the best. All ranks call it.
@@ -66,7 +75,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         unfinished = folder / f".{place.name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
+        unfinished.mkdir(parents=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
         training = {
@@ -76,7 +85,7 @@ def save_checkpoint(
             "random_states": random_states,
         }
         torch.save(training, unfinished / "training.pt")
-        content = {"training_state": asdict(state), "settings": {name: settings[name] for name in BINDING_SETTINGS}}
+        content = {"training_state": asdict(state), "identity": run_identity}
         (unfinished / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for file in unfinished.iterdir():
             _sync(file)
@@ -84,7 +93,7 @@ def save_checkpoint(
             _remove(place)
         os.rename(unfinished, place)
         _sync(folder)
-        _rotate(folder, limit, state.best_step)
+        _rotate(folder, place.name, limit, state.best_step)
     accelerator.wait_for_everyone()
     return place
 
@@ -109,7 +118,7 @@ def load_checkpoint(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler,
-    settings: dict[str, Any],
+    run_identity: dict[str, Any],
 ) -> TrainingState:
     """Bring everything back to where it was when the checkpoint was written.
 
@@ -117,7 +126,7 @@ def load_checkpoint(
         UserError: the folder is no whole checkpoint, or comes from a run with other settings.
     """
     content = _read_state(place)
-    _refuse_other_settings(place, content["settings"], settings)
+    _refuse_another_run(place, content["identity"], run_identity)
     load_weights(place, model)
     try:
         training = torch.load(place / "training.pt", map_location="cpu", weights_only=True)
@@ -130,6 +139,18 @@ def load_checkpoint(
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise _damaged(place, error) from None
     return content["training_state"]
+
+
+def adopt_checkpoint(place: Path, folder: Path, best_step: int | None) -> None:
+    """Copy a checkpoint of another run, and the best one beside it, into this run's folder: it stands on its own."""
+    if place.resolve().parent == folder.resolve():
+        return
+    wanted = {place.name} | ({checkpoint_name(best_step)} if best_step is not None else set())
+    for name in [name for name in wanted if (place.parent / name).is_dir()]:
+        unfinished = folder / f".{name}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(place.parent / name, unfinished)
+        os.rename(unfinished, folder / name)
 
 
 def load_weights(place: Path, model: torch.nn.Module) -> None:
@@ -147,7 +168,7 @@ def load_weights(place: Path, model: torch.nn.Module) -> None:
 def _read_state(place: Path) -> dict[str, Any]:
     try:
         content = json.loads((place / "state.json").read_text(encoding="utf-8"))
-        return {"training_state": TrainingState(**content["training_state"]), "settings": content["settings"]}
+        return {"training_state": TrainingState(**content["training_state"]), "identity": dict(content["identity"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(place, error) from None
 
@@ -158,8 +179,13 @@ def _damaged(place: Path, error: Exception) -> UserError:
     )
 
 
-def _refuse_other_settings(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+def _refuse_another_run(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     for name, value in saved.items():
+        if name == DATA and current.get(name) != value:
+            raise UserError(
+                f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
+                "go on, or start a new run in another --output_dir"
+            )
         if current.get(name) != value:
             raise UserError(
                 f"--{name} is {current.get(name)} but {place} was trained with {value}: "
@@ -167,8 +193,10 @@ def _refuse_other_settings(place: Path, saved: dict[str, Any], current: dict[str
             )
 
 
-def _rotate(folder: Path, limit: int, best_step: int | None) -> None:
+def _rotate(folder: Path, newest: str, limit: int, best_step: int | None) -> None:
     best = checkpoint_name(best_step) if best_step is not None else None
+    for abandoned in [path for path in list_checkpoints(folder) if path.name > newest]:
+        _remove(abandoned)  # of the way that the run took before it was resumed from an earlier step
     for old in [path for path in list_checkpoints(folder)[:-limit] if path.name != best]:
         _remove(old)
 

@@ -12,11 +12,11 @@ import numpy as np
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from sst2.arguments import SAMPLE, Settings
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub, require_revision
 from sst2.reading import LabelledSentences, read_dataset, read_file
 from sst2.sample import sample_sentences
+from sst2.settings import SAMPLE, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,11 @@ class Split:
         return np.diff(self.offsets)
 
     @property
+    def fingerprint(self) -> str:
+        """Tells whether two splits hold the same token ids and labels."""
+        return hashlib.sha256(self.input_ids.tobytes() + self.offsets.tobytes() + self.labels.tobytes()).hexdigest()
+
+    @property
     def is_labelled(self) -> bool:
         return bool((self.labels >= 0).all())
 
@@ -67,14 +72,14 @@ def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
         splits = _from_files(settings)
     else:
         splits = _from_dataset(settings)
-    _warn_of_shared_sentences(splits)
     if settings.max_train_samples:
         splits["train"] = splits["train"].take(range(min(settings.max_train_samples, len(splits["train"]))))
     if settings.holdout_fraction:
         splits = _cut_holdout(splits, settings.holdout_fraction, settings.seed)
-    for name in set(splits) - {"train"}:
+    for name in [name for name in splits if name != "train"]:
         if settings.max_eval_samples:
             splits[name] = splits[name].take(range(min(settings.max_eval_samples, len(splits[name]))))
+        _warn_of_shared_sentences(splits["train"], name, splits[name])
     return splits
 
 
@@ -145,19 +150,21 @@ def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
     return splits
 
 
-def _warn_of_shared_sentences(splits: dict[str, LabelledSentences]) -> None:
-    """Say when validation would be flattered by sentences that training has seen."""
-    if "validation" not in splits:
-        return
-    seen = {sentence.strip() for sentence in splits["train"].sentences}
-    shared = [sentence for sentence in splits["validation"].sentences if sentence.strip() in seen]
+def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: LabelledSentences) -> None:
+    """Say when metrics would be flattered by sentences that training has seen."""
+    seen = {sentence.strip() for sentence in train.sentences}
+    shared = [sentence for sentence in evaluated.sentences if sentence.strip() in seen]
     if shared:
         logger.warning(
-            "%d of %d validation sentences stand in the training data as well, %r for one: their metrics flatter",
+            "%d of %d %s sentences stand in the training data as well, %r for one: their metrics flatter",
             len(shared),
-            len(splits["validation"]),
+            len(evaluated),
+            name,
             shared[0],
         )
+    unlabelled = evaluated.labels.count(-1)
+    if 0 < unlabelled < len(evaluated):
+        logger.warning("%d of %d %s sentences have no label: none is scored", unlabelled, len(evaluated), name)
 
 
 def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: int) -> dict[str, LabelledSentences]:
@@ -165,9 +172,17 @@ def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: in
     size = round(len(train) * fraction)
     if not 0 < size < len(train):
         raise UserError(f"--holdout_fraction {fraction} of {len(train)} training sentences leaves a part empty")
+    rows_of: dict[str, list[int]] = {}  # by text: copies of a sentence stay on one side
+    for row, sentence in enumerate(train.sentences):
+        rows_of.setdefault(sentence.strip(), []).append(row)
+    texts = list(rows_of)
+    held: list[int] = []
     # a stream of its own: the epochs' orders draw from [seed, epoch]
-    order = np.random.default_rng([seed, 2**32]).permutation(len(train))
-    parts = {"train": train.take(sorted(order[size:])), "holdout": train.take(sorted(order[:size]))}
+    for number in np.random.default_rng([seed, 2**32]).permutation(len(texts)):
+        if len(held) < size:
+            held += rows_of[texts[number]]
+    rest = set(range(len(train))).difference(held)
+    parts = {"train": train.take(sorted(rest)), "holdout": train.take(sorted(held))}
     return parts | {name: data for name, data in splits.items() if name != "train"}
 
 

@@ -12,8 +12,8 @@ from typing import Any, cast
 import psutil
 import torch
 
-from sst2.arguments import Precision
 from sst2.errors import UserError
+from sst2.settings import Precision
 
 PACKAGES = (
     "accelerate datasets deepspeed evaluate numpy safetensors scikit-learn tensorboard tokenizers torch transformers"

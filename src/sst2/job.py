@@ -1,5 +1,6 @@
 """Everything a run consists of."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
 
-from sst2.arguments import Settings
 from sst2.batching import BatchPlan
+from sst2.checkpointing import checkpoint_name, newest_checkpoint
 from sst2.data import Split
+from sst2.errors import TrainingDivergedError
 from sst2.run_folder import RunFolder
+from sst2.settings import Settings
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,6 +53,22 @@ class Job:
     def selection_split(self) -> Split:
         """What evaluations during training look at: the hold-out where there is one, else validation."""
         return self.splits.get("holdout") or self.splits["validation"]
+
+    def diverged(self, what: str) -> TrainingDivergedError:
+        """The error to raise when training has broken down; it names the checkpoint to go back to."""
+        good = newest_checkpoint(self.run.checkpoints) or "none yet"
+        return TrainingDivergedError(
+            f"{what}, up to step {self.state.step}: lower --learning_rate; last good checkpoint: {good}"
+        )
+
+    @property
+    def best_saved_step(self) -> int | None:
+        """The best model's step, if it can be loaded: a start without `--load_best_model_at_end` did not save it."""
+        best = self.state.best_step
+        if best is not None and not (self.run.checkpoints / checkpoint_name(best)).is_dir():
+            logger.warning("the best model, of step %d, was not saved: taking the last", best)
+            return None
+        return best
 
     @property
     def is_out_of_patience(self) -> bool:

@@ -8,11 +8,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, DistilBertForSequenceClassification, DistilBertTokenizer, PreTrainedTokenizerBase
 
-from sst2.arguments import SAMPLE, Settings
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub
 from sst2.reading import LABEL_NAMES
 from sst2.sample import sample_config, sample_tokenizer
+from sst2.settings import SAMPLE, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,10 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         if config.model_type != "distilbert":
             raise UserError(f"--model_name_or_path {name} is a {config.model_type} model: give a DistilBERT checkpoint")
-        tokenizer = DistilBertTokenizer.from_pretrained(name, revision=revision)
+        try:
+            tokenizer = DistilBertTokenizer.from_pretrained(name, revision=revision)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"--model_name_or_path {name}: its tokenizer files are damaged ({error!r})") from None
     if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
         raise UserError(f"--model_name_or_path {name} holds no vocabulary: it needs tokenizer.json or vocab.txt")
     # a folder without this setting has no limit, and the exported model would meet sentences that it cannot take

@@ -5,7 +5,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from sst2.arguments import Settings
+from sst2.settings import Settings
 
 
 def build_optimizer(model: nn.Module, settings: Settings) -> tuple[torch.optim.Optimizer, LRScheduler]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LABEL_NAMES = ("NEGATIVE", "POSITIVE")
 UNLABELLED = -1
+NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "-1": UNLABELLED, "-1.0": UNLABELLED, "": None}
 READ_BATCH = 10_000  # rows converted from Arrow at a time: bounds memory, large enough to be fast
 
 
@@ -103,7 +104,7 @@ def _checked_label(record: Record, required: bool) -> int:
         word = label.strip().upper()
         if word in LABEL_NAMES:
             return LABEL_NAMES.index(word)
-        label = int(word) if word in ("0", "1", "-1") else (None if word == "" else label)
+        label = NUMBERS.get(word, label)
     if label in (None, UNLABELLED):
         if not required:
             return UNLABELLED
@@ -115,6 +116,9 @@ def _checked_label(record: Record, required: bool) -> int:
 
 def _require_columns(columns: Iterable[str], source: str, labels_required: bool) -> None:
     columns = list(columns)
+    for name in {"sentence", "label"}.intersection(columns):
+        if columns.count(name) > 1:
+            raise UserError(f"{source} has {columns.count(name)} columns {name!r}: keep one")
     for name in ("sentence", "label") if labels_required else ("sentence",):
         if name not in columns:
             raise UserError(f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}: rename one")
@@ -150,8 +154,8 @@ def _json_records(path: str, labels_required: bool) -> Iterator[Record]:
             place = f"{path} line {number}"
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{place} is not JSON ({error.msg}): give one object a line") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{place} is not JSON ({error}): give one object a line") from None
             if not isinstance(row, dict):
                 raise UserError(f"{place} is not a JSON object: give one object a line")
             _require_columns(row, place, labels_required)
@@ -173,15 +177,17 @@ def _parquet_records(path: str, labels_required: bool) -> Iterator[Record]:
                 for sentence, label in zip(values["sentence"], labels, strict=True):
                     row += 1
                     yield Record(f"{path} row {row}", sentence, label)
-    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as parquet: {error}") from None
 
 
 def _dataset_records(dataset: "Dataset", name: str) -> Iterator[Record]:
     columns = [column for column in ("sentence", "label") if column in dataset.column_names]
+    names: Any = getattr(dataset.features.get("label"), "names", None)  # what the numbers stand for, where it is said
     row = 0
     for batch in dataset.select_columns(columns).iter(READ_BATCH):
         labels = batch.get("label", [None] * len(batch["sentence"]))
         for sentence, label in zip(batch["sentence"], labels, strict=True):
             row += 1
-            yield Record(f"{name} row {row}", sentence, label)
+            is_named = names is not None and label not in (None, UNLABELLED)
+            yield Record(f"{name} row {row}", sentence, names[label] if is_named else label)

@@ -42,7 +42,6 @@ class RunFolder:
             if overwrite:
                 for entry in [path for path in vars(self).values() if path != self.path]:
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"--output_dir {self.path} cannot be written ({error.strerror}): name another") from None
 

@@ -94,7 +94,7 @@ def drop_lines_after(file: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except json.JSONDecodeError:
+        except (ValueError, LookupError, TypeError):
             continue
     write_text(file, "".join(kept))
 

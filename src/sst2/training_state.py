@@ -21,7 +21,7 @@ class TrainingState:
     seconds: float = 0.0
     best_step: int | None = None
     best_accuracy: float | None = None
-    best_loss: float | None = None
+    best_loss: float = 0.0
     evaluations_without_improvement: int = 0
     logged_loss: float = 0.0
     logged_loss_sentences: int = 0
@@ -63,9 +63,11 @@ class TrainingState:
 
     def count_evaluation(self, accuracy: float, loss: float) -> bool:
         """Count one evaluation. Returns whether it is the best so far."""
-        if self.best_accuracy is None or (accuracy, -loss) > (self.best_accuracy, -(self.best_loss or 0.0)):
-            self.best_step, self.best_accuracy, self.best_loss = self.step, accuracy, loss
+        if self.best_accuracy is None or accuracy > self.best_accuracy:
             self.evaluations_without_improvement = 0
-            return True
-        self.evaluations_without_improvement += 1
-        return False
+        else:
+            self.evaluations_without_improvement += 1
+        is_best = self.best_accuracy is None or (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+        if is_best:
+            self.best_step, self.best_accuracy, self.best_loss = self.step, accuracy, loss
+        return is_best
