@@ -119,7 +119,8 @@ def forward_size(per_device_batch_size: int, device: torch.device) -> int:
     """Sentences in one forward pass of a device.
 
     A GPU takes all it may. A CPU is as fast with few sentences as with many, and a few of about one length need little
-    padding: with 8, training on SST-2 ran 1.5 times as fast as with 32 (benchmarks/results/cpu_forward_size.json).
+    padding: with 8, training on SST-2 ran 1.4 to 1.7 times as fast as with 32
+    (benchmarks/results/cpu_forward_size.json).
     """
     return min(per_device_batch_size, 8) if device.type == "cpu" else per_device_batch_size
 
