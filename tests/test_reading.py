@@ -102,7 +102,7 @@ def test_the_names_of_class_labels_decide_not_their_numbers() -> None:
     dataset = datasets.Dataset.from_dict({"sentence": ["good", "bad", "?"], "label": [0, 1, -1]}, features=swapped)
     assert read_dataset(dataset, "name test", labels_required=False).labels == [1, 0, -1]
     grammar = datasets.ClassLabel(names=["unacceptable", "acceptable"])
-    with pytest.raises(UserError, match="row 1: label 'acceptable' is unknown"):
+    with pytest.raises(UserError, match="row 1: label 'unacceptable' is unknown"):
         read_dataset(dataset.cast_column("label", grammar), "glue cola", labels_required=True)
 
 
