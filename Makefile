@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SLOW ?= slow and not gpu
 
 .PHONY: help demo test test-slow checks clean
 
@@ -16,7 +17,7 @@ test: $(VENV)/installed-dev  ## all tests that need no GPU and take no long time
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(VENV)/installed-dev  ## many processes, whole runs; with SST2_DATA_DIR and SST2_MODEL_DIR also real data
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "$(SLOW)"
 
 checks: $(VENV)/installed-dev  ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .
