@@ -28,17 +28,17 @@ def test_published_files_are_read_whole() -> None:
     assert not {s.strip() for s in validation.sentences} & {s.strip() for s in train.sentences}
 
 
-def test_a_tenth_of_an_epoch_learns_sentiment(train: Callable[..., Finished]) -> None:
+def test_some_thousand_sentences_teach_sentiment(train: Callable[..., Finished]) -> None:
     folder = Path(os.environ["SST2_DATA_DIR"])
     run = train(
         *("--model_name_or_path", os.environ["SST2_MODEL_DIR"], "--mixed_precision", "auto"),
         *("--train_file", folder / "train.tsv", "--validation_file", folder / "dev.tsv"),
-        *("--max_train_samples", 6_400, "--num_train_epochs", 1, "--learning_rate", 1e-4),
+        *("--max_train_samples", 4_000, "--num_train_epochs", 1, "--learning_rate", 1e-4),
         OMP_NUM_THREADS="2",
     )
     assert run.code == 0, run.stderr
     assert run.metrics["count"] == 872
-    assert run.metrics["accuracy"] > 0.75  # chance is 0.51
+    assert run.metrics["accuracy"] > 0.7  # chance is 0.51
     classify = pipeline("sentiment-analysis", str(run.run_dir / "model"))
     reviews = ["a wonderful, moving and beautifully acted film", "a boring, stupid mess and a waste of time"]
     assert [answer["label"] for answer in classify(reviews)] == ["POSITIVE", "NEGATIVE"]
