@@ -61,7 +61,7 @@ def test_sentences_may_span_lines_in_csv_and_errors_count_lines(tmp_path: Path) 
         (".csv", b'sentence,label\n"good"film,1\n', "line 2 is not valid csv"),
         (".csv", b"sentence,label\ngood,-1\n", "line 2: there is no label"),
         (".csv", b"sentence,label\n", "holds no sentences"),
-        (".csv", b"", "has no column 'sentence'"),
+        (".csv", b"", "is empty"),
         (".tsv", b"sentence\tlabel\ngood\n", "line 2 has 1 fields where the header has 2"),
         (".tsv", b"sentence\tlabel\ngood\t\n", "line 2: there is no label"),
         (".jsonl", b'{"sentence": "good", "label": 1}\n{"sentence"\n', "line 2 is not JSON"),

@@ -171,7 +171,9 @@ def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: in
     train = splits["train"]
     size = round(len(train) * fraction)
     if not 0 < size < len(train):
-        raise UserError(f"--holdout_fraction {fraction} of {len(train)} training sentences leaves a part empty")
+        raise UserError(
+            f"--holdout_fraction {fraction} of {len(train)} training sentences leaves a part empty: give another share"
+        )
     rows_of: dict[str, list[int]] = {}  # by text: copies of a sentence stay on one side
     for row, sentence in enumerate(train.sentences):
         rows_of.setdefault(sentence.strip(), []).append(row)

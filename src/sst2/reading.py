@@ -116,12 +116,16 @@ def _checked_label(record: Record, required: bool) -> int:
 
 def _require_columns(columns: Iterable[str], source: str, labels_required: bool) -> None:
     columns = list(columns)
+    if not columns:
+        raise UserError(f"{source} is empty: give a header with sentence and label, and a row for every sentence")
     for name in {"sentence", "label"}.intersection(columns):
         if columns.count(name) > 1:
             raise UserError(f"{source} has {columns.count(name)} columns {name!r}: keep one")
     for name in ("sentence", "label") if labels_required else ("sentence",):
         if name not in columns:
-            raise UserError(f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}: rename one")
+            raise UserError(
+                f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}: name the columns so"
+            )
 
 
 def _csv_records(path: str, labels_required: bool) -> Iterator[Record]:
