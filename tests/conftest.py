@@ -46,6 +46,16 @@ class Finished:
         return [line for line in map(json.loads, lines) if line["split"] == split]
 
 
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Finished]:
     """Run `train_sst2.py` as users do: `train("--smoke", launcher=["accelerate", "launch"], HF_TOKEN="...")`."""

@@ -22,6 +22,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from conftest import Bomb
 from processes import kill_at_change, start
 from sst2.checkpointing import (
     BINDING_SETTINGS,
@@ -193,16 +194,6 @@ def test_a_damaged_checkpoint_is_named(
         UserError, match=f"(?s){place} cannot be read .*: name an earlier checkpoint, or remove this one"
     ):
         Training(accelerator, seed=2).load(place)
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
 
 
 @pytest.mark.parametrize("archive", [True, False])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DistilBertForSequenceClassification, DistilBertModel
 
+from conftest import Bomb
 from sst2.errors import UserError
 from sst2.modeling import load_model, load_tokenizer
 from sst2.sample import sample_tokenizer
@@ -136,16 +137,6 @@ def test_the_dropout_flag_replaces_all_three(model: Path | None, tiny_model: Pat
     trained = without(batch).logits
     assert torch.equal(trained, without(batch).logits)
     torch.testing.assert_close(trained, without.eval()(batch).logits)
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
 
 
 @pytest.mark.parametrize("archive", [True, False])

@@ -31,8 +31,8 @@ from sst2.training_state import TrainingState
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8})")
+DATA = "data"  # key of the splits' fingerprints among what identifies a run
 # Settings that a run cannot change on its way and still be the run that it was.
-DATA = "data"
 BINDING_SETTINGS = (
     "model_name_or_path model_revision dropout dataset_name dataset_config_name dataset_revision max_length "
     "max_train_samples holdout_fraction global_batch_size learning_rate weight_decay max_train_steps "

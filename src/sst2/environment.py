@@ -88,12 +88,11 @@ def use_all_cores() -> None:
     `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 unless told otherwise. Any other number is somebody's
     decision and stays, and so is 1 without a launcher.
     """
-    if torch.cuda.is_available() or _launcher() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
+    if not runs_on_cpu() or _launcher() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
         return
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(
-        psutil.cpu_count(logical=False) or allowed, allowed
-    )  # a core's second thread has no matrix unit to give
+    # physical ones: a core's second thread has no matrix unit to give
+    cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 

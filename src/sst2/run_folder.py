@@ -32,7 +32,7 @@ class RunFolder:
         self.log = path / "train.log"
 
     def claim(self, overwrite: bool) -> None:
-        """Create the folder; with `overwrite`, remove what an earlier run wrote there, and nothing else.
+        """Create the folder; with `overwrite`, remove the earlier run: all that bears the names above.
 
         Raises:
             UserError: the folder cannot be written.
