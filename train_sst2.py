@@ -7,47 +7,43 @@ The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `ev
 results and exports the model.
 """
 
-from sst2.arguments import PROGRAM, is_reporting_process, parse_arguments, to_yaml
+from sst2.arguments import PROGRAM, is_reporting_process, parse_arguments, process_rank, to_yaml
+from sst2.preemption import Requests
 
 if __name__ == "__main__":
-    # A wrong flag is answered here, before the seconds that the imports below take.
-    SETTINGS = parse_arguments()
+    # A wrong flag is answered, and a signal to stop is caught, before the seconds that the imports below take.
+    REQUESTS, SETTINGS = Requests().listen(), parse_arguments()
 
 import logging
 import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sst2.batching import deal, evaluation_loaders, forward_size, pad, plan_batches, to_device
-from sst2.checkpointing import (
-    adopt_checkpoint,
-    checkpoint_name,
-    find_checkpoint,
-    identity,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
+from sst2.checkpointing import Checkpointer
 from sst2.data import Split, load_sentences, tokenize
 from sst2.environment import (
     check_world_size,
     choose_precision,
     describe_environment,
     peak_memory_mib,
+    require_free_space,
     runs_on_cpu,
     use_all_cores,
 )
-from sst2.errors import exit_codes
+from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
 from sst2.job import Job
 from sst2.logs import log_to_file, start_logging
@@ -58,28 +54,36 @@ from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 from sst2.settings import Settings
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
+from sst2.watchdog import Watchdog
 
 logger = logging.getLogger("sst2.train")
 
+SETUP_TIMEOUT = timedelta(minutes=30)  # one rank may tokenise while the others wait; the steps have --step_timeout
 MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
-def main(settings: Settings) -> None:
-    job = setup(settings)
+def main(settings: Settings, requests: Requests) -> None:
+    job = setup(settings, requests)
     try:
         fit(job)
         finish(job)
+    except StopRequestedError as stop:
+        checkpoint(job)
+        settle(job)
+        place = newest_checkpoint(job.run.checkpoints)
+        raise StopRequestedError(f"stopped by {stop}: --resume_from_checkpoint auto goes on from {place}") from None
     finally:
-        job.tracker.close()
+        job.close()
 
 
-def setup(settings: Settings) -> Job:
+def setup(settings: Settings, requests: Requests) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     precision, reason = choose_precision(settings.mixed_precision)
     accelerator = Accelerator(
         cpu=runs_on_cpu(),
         mixed_precision=precision,
         log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=SETUP_TIMEOUT)],
     )
     start_logging(accelerator.is_main_process)
     use_all_cores()
@@ -98,38 +102,28 @@ def setup(settings: Settings) -> Job:
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
     optimizer, schedule = build_optimizer(bare_model, settings)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
-    evaluated = {name: split for name, split in splits.items() if name != "train"}
-    loaders = evaluation_loaders(evaluated, settings.per_device_eval_batch_size, tokenizer.pad_token_id, accelerator)
+    loaders = evaluation_loaders(splits, settings.per_device_eval_batch_size, tokenizer.pad_token_id, accelerator)
 
     run, state = RunFolder(settings.run_dir), TrainingState()
-    if place := find_checkpoint(settings.resume_from_checkpoint, run.checkpoints):
-        state = load_checkpoint(place, accelerator, bare_model, optimizer, schedule, identity(settings, splits))
+    checkpoints = Checkpointer(run.checkpoints, accelerator, bare_model, optimizer, schedule, settings, splits)
+    if place := checkpoints.find(settings.resume_from_checkpoint):
+        state = checkpoints.load(place)
         logger.info("resuming from %s", place)
+    require_free_space(run.path, checkpoints.bytes_to_write())
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.claim(settings.overwrite_output_dir)
         write_text(run.config, to_yaml(settings))
         log_to_file(run.log)
         if place:
-            adopt_checkpoint(place, run.checkpoints, state.best_step)
+            adopt_checkpoints(place, run.checkpoints, state.best_step)
         write_json(run.environment, describe_environment(accelerator.num_processes, accelerator.device, precision))
-    tracker = Tracker(accelerator, run, asdict(settings), state.step)
+        requests.watch(run.path)
+    tracker = Tracker(accelerator, run, asdict(settings), state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
-    return Job(
-        settings,
-        accelerator,
-        run,
-        tokenizer,
-        splits,
-        loaders,
-        plan,
-        bare_model,
-        model,
-        optimizer,
-        schedule,
-        state,
-        tracker,
-    )
+    prepared = (loaders, plan, bare_model, model, optimizer, schedule, state)
+    watchdog = Watchdog(settings.step_timeout)
+    return Job(settings, accelerator, run, tokenizer, splits, *prepared, checkpoints, requests, watchdog, tracker)
 
 
 def fit(job: Job) -> None:
@@ -138,18 +132,45 @@ def fit(job: Job) -> None:
     is_main = job.accelerator.is_main_process
     bar = tqdm(total=total, initial=state.step, unit="step", disable=None if is_main else True)  # None: if a terminal
     with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
-        while state.step < total and not job.is_out_of_patience:
-            measured = train_step(job)
-            bar.update()
-            is_last = state.step == total
-            if is_last or state.step % settings.logging_steps == 0:
-                bar.set_postfix_str(log_training(job, measured))
-            evaluation_due = is_last or state.step % (settings.eval_steps or job.plan.steps_per_epoch) == 0
-            is_best = evaluation_due and select(job)
+        while not job.is_over:
+            if not job.is_evaluation_due:  # it is when a run was stopped between a step and its evaluation
+                measured = train_step(job)
+                bar.update()
+                if state.step == total or state.step % settings.logging_steps == 0:
+                    bar.set_postfix_str(log_training(job, measured))
+                job.watchdog.start()
+                heed(job)
+            is_best = job.is_evaluation_due and select(job)
             checkpoint_due = settings.checkpointing_steps and state.step % settings.checkpointing_steps == 0
-            is_over = is_last or job.is_out_of_patience
-            if checkpoint_due or is_over or (is_best and settings.load_best_model_at_end):
+            if checkpoint_due or job.is_over or (is_best and settings.load_best_model_at_end):
                 checkpoint(job)
+
+
+def heed(job: Job) -> None:
+    """Between two steps, and between two batches of an evaluation: do what was asked, all ranks at once."""
+    for times in job.checkpoints.take_times():
+        job.tracker.log_checkpoint(times)
+    wishes = job.requests.agree(job.accelerator.device, job.checkpoints.has_failed)
+    if wishes.failed:
+        raise job.checkpoints.failure()
+    if wishes.save:
+        checkpoint(job)
+    if wishes.stop:
+        raise StopRequestedError(wishes.stop)
+
+
+def checkpoint(job: Job) -> None:
+    """Save the run as it is; its files are written while training goes on."""
+    job.watchdog.at(f"the checkpoint after step {job.state.step}")
+    job.tracker.flush()
+    job.checkpoints.save(job.state)
+
+
+def settle(job: Job) -> None:
+    """Wait until the last checkpoint is on disk, on all ranks."""
+    job.checkpoints.wait()
+    if job.requests.agree(job.accelerator.device, job.checkpoints.has_failed).failed:
+        raise job.checkpoints.failure()
 
 
 def train_step(job: Job) -> dict[str, float]:
@@ -163,14 +184,17 @@ def train_step(job: Job) -> dict[str, float]:
     loss_sum, padded_tokens = torch.zeros((), device=accelerator.device), 0
     job.model.train()
     for number, (micro_rows, weight) in enumerate(micro_batches, start=1):
+        job.watchdog.at(f"step {state.step + 1}, forward pass {number}")
         batch = to_device(pad(train, micro_rows, job.tokenizer.pad_token_id), accelerator.device)
         with nullcontext() if number == len(micro_batches) else accelerator.no_sync(job.model):
             logits = job.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             loss = weight * F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+            job.watchdog.at(f"step {state.step + 1}, backward pass {number}")
             # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
             accelerator.backward(loss * world_size / len(rows))
         loss_sum += loss.detach()
         padded_tokens += batch["input_ids"].numel()
+    job.watchdog.at(f"step {state.step + 1}, update")
     grad_norm = float(accelerator.clip_grad_norm_(job.model.parameters(), settings.max_grad_norm or math.inf))
     sums = torch.stack([loss_sum, torch.tensor(float(padded_tokens), device=accelerator.device)])
     loss_sum, padded_tokens = accelerator.reduce(sums, reduction="sum").tolist()
@@ -216,20 +240,6 @@ def select(job: Job) -> bool:
     return state.count_evaluation(metrics["accuracy"], metrics["loss"])
 
 
-def checkpoint(job: Job) -> None:
-    job.tracker.flush()
-    save_checkpoint(
-        job.run.checkpoints,
-        job.accelerator,
-        job.bare_model,
-        job.optimizer,
-        job.schedule,
-        job.state,
-        identity(job.settings, job.splits),
-        job.settings.checkpoints_total_limit,
-    )
-
-
 @torch.inference_mode()
 def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
     """Classify every sentence of a split once, on all ranks.
@@ -243,6 +253,8 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
     job.model.eval()
     rows, logits = [], []
     for batch in job.loaders[split.name]:
+        job.watchdog.at(f"the evaluation on {split.name} after step {job.state.step}")
+        heed(job)
         output = job.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         gathered = job.accelerator.gather_for_metrics((batch["rows"], output.logits.float()))
         rows.append(gathered[0].cpu())
@@ -257,34 +269,21 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
 
 def finish(job: Job) -> None:
     """Final metrics and predictions, the exported model, and a few lines on where they are."""
-    settings, state, run = job.settings, job.state, job.run
-    name = "validation" if "validation" in job.splits else "holdout"
-    step, selected = state.step, "the last one"
-    if settings.load_best_model_at_end and (best := job.best_saved_step) is not None:
-        step = best
-        selected = f"the most accurate on the {job.selection_split.name} split of all that were evaluated"
-        selected += ", which flatters these figures" if job.selection_split.name == name else ""
-        load_weights(run.checkpoints / checkpoint_name(step), job.bare_model)
+    settings, run = job.settings, job.run
+    settle(job)
+    step, selected = job.load_final_model()
     evaluated = {split: evaluate(job, job.splits[split]) for split in job.loaders}
     for split, (scores, _) in evaluated.items():
         if scores and split != job.selection_split.name:  # that one has its point from the last evaluation
             job.tracker.log(split, step, scores)
+    job.watchdog.stop()
     if not job.accelerator.is_main_process:
         return
-    metrics = evaluated[name][0] | {
-        "split": name,
-        "step": step,
-        "epoch": step / job.plan.steps_per_epoch,
-        "seconds": round(state.seconds, 3),
-        "sentences_per_second": round(state.sentences / state.seconds, 2),
-        "checkpoint": f"checkpoints/{checkpoint_name(step)}",
-        "selected": selected,
-    }
-    if "test" in evaluated and job.splits["test"].is_labelled:
-        metrics["test"] = evaluated["test"][0]
+    name = job.reported_split.name
+    metrics = job.final_metrics({split: scores for split, (scores, _) in evaluated.items()}, step, selected)
     card = model_card(settings, metrics, len(job.splits["train"]))
     expected = evaluated[name][1] if settings.mixed_precision == "no" else None
-    sentences = job.splits[name].sentences
+    sentences = job.reported_split.sentences
     export_model(job.bare_model, job.tokenizer, sentences, card, run.model, settings.max_length, expected)
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
     job.tracker.log_hparams(asdict(settings), name, step, metrics)
@@ -296,5 +295,5 @@ def finish(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    with exit_codes(PROGRAM, report=is_reporting_process()):
-        main(SETTINGS)
+    with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once):
+        main(SETTINGS, REQUESTS)

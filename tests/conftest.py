@@ -80,6 +80,7 @@ def train_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..
 
     from sst2.arguments import parse_arguments
     from sst2.errors import exit_codes
+    from sst2.preemption import Requests
     from train_sst2 import main
 
     def run(*flags: object, run_dir: Path | None = None) -> Finished:
@@ -88,7 +89,7 @@ def train_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..
         code = 0
         try:
             with exit_codes("train_sst2.py"):
-                main(parse_arguments([*map(str, flags), "--output_dir", str(run_dir)]))
+                main(parse_arguments([*map(str, flags), "--output_dir", str(run_dir)]), Requests())
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:

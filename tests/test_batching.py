@@ -86,5 +86,7 @@ def test_steps_and_warm_up_are_counted_in_optimizer_steps() -> None:
 def test_contradicting_batch_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="takes 1 forward passes of 32 on 2 processes, not --gradient_accumulation"):
         plan_batches(settings(global_batch_size=64, gradient_accumulation_steps=4), 1000, world_size=2)
-    with pytest.raises(UserError, match="leaves some of 4 processes idle"):
+    with pytest.raises(
+        UserError, match="leaves some of 4 processes without a sentence: start 1 to 3 processes, or give at least 4"
+    ):
         plan_batches(settings(global_batch_size=3), 1000, world_size=4)

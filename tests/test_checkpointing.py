@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import pickle
 import random
 import shutil
@@ -24,16 +23,8 @@ from torch import nn
 
 from conftest import Bomb
 from processes import kill_at_change, start
-from sst2.checkpointing import (
-    BINDING_SETTINGS,
-    find_checkpoint,
-    identity,
-    list_checkpoints,
-    load_checkpoint,
-    load_weights,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from sst2.checkpoint_folder import checkpoint_name, find_latest, list_checkpoints, newest_checkpoint
+from sst2.checkpointing import BINDING_SETTINGS, Checkpointer, load_weights
 from sst2.errors import UserError
 from sst2.optimization import build_optimizer
 from sst2.settings import Settings
@@ -70,13 +61,21 @@ class Training:
         self.state.count_step(True, loss.item(), 16, 64, 64, seconds=0.1)
         return [loss.item(), rate]
 
-    def save(self, folder: Path, limit: int = 2, settings: Settings = SETTINGS) -> Path:
-        parts = (self.accelerator, self.model, self.optimizer, self.schedule, self.state)
-        return save_checkpoint(folder, *parts, identity(settings, {}), limit)
+    def checkpoints(self, folder: Path, settings: Settings = SETTINGS) -> Checkpointer:
+        return Checkpointer(folder, self.accelerator, self.model, self.optimizer, self.schedule, settings, {})
+
+    def save(self, folder: Path, limit: int = 2) -> Path:
+        checkpoints = self.checkpoints(folder, replace(SETTINGS, checkpoints_total_limit=limit))
+        checkpoints.save(self.state)
+        checkpoints.wait()
+        assert not checkpoints.has_failed
+        return folder / checkpoint_name(self.state.step)
 
     def load(self, place: Path, settings: Settings = SETTINGS) -> None:
-        parts = (self.accelerator, self.model, self.optimizer, self.schedule)
-        self.state = load_checkpoint(place, *parts, identity(settings, {}))
+        checkpoints = self.checkpoints(place.parent, settings)
+        found = checkpoints.find(str(place))
+        assert found == place
+        self.state = checkpoints.load(found)
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(accelerator: Accelerator, tmp_path: Path) -> None:
@@ -127,24 +126,17 @@ def test_weights_alone_leave_the_rest_alone(accelerator: Accelerator, tmp_path: 
     assert training.state.step == 1
 
 
-def test_only_finished_checkpoints_are_found(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("sst2"), "propagate", True)  # a job run by an earlier test cuts it off
+def test_only_finished_checkpoints_are_found(tmp_path: Path) -> None:
     for name in (".step-00000300.unfinished", "step-00000400.old", "step-7", "notes"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000500").write_text("a file")
     assert list_checkpoints(tmp_path) == []
     assert newest_checkpoint(tmp_path) is None
-    assert find_checkpoint("auto", tmp_path) is None
-    assert f"{tmp_path} holds no checkpoint: starting from the beginning" in caplog.messages
+    assert find_latest(tmp_path) is None
     for step in (20, 100, 3):
         (tmp_path / f"step-{step:08d}").mkdir()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000020", "step-00000100"]
-    assert newest_checkpoint(tmp_path) == find_checkpoint("auto", tmp_path) == tmp_path / "step-00000100"
-    assert find_checkpoint(None, tmp_path) is None
-    assert find_checkpoint("some/step-00000003", tmp_path) == Path("some/step-00000003")
-    assert find_checkpoint("auto", tmp_path / "none") is None
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000100"
 
 
 def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], object]:

@@ -31,23 +31,21 @@ CODE_OR_PICKLE = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5
 
 # Several jobs that end before training, one after another, which imports torch once instead of for each.
 JOBS = """
-import contextlib, io, json, sys, traceback
+import contextlib, io, json, sys
 sys.path.insert(0, sys.argv[1])
 from accelerate.state import AcceleratorState
 from sst2.arguments import PROGRAM, parse_arguments
 from sst2.errors import exit_codes
+from sst2.preemption import Requests
 from train_sst2 import main
 for flags in json.loads(sys.argv[2]):
     code = 0
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
             with exit_codes(PROGRAM):
-                main(parse_arguments(flags))
+                main(parse_arguments(flags), Requests())
         except SystemExit as stop:
             code = stop.code
-        except Exception:
-            code = 1
-            traceback.print_exc()
     AcceleratorState._reset_state(reset_partial_state=True)
     print(json.dumps([code, stderr.getvalue()]))
 """

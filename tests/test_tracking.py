@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from sst2.run_folder import RunFolder
-from sst2.tracking import Tracker, drop_lines_after, flatten
+from sst2.tracking import Tracker, drop_later_lines, flatten
+from sst2.training_state import TrainingState
 
 SETTINGS: dict[str, Any] = {"learning_rate": 2e-5, "seed": 42, "smoke": True, "eval_steps": None, "report_to": ["a"]}
 
@@ -30,6 +31,11 @@ def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     folder.claim(overwrite=False)
     return folder
+
+
+def tracker_from(step: int, accelerator: Accelerator, run: RunFolder, evaluated_step: int | None = None) -> Tracker:
+    state = TrainingState(step=step, evaluated_step=step if evaluated_step is None else evaluated_step)
+    return Tracker(accelerator, run, SETTINGS, state, selection_split="validation")
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -58,12 +64,12 @@ def log_steps(tracker: Tracker, steps: range, value: float) -> None:
 def test_a_restart_drops_what_came_after_its_checkpoint(
     resumed_at: int, killed: bool, accelerator: Accelerator, run: RunFolder
 ) -> None:
-    first = Tracker(accelerator, run, SETTINGS, first_step=0)
+    first = tracker_from(0, accelerator, run)
     log_steps(first, range(1, 11), value=0.5)
     first.flush()
     if not killed:
         first.close()
-    second = Tracker(accelerator, run, SETTINGS, first_step=resumed_at)
+    second = tracker_from(resumed_at, accelerator, run)
     log_steps(second, range(resumed_at + 1, 13), value=0.25)
     second.close()
 
@@ -89,7 +95,7 @@ def test_nested_numbers_are_spread_over_names_in_tensorboard_and_whole_in_the_lo
         "matrix/1/0": 3,
         "matrix/1/1": 4,
     }
-    tracker = Tracker(accelerator, run, SETTINGS, first_step=0)
+    tracker = tracker_from(0, accelerator, run)
     tracker.log("holdout", 5, values)
     tracker.close()
     assert lines(run.metrics_log) == [{"split": "holdout", "step": 5, **values}]
@@ -97,7 +103,7 @@ def test_nested_numbers_are_spread_over_names_in_tensorboard_and_whole_in_the_lo
 
 
 def test_a_number_that_is_none_is_null_in_the_log(accelerator: Accelerator, run: RunFolder) -> None:
-    tracker = Tracker(accelerator, run, SETTINGS, first_step=0)
+    tracker = tracker_from(0, accelerator, run)
     tracker.log("train", 1, {"loss": float("nan"), "grad_norm": float("inf"), "epoch": 0.5})
     tracker.close()
     assert lines(run.metrics_log) == [{"split": "train", "step": 1, "loss": None, "grad_norm": None, "epoch": 0.5}]
@@ -109,9 +115,9 @@ def test_a_line_that_a_kill_cut_off_is_dropped(accelerator: Accelerator, run: Ru
     last = json.dumps({"split": "train", "step": 3, "loss": 1.0})
     for length in range(len(last)):
         run.metrics_log.write_text("".join(json.dumps(line) + "\n" for line in whole) + last[:length])
-        drop_lines_after(run.metrics_log, 10)
+        drop_later_lines(run.metrics_log, {"train": 10})
         assert lines(run.metrics_log) == whole
-    tracker = Tracker(accelerator, run, SETTINGS, first_step=2)
+    tracker = tracker_from(2, accelerator, run)
     tracker.log("train", 3, {"loss": 0.5})
     tracker.close()
     assert lines(run.metrics_log) == [*whole, {"split": "train", "step": 3, "loss": 0.5}]
@@ -120,7 +126,7 @@ def test_a_line_that_a_kill_cut_off_is_dropped(accelerator: Accelerator, run: Ru
 
 def test_the_run_has_one_line_in_the_hparams_table(accelerator: Accelerator, run: RunFolder) -> None:
     metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 0.5) | {"matthews": 0.1}
-    tracker = Tracker(accelerator, run, SETTINGS, first_step=0)
+    tracker = tracker_from(0, accelerator, run)
     tracker.log("train", 1, {"loss": 0.5})
     tracker.log_hparams(SETTINGS, "validation", 20, metrics)
     tracker.close()

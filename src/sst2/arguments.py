@@ -45,6 +45,11 @@ def is_reporting_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def process_rank() -> int:
+    """Number of this process among all of the job."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     """Settings from the command line, a YAML file and the defaults, the first winning.
 
@@ -70,7 +75,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     try:  # an OSError: a path that the file system does not take
         settings = Settings(**values)
         # One process looks at the run's folder: the others may start after it has begun to fill it.
-        if os.environ.get("RANK", "0") == "0":
+        if process_rank() == 0:
             _check_run_dir(settings)
         return settings
     except (ValueError, OSError) as error:

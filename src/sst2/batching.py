@@ -95,7 +95,10 @@ def plan_batches(settings: Settings, num_sentences: int, world_size: int) -> tup
     batch = settings.global_batch_size or per_device * world_size * (accumulation or 1)
     needed = math.ceil(math.ceil(batch / world_size) / per_device)
     if batch < world_size:
-        raise UserError(f"--global_batch_size {batch} leaves some of {world_size} processes idle: give {world_size}")
+        raise UserError(
+            f"--global_batch_size {batch} leaves some of {world_size} processes without a sentence: "
+            f"start 1 to {batch} processes, or give at least {world_size}"
+        )
     if accumulation not in (None, needed):
         raise UserError(
             f"--global_batch_size {batch} takes {needed} forward passes of {per_device} on {world_size} processes, "
@@ -151,9 +154,11 @@ def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Te
 def evaluation_loaders(
     splits: dict[str, Split], batch_size: int, pad_token_id: int, accelerator: Accelerator
 ) -> dict[str, DataLoader]:
-    """A loader for every split, each rank's batches its own."""
+    """A loader for every split but `train`, each rank's batches its own."""
+    evaluated = {name: split for name, split in splits.items() if name != "train"}
     return {
-        name: accelerator.prepare(evaluation_loader(split, batch_size, pad_token_id)) for name, split in splits.items()
+        name: accelerator.prepare(evaluation_loader(split, batch_size, pad_token_id))
+        for name, split in evaluated.items()
     }
 
 

@@ -1,37 +1,46 @@
-"""Checkpoints: written beside their place and put there by one rename, found, rotated, loaded.
+"""What is in a checkpoint, saved off the critical path and loaded back.
 
-A checkpoint is a folder `step-00000123` with `model.safetensors`, `training.pt` (optimizer, schedule, loss scale and
-the random states of every rank; read with `weights_only=True`, so that no foreign code can run) and `state.json`.
+A checkpoint holds `model.safetensors`, `training.pt` (optimizer, schedule, loss scale and the random states of every
+rank; read with `weights_only=True`, so that no foreign code can run), `state.json` (how far the run is, its settings,
+fingerprints of its data) and the manifest of `checkpoint_folder`.
 """
 
 import json
 import logging
-import os
 import pickle
-import random
-import re
-import shutil
-from dataclasses import asdict
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
+from sst2.checkpoint_folder import (
+    DamagedCheckpointError,
+    checkpoint_name,
+    find_latest,
+    list_checkpoints,
+    newest_checkpoint,
+    recover,
+    rotate,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from sst2.data import Split
 from sst2.errors import UserError
+from sst2.random_states import random_state, restore_random_state
 from sst2.settings import Settings
 from sst2.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step-(\d{8})")
-DATA = "data"  # key of the splits' fingerprints among what identifies a run
 # Settings that a run cannot change on its way and still be the run that it was.
 BINDING_SETTINGS = (
     "model_name_or_path model_revision dropout dataset_name dataset_config_name dataset_revision max_length "
@@ -39,118 +48,248 @@ BINDING_SETTINGS = (
     "lr_scheduler_type num_warmup_steps max_grad_norm mixed_precision seed"
 ).split()
 
-
-def identity(settings: Settings, splits: dict[str, Split]) -> dict[str, Any]:
-    """What must be the same for a run to go on: the binding settings, and the sentences trained and selected on."""
-    binding: dict[str, Any] = {name: getattr(settings, name) for name in BINDING_SETTINGS}
-    return binding | {DATA: {name: split.fingerprint for name, split in splits.items() if name != "test"}}
+# What the libraries raise for a file that is not what they expect.
+_UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
+_UNREADABLE += (AttributeError, pickle.PickleError, SafetensorError)
 
 
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
+@dataclass(frozen=True)
+class SavedTimes:
+    """What one checkpoint cost, in seconds: training stood still for `pause`, and it was on disk after `total`."""
+
+    step: int
+    pause: float
+    total: float
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in order of their steps. Unfinished ones have another name and are not seen."""
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+class Checkpointer:
+    """Saves and loads one run.
 
+    Saving copies everything to host memory, which is all that training waits for; a thread of the main process writes
+    the copy. The next save waits for the last.
 
-def save_checkpoint(
-    folder: Path,
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    state: TrainingState,
-    run_identity: dict[str, Any],
-    limit: int,
-) -> Path:
-    """Write a checkpoint and then remove the oldest beyond `limit`, never the best. All ranks call it.
-
-    Returns:
-        The checkpoint's folder.
+    Args:
+        folder: the run's checkpoints. All ranks must see the same one.
+        model: the unwrapped model.
+        settings: of the run, with everything that the flags left open filled in.
+        splits: the data. What was trained and selected on must be the same when the run goes on.
     """
-    place = folder / checkpoint_name(state.step)
-    random_states = gather_object([_random_state()])
-    if accelerator.is_main_process:
-        unfinished = folder / f".{place.name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
-        training = {
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-            "random_states": random_states,
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        settings: Settings,
+        splits: Mapping[str, Split],
+    ) -> None:
+        self.folder = folder
+        self._accelerator = accelerator
+        self._model = model
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._settings = settings
+        self._fingerprints = {name: split.fingerprint for name, split in splits.items() if name != "test"}
+        self._host_copy = HostCopy()
+        self._writer: threading.Thread | None = None
+        self._failure: tuple[Path, Exception] | None = None
+        self._saved: TrainingState | None = None
+        self._times: list[SavedTimes] = []
+
+    def save(self, state: TrainingState) -> None:
+        """Save the run as it is now, unless that has been saved already. All ranks call it.
+
+        Returns after the copy. Whether it could be written shows in `has_failed`, at the latest after `wait`.
+        """
+        if state == self._saved:
+            return
+        started = time.perf_counter()
+        self._saved = replace(state)
+        random_states = gather_object([random_state()])
+        if not self._accelerator.is_main_process:
+            return
+        self.wait()
+        content = {
+            "training_state": asdict(state),
+            "settings": asdict(self._settings),
+            "fingerprints": self._fingerprints,
+            "world_size": self._accelerator.num_processes,
         }
-        torch.save(training, unfinished / "training.pt")
-        content = {"training_state": asdict(state), "identity": run_identity}
-        (unfinished / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for file in unfinished.iterdir():
-            _sync(file)
-        if place.exists():  # a run that was resumed from an earlier step passes here again
-            _remove(place)
-        os.rename(unfinished, place)
-        _sync(folder)
-        _rotate(folder, place.name, limit, state.best_step)
-    accelerator.wait_for_everyone()
-    return place
+        scaler = self._accelerator.scaler
+        training = {
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+        }
+        weights, training = self._host_copy((dict(self._model.state_dict()), training))
+        training["random_states"] = random_states
+        pause = time.perf_counter() - started
+        arguments = (replace(state), weights, training, content, started, pause)
+        self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint writer")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk, or has failed."""
+        if self._writer is not None:
+            self._writer.join()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save could not be written; known to the main process."""
+        return self._failure is not None
+
+    def failure(self) -> UserError:
+        """The error to raise on every rank when a save has failed on the main process."""
+        if self._failure is None:
+            return UserError("a checkpoint could not be written; the main process says why")
+        place, error = self._failure
+        good = newest_checkpoint(self.folder)
+        return UserError(
+            f"checkpoint {place} could not be written ({error}): make room or name another --output_dir; "
+            + (f"the last good checkpoint is {good}" if good else "there is no earlier one")
+        )
+
+    def take_times(self) -> list[SavedTimes]:
+        """What the saves written since the last call have cost."""
+        times, self._times = self._times, []
+        return times
+
+    def bytes_to_write(self) -> int:
+        """Room that this start needs beside the checkpoints that are there: for those to come, and the export."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self._model.state_dict().values())
+        settings = self._settings
+        kept = settings.checkpoints_total_limit + 1 if settings.checkpointing_steps else 1  # the oldest goes last
+        kept += settings.load_best_model_at_end
+        return weights + max(1, kept - len(list_checkpoints(self.folder))) * 3 * weights  # AdamW has two moments
+
+    def find(self, requested: str | None) -> Path | None:
+        """The whole checkpoint to resume from, the same on all ranks; None to start from the beginning.
+
+        Args:
+            requested: a checkpoint's folder, `auto` for the run's newest, or None.
+
+        Raises:
+            UserError: there is none that is whole.
+        """
+        if requested is None:
+            return None
+        found: list[Any] = [None, None]
+        if self._accelerator.is_main_process:
+            try:
+                found[0] = self._find(requested)
+            except UserError as error:
+                found[1] = str(error)
+        broadcast_object_list(found)
+        if found[1]:
+            raise UserError(found[1])
+        if found[0] and not found[0].is_dir():
+            raise UserError(
+                f"--output_dir {self.folder.parent} must be a folder that all nodes share: no {found[0]} here"
+            )
+        return found[0]
+
+    def load(self, place: Path) -> TrainingState:
+        """Bring everything back to where it was when the checkpoint was written.
+
+        Args:
+            place: a checkpoint that `find` has verified.
+
+        Raises:
+            UserError: it comes from a run with other settings or data, or does not fit the model.
+        """
+        rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
+        try:
+            content = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            state = TrainingState(**content["training_state"])
+            settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
+        except _UNREADABLE as error:
+            raise _damaged(place, error) from None
+        _refuse_another_run(place, settings, asdict(self._settings))
+        if fingerprints != self._fingerprints:
+            raise UserError(
+                f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
+                "go on, or start a new run in another --output_dir"
+            )
+        load_weights(place, self._model)
+        try:
+            training = torch.load(place / "training.pt", map_location="cpu", weights_only=True)
+            self._optimizer.load_state_dict(training["optimizer"])
+            self._scheduler.load_state_dict(training["scheduler"])
+            if self._accelerator.scaler is not None:
+                self._accelerator.scaler.load_state_dict(training["scaler"])
+            restore_random_state(training["random_states"], rank, world_size, self._settings.seed, state.step)
+        except _UNREADABLE as error:
+            raise _damaged(place, error) from None
+        self._saved = replace(state)
+        return state
+
+    def _find(self, requested: str) -> Path | None:
+        if requested != "auto":
+            try:
+                verify_checkpoint(Path(requested))
+            except DamagedCheckpointError as error:
+                raise _damaged(Path(requested), error) from None
+            return Path(requested)
+        recover(self.folder)
+        place = find_latest(self.folder)
+        if place is None:
+            logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
+        return place
+
+    def _write(
+        self,
+        state: TrainingState,
+        weights: dict[str, torch.Tensor],
+        training: dict[str, Any],
+        content: dict[str, Any],
+        started: float,
+        pause: float,
+    ) -> None:
+        place = self.folder / checkpoint_name(state.step)
+
+        def write_files(folder: Path) -> None:
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            torch.save(training, folder / "training.pt")
+            (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+        try:
+            write_checkpoint(place, write_files)
+            rotate(self.folder, place, self._settings.checkpoints_total_limit, state.best_step)
+        except Exception as error:  # whatever it is, the main thread must learn of it
+            self._failure = (place, error)
+            return
+        times = SavedTimes(state.step, pause, time.perf_counter() - started)
+        self._times.append(times)
+        logger.info("%s: training paused %.3f s, written after %.3f s", place.name, times.pause, times.total)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    return max(list_checkpoints(folder), default=None)
+class HostCopy:
+    """Copies tensors to host memory that is kept from one call to the next: fresh pages cost more than the copy."""
 
+    def __init__(self) -> None:
+        self._buffers: dict[tuple, torch.Tensor] = {}
 
-def find_checkpoint(requested: str | None, folder: Path) -> Path | None:
-    """The checkpoint to resume from: the requested folder, the newest of the run for `auto`, or none."""
-    if requested != "auto":
-        return Path(requested) if requested else None
-    newest = newest_checkpoint(folder)
-    if newest is None:
-        logger.warning("%s holds no checkpoint: starting from the beginning", folder)
-    return newest
+    def __call__(self, tree: Any) -> Any:
+        """A copy of nested dicts, lists and tuples. The tensors in it are valid until the next call."""
+        copied = self._copy(tree, ())
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the copies from a GPU run beside each other
+        return copied
 
-
-def load_checkpoint(
-    place: Path,
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    run_identity: dict[str, Any],
-) -> TrainingState:
-    """Bring everything back to where it was when the checkpoint was written.
-
-    Raises:
-        UserError: the folder is no whole checkpoint, or comes from a run with other settings.
-    """
-    content = _read_state(place)
-    _refuse_another_run(place, content["identity"], run_identity)
-    load_weights(place, model)
-    try:
-        training = torch.load(place / "training.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(training["optimizer"])
-        scheduler.load_state_dict(training["scheduler"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(training["scaler"])
-        states = training["random_states"]
-        _restore_random_state(states[accelerator.process_index % len(states)])
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        raise _damaged(place, error) from None
-    return content["training_state"]
-
-
-def adopt_checkpoint(place: Path, folder: Path, best_step: int | None) -> None:
-    """Copy a checkpoint of another run, and the best one beside it, into this run's folder: it stands on its own."""
-    if place.resolve().parent == folder.resolve():
-        return
-    wanted = {place.name} | ({checkpoint_name(best_step)} if best_step is not None else set())
-    for name in [name for name in wanted if (place.parent / name).is_dir()]:
-        unfinished = folder / f".{name}.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(place.parent / name, unfinished)
-        os.rename(unfinished, folder / name)
+    def _copy(self, value: Any, path: tuple) -> Any:
+        if isinstance(value, dict):
+            return {key: self._copy(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy(item, (*path, index)) for index, item in enumerate(value))
+        if not isinstance(value, torch.Tensor):
+            return value
+        buffer = self._buffers.get(path)
+        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._buffers[path] = buffer
+        return buffer.copy_(value.detach(), non_blocking=True)
 
 
 def load_weights(place: Path, model: torch.nn.Module) -> None:
@@ -161,15 +300,7 @@ def load_weights(place: Path, model: torch.nn.Module) -> None:
     """
     try:
         model.load_state_dict(load_file(place / "model.safetensors"))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise _damaged(place, error) from None
-
-
-def _read_state(place: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((place / "state.json").read_text(encoding="utf-8"))
-        return {"training_state": TrainingState(**content["training_state"]), "identity": dict(content["identity"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise _damaged(place, error) from None
 
 
@@ -180,58 +311,9 @@ def _damaged(place: Path, error: Exception) -> UserError:
 
 
 def _refuse_another_run(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    for name, value in saved.items():
-        if name == DATA and current.get(name) != value:
+    for name in BINDING_SETTINGS:
+        if current[name] != saved.get(name):
             raise UserError(
-                f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
-                "go on, or start a new run in another --output_dir"
+                f"--{name} is {current[name]} but {place} was trained with {saved.get(name)}: "
+                f"give --{name} {saved.get(name)} to go on, or start a new run in another --output_dir"
             )
-        if current.get(name) != value:
-            raise UserError(
-                f"--{name} is {current.get(name)} but {place} was trained with {value}: "
-                f"give --{name} {value} to go on, or start a new run in another --output_dir"
-            )
-
-
-def _rotate(folder: Path, newest: str, limit: int, best_step: int | None) -> None:
-    best = checkpoint_name(best_step) if best_step is not None else None
-    for abandoned in [path for path in list_checkpoints(folder) if path.name > newest]:
-        _remove(abandoned)  # of the way that the run took before it was resumed from an earlier step
-    for old in [path for path in list_checkpoints(folder)[:-limit] if path.name != best]:
-        _remove(old)
-
-
-def _remove(place: Path) -> None:
-    """Delete a checkpoint under another name: a kill in the middle must not leave half of one under its own."""
-    gone = place.with_name(f".{place.name}.removed")
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(place, gone)
-    shutil.rmtree(gone)
-
-
-def _random_state() -> dict[str, Any]:
-    numpy_state: Any = np.random.get_state(legacy=False)
-    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()  # an array would need pickle's full powers
-    return {
-        "python": random.getstate(),
-        "numpy": numpy_state,
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,24 @@ def check_world_size(world_size: int) -> None:
         raise UserError(
             f"the launcher promised {promised} processes (WORLD_SIZE), but {world_size} work together: "
             "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well)"
+        )
+
+
+def require_free_space(folder: Path, num_bytes: int) -> None:
+    """Stop before training when the disk cannot take what the run will write.
+
+    Args:
+        folder: of the run; it need not be there yet.
+
+    Raises:
+        UserError: less than `num_bytes` are free.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise UserError(
+            f"--output_dir {folder} has {free / 2**20:.0f} MiB free and the run will write {num_bytes / 2**20:.0f}: "
+            "make room, lower --checkpoints_total_limit, or name a folder on another disk"
         )
 
 

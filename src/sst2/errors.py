@@ -3,12 +3,17 @@
 Everything else that is raised is a bug of the project and keeps its traceback.
 """
 
+import errno
+import os
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
+EXIT_STOPPED = os.EX_TEMPFAIL  # 75, which sysexits.h describes as: try again later
 
 
 class UserError(Exception):
@@ -19,21 +24,74 @@ class TrainingDivergedError(Exception):
     """Loss or gradients stayed non-finite for too long. The message names the last good checkpoint."""
 
 
+class StopRequestedError(Exception):
+    """Somebody asked the run to stop. The message says who, and where it will go on."""
+
+
+EXIT_CODES = {UserError: EXIT_USER_ERROR, TrainingDivergedError: EXIT_DIVERGED, StopRequestedError: EXIT_STOPPED}
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End the process without the interpreter's tidying up.
+
+    That takes a second, in which a preempted job may be killed, and with several processes it may never end: gloo's
+    destructor, which holds Python's lock, waits for its thread, which waits for the lock (torch 2.13).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 @contextmanager
-def exit_codes(program: str, report: bool = True) -> Iterator[None]:
-    """Turn the project's exceptions into one line on stderr and an exit code.
+def exit_codes(
+    program: str, rank: int = 0, report: bool = True, leave: Callable[[int], object] = sys.exit
+) -> Iterator[None]:
+    """Turn the project's exceptions, and what a machine may lack, into one line on stderr and an exit code.
 
     Args:
         program: name to put before the message.
-        report: whether this process prints. One process per node does, else every rank repeats the same line.
-
-    Raises:
-        SystemExit: with code 2 for `UserError` and 3 for `TrainingDivergedError`.
+        rank: number of this process, for what strikes one process alone.
+        report: whether this process prints what all of them raise. One process per node does.
+        leave: ends the process with the code: 0 if nothing was raised; that of `EXIT_CODES`; 2 for want of memory or
+            disk space; 1 for a lost process in one line, and for anything else with its traceback.
     """
     try:
         yield
-    except (UserError, TrainingDivergedError) as error:
+        code = 0
+    except tuple(EXIT_CODES) as error:
         if report:
-            message = " ".join(str(error).split())  # library messages quoted in it may span lines
-            print(f"{program}: error: {message}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_DIVERGED)
+            _print_line(f"{program}: {'' if isinstance(error, StopRequestedError) else 'error: '}{error}")
+        code = EXIT_CODES[type(error)]
+    except Exception as error:
+        code, line = _misfortune(error)
+        if line:
+            _print_line(f"{program}: error: rank {rank}: {line}")
+        else:
+            traceback.print_exc()
+    leave(code)
+
+
+def _print_line(message: str) -> None:
+    print(" ".join(message.split()), file=sys.stderr, flush=True)  # library messages quoted in it may span lines
+
+
+def _misfortune(error: Exception) -> tuple[int, str]:
+    """Exit code and words for what a bug is not to blame for; no words for anything else."""
+    # torch.OutOfMemoryError goes by its name, since this module must not import torch; a CPU has a message only.
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return EXIT_USER_ERROR, (
+            f"out of memory ({text.splitlines()[0] if text else type(error).__name__}): lower "
+            "--per_device_train_batch_size (with --global_batch_size the steps stay the same), "
+            "--per_device_eval_batch_size or --max_length"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EXIT_USER_ERROR, (
+            f"{error}: make room; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
+        )
+    if "gloo" in text or type(error).__name__ == "DistBackendError":
+        return 1, (
+            f"another process is gone, or did not answer in time ({text}): its own output says why; "
+            "--resume_from_checkpoint auto goes on from the last checkpoint"
+        )
+    return 1, ""

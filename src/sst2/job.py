@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,13 +11,16 @@ from torch.utils.data import DataLoader
 from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
 
 from sst2.batching import BatchPlan
-from sst2.checkpointing import checkpoint_name, newest_checkpoint
+from sst2.checkpoint_folder import DamagedCheckpointError, checkpoint_name, newest_checkpoint, verify_checkpoint
+from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
 from sst2.errors import TrainingDivergedError
+from sst2.preemption import Requests
 from sst2.run_folder import RunFolder
 from sst2.settings import Settings
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
+from sst2.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,9 @@ class Job:
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
     state: TrainingState
+    checkpoints: Checkpointer
+    requests: Requests
+    watchdog: Watchdog
     tracker: Tracker
 
     @property
@@ -62,16 +69,61 @@ class Job:
         )
 
     @property
-    def best_saved_step(self) -> int | None:
-        """The best model's step, if it can be loaded: a start without `--load_best_model_at_end` did not save it."""
-        best = self.state.best_step
-        if best is not None and not (self.run.checkpoints / checkpoint_name(best)).is_dir():
-            logger.warning("the best model, of step %d, was not saved: taking the last", best)
-            return None
-        return best
+    def is_evaluation_due(self) -> bool:
+        """Whether the model is to be evaluated as it is now, and has not been."""
+        step = self.state.step
+        is_due = step == self.plan.total_steps or step % (self.settings.eval_steps or self.plan.steps_per_epoch) == 0
+        return is_due and step > self.state.evaluated_step
 
     @property
-    def is_out_of_patience(self) -> bool:
-        """Whether as many evaluations in a row as `--early_stopping_patience` were no better than the best."""
+    def is_over(self) -> bool:
+        """Whether all steps are done, or as many evaluations in a row as `--early_stopping_patience` were no better."""
         patience = self.settings.early_stopping_patience
-        return patience is not None and self.state.evaluations_without_improvement >= patience
+        is_out_of_patience = patience is not None and self.state.evaluations_without_improvement >= patience
+        return is_out_of_patience or (self.state.step == self.plan.total_steps and not self.is_evaluation_due)
+
+    @property
+    def reported_split(self) -> Split:
+        """What `metrics.json` speaks of: validation where there is one, else the hold-out."""
+        return self.splits.get("validation") or self.splits["holdout"]
+
+    def load_final_model(self) -> tuple[int, str]:
+        """Load the model that the run ends with. Returns its step, and in words how it was chosen."""
+        if not self.settings.load_best_model_at_end or self.state.best_step is None:
+            return self.state.step, "the last one"
+        place = self.run.checkpoints / checkpoint_name(self.state.best_step)
+        try:
+            verify_checkpoint(place)
+        except DamagedCheckpointError as error:  # or never saved: an earlier start did not ask for the best
+            logger.warning("the best model, %s, is not at hand (%s): taking the last", place, error)
+            return self.state.step, "the last one"
+        load_weights(place, self.bare_model)
+        selected = f"the most accurate on the {self.selection_split.name} split of all that were evaluated"
+        if self.selection_split is self.reported_split:
+            selected += ", which flatters these figures"
+        return self.state.best_step, selected
+
+    def final_metrics(self, scores: dict[str, dict[str, Any]], step: int, selected: str) -> dict[str, Any]:
+        """What `metrics.json` holds.
+
+        Args:
+            scores: the metrics by split; none for a split without labels.
+            step: of the model that they speak of.
+            selected: how that was chosen.
+        """
+        metrics = scores[self.reported_split.name] | {
+            "split": self.reported_split.name,
+            "step": step,
+            "epoch": step / self.plan.steps_per_epoch,
+            "seconds": round(self.state.seconds, 3),
+            "sentences_per_second": round(self.state.sentences / self.state.seconds, 2),
+            "checkpoint": f"checkpoints/{checkpoint_name(step)}",
+            "selected": selected,
+        }
+        return metrics | ({"test": scores["test"]} if scores.get("test") else {})
+
+    def close(self) -> None:
+        """Finish writing, whatever has happened."""
+        self.checkpoints.wait()
+        self.watchdog.stop()
+        self.tracker.close()

@@ -53,6 +53,15 @@ def write_text(file: Path, text: str) -> None:
     os.replace(unfinished, file)
 
 
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write JSON that any reader takes: a NaN or infinity in it is an error here, not there."""
     write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -111,6 +111,11 @@ class RunArguments:
     log_sample_ids: bool = flag(False, "write the row numbers of every step's sentences to samples.jsonl")
     checkpointing_steps: int | None = flag(None, "optimizer steps between checkpoints; default: at the end", "STEPS")
     checkpoints_total_limit: int = flag(2, "checkpoints kept, 2 at least; the best is kept besides", "N")
+    step_timeout: float = flag(
+        300.0,
+        "seconds after which a step that is not done prints every rank's stack; after twice as long the job gives up",
+        "SECONDS",
+    )
     report_to: list[str] = flag(["tensorboard"], "trackers of accelerate besides TensorBoard", "TRACKER")
     push_to_hub: bool = flag(False, "upload the exported model when all is done")
     hub_model_id: str | None = flag(None, "repository to upload to; default: the run's name in your account", "NAME")
@@ -168,7 +173,8 @@ def _check_ranges(s: Settings) -> None:
     _require(s.dropout is None or 0 <= s.dropout < 1, "dropout", s.dropout, "give a probability from 0 to below 1")
     _require(0 <= s.holdout_fraction < 1, "holdout_fraction", s.holdout_fraction, "give a share from 0 to below 1")
     _require(s.max_length >= 3, "max_length", s.max_length, "give at least 3: [CLS], one token, [SEP]")
-    _require(0 <= s.seed < 2**32, "seed", s.seed, "give a number from 0 to 4294967295")
+    _require(0 <= s.seed < 2**31, "seed", s.seed, "give a number from 0 to 2147483647")
+    _require(0 < s.step_timeout < 1e6, "step_timeout", s.step_timeout, "give seconds above 0, such as 300")
     _require(s.checkpoints_total_limit >= 2, "checkpoints_total_limit", s.checkpoints_total_limit, "keep at least 2")
 
 

@@ -9,7 +9,9 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from sst2.run_folder import RunFolder, write_text
+from sst2.checkpointing import SavedTimes
+from sst2.run_folder import RunFolder, sync, write_text
+from sst2.training_state import TrainingState
 
 
 class Tracker:
@@ -19,11 +21,20 @@ class Tracker:
         accelerator: knows the main process, and the other trackers of `--report_to`.
         run: the folder to write to.
         settings: all settings of the run, for trackers that show them.
-        first_step: optimizer steps that the checkpoint behind this start has seen; what was logged after it is
-            dropped, so that a restarted run continues its curves where they stood.
+        state: where this start begins; what an earlier one logged beyond it is dropped, so that a restarted run
+            continues its curves where they stood.
+        selection_split: name of the split that is evaluated during training; others come at the end, once more after
+            a restart.
     """
 
-    def __init__(self, accelerator: Accelerator, run: RunFolder, settings: dict[str, Any], first_step: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run: RunFolder,
+        settings: dict[str, Any],
+        state: TrainingState,
+        selection_split: str,
+    ) -> None:
         self._accelerator = accelerator
         self._metrics_log = run.metrics_log
         self._samples = run.samples
@@ -32,9 +43,10 @@ class Tracker:
         if accelerator.is_main_process:
             restarted = run.tensorboard.is_dir()
             # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
-            self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1 if restarted else None)
+            self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
+            last_steps = {"train": state.step, selection_split: state.evaluated_step}
             for file in (run.metrics_log, run.samples):
-                drop_lines_after(file, first_step)
+                drop_later_lines(file, last_steps)
 
     def log(self, split: str, step: int, values: dict[str, Any]) -> None:
         """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names."""
@@ -51,6 +63,12 @@ class Tracker:
         if self._board is not None:
             _append(self._samples, {"step": step, "rows": sorted(rows)})
 
+    def log_checkpoint(self, times: SavedTimes) -> None:
+        """Log what a checkpoint cost: in TensorBoard alone, since it says nothing of the model."""
+        if self._board is not None:
+            self._board.add_scalar("checkpoint/pause_seconds", times.pause, times.step)
+            self._board.add_scalar("checkpoint/total_seconds", times.total, times.step)
+
     def log_hparams(self, settings: dict[str, Any], split: str, step: int, metrics: dict[str, Any]) -> None:
         """The run's one line in TensorBoard's HParams table, in the run itself rather than a run of its own."""
         if self._board is None:
@@ -64,8 +82,12 @@ class Tracker:
 
     def flush(self) -> None:
         """Bring everything logged so far to disk, before a checkpoint says that it was."""
-        if self._board is not None:
-            self._board.flush()
+        if self._board is None:
+            return
+        self._board.flush()
+        for file in (self._metrics_log, self._samples):
+            if file.exists():
+                sync(file)
 
     def close(self) -> None:
         if self._board is not None:
@@ -85,16 +107,21 @@ def flatten(values: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def drop_lines_after(file: Path, step: int) -> None:
-    """Keep the lines of a log whose `step` is at most `step`; a last line cut off by a kill goes too."""
+def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
+    """Keep the lines of a log up to a step; a last line cut off by a kill goes too.
+
+    Args:
+        last_steps: the last step to keep, by split. Lines without a split are of `train`, other splits are dropped.
+    """
     if not file.exists():
         return
     kept = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            content = json.loads(line)
+            if content["step"] <= last_steps.get(content.get("split", "train"), -1):
                 kept.append(line + "\n")
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             continue
     write_text(file, "".join(kept))
 

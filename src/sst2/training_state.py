@@ -11,6 +11,7 @@ class TrainingState:
         step: optimizer steps done.
         skipped_steps: those of them that changed nothing, since loss or gradients were not finite.
         seconds: spent in optimizer steps, without evaluations and checkpoints, over all starts of the run.
+        evaluated_step: step of the last evaluation; one that is due at a later step has been interrupted.
         best_step: step of the most accurate evaluation; the lower loss decides between equals.
     """
 
@@ -19,6 +20,7 @@ class TrainingState:
     skipped_in_a_row: int = 0
     sentences: int = 0
     seconds: float = 0.0
+    evaluated_step: int = 0
     best_step: int | None = None
     best_accuracy: float | None = None
     best_loss: float = 0.0
@@ -63,6 +65,7 @@ class TrainingState:
 
     def count_evaluation(self, accuracy: float, loss: float) -> bool:
         """Count one evaluation. Returns whether it is the best so far."""
+        self.evaluated_step = self.step
         if self.best_accuracy is None or accuracy > self.best_accuracy:
             self.evaluations_without_improvement = 0
         else:

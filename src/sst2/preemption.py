@@ -1,0 +1,126 @@
+"""The wish to stop or to save: from signals, from files in the run's folder, agreed on by all ranks.
+
+A signal sets a wish and nothing else. The loop asks for wishes between two steps, and between two batches of an
+evaluation, where all ranks can act on them together.
+
+Nothing heavy is imported here: signals must be caught before the seconds that importing torch takes.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_STOP_FILE, _LAUNCHER_GONE = 1001, 1002  # reasons to stop beside the numbers of signals
+_REASONS = {int(number): number.name for number in SIGNALS}
+_REASONS |= {_STOP_FILE: "the file STOP", _LAUNCHER_GONE: "the end of its launcher"}
+
+SECONDS_BETWEEN_INTERRUPTS = 1.0  # less is one Ctrl-C that came twice, from the terminal and from a launcher
+SECONDS_BETWEEN_LOOKS = 1.0  # at the run's folder, which may lie on a network
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What all ranks have agreed to do: the same on each of them.
+
+    Attributes:
+        stop: who asked to stop; empty if nobody did.
+        save: whether a checkpoint was asked for.
+        failed: whether a rank said that it cannot go on.
+    """
+
+    stop: str = ""
+    save: bool = False
+    failed: bool = False
+
+
+class Requests:
+    """The wishes of this process. Creating the object touches nothing; `listen` catches signals."""
+
+    def __init__(self) -> None:
+        self._stop = 0
+        self._save = False
+        self._folder: Path | None = None
+        self._looked = 0.0
+        self._interrupted = 0.0
+        # A launcher that dies leaves its processes behind, and nobody else would tell them.
+        by_launcher = not {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}.isdisjoint(os.environ)
+        self._launcher = os.getppid() if by_launcher else None
+
+    def listen(self) -> "Requests":
+        """Catch `SIGNALS` from now on. To be called once, in the main thread."""
+        # A thread reads the signals, since Python's own handlers wait for the main thread, which may be in a collective
+        # operation that never ends.
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        threading.Thread(target=self._receive, args=(receiver, sender), name="signals", daemon=True).start()
+        signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: None)
+        return self
+
+    def watch(self, folder: Path) -> None:
+        """Look for files `STOP` and `SAVE` in the run's folder. For one rank."""
+        self._folder = folder
+
+    def agree(self, device: Any = "cpu", failed: bool = False) -> Wishes:
+        """The wishes of all ranks together. All ranks call it.
+
+        Args:
+            device: where the ranks' collective operations work.
+            failed: whether this rank cannot go on.
+        """
+        import torch
+        from torch import distributed
+
+        self._look()
+        wishes = [self._stop, int(self._save), int(failed)]
+        if distributed.is_initialized():
+            shared = torch.tensor(wishes, device=device)
+            distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+            wishes = shared.tolist()
+        self._save = False
+        return Wishes(_REASONS.get(wishes[0], ""), bool(wishes[1]), bool(wishes[2]))
+
+    def _look(self) -> None:
+        if self._launcher not in (None, os.getppid()):
+            self._stop = self._stop or _LAUNCHER_GONE
+        now = time.monotonic()
+        if self._folder and now - self._looked >= SECONDS_BETWEEN_LOOKS:
+            self._looked = now
+            if _take(self._folder / "STOP"):
+                self._stop = self._stop or _STOP_FILE
+            self._save |= _take(self._folder / "SAVE")
+
+    def _receive(self, receiver: socket.socket, sender: socket.socket) -> None:
+        while numbers := receiver.recv(64):  # `sender` is an argument to keep it open
+            for number in numbers:
+                if number in SIGNALS:
+                    self._note(number)
+
+    def _note(self, number: int) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            if self._interrupted and now - self._interrupted >= SECONDS_BETWEEN_INTERRUPTS:
+                os._exit(128 + number)  # not sys.exit: the main thread may be stuck
+            self._interrupted = self._interrupted or now
+        if not self._stop:
+            self._stop = number
+            logger.info("%s: stopping after this step, with a checkpoint", _REASONS[number])
+
+
+def _take(file: Path) -> bool:
+    """Whether the file was there; it is gone now, so that the next start does not find it."""
+    with suppress(OSError):
+        file.unlink()
+        return True
+    return False

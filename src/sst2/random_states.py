@@ -1,0 +1,39 @@
+"""The state of every random generator that a run draws from."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+
+
+def random_state() -> dict[str, Any]:
+    """The states of this process, of types that `torch.load(weights_only=True)` takes."""
+    numpy_state: Any = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()  # an array would need pickle's full powers
+    return {
+        "python": random.getstate(),
+        "numpy": numpy_state,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(states: list[dict[str, Any]], rank: int, world_size: int, seed: int, step: int) -> None:
+    """Continue to draw where the states of all ranks were saved.
+
+    Args:
+        states: one per rank of the job that saved them. Where now another number of processes goes on, there is no
+            state to continue, and each rank begins a sequence of its own, drawn from the other arguments.
+        step: the step after which the states were saved.
+    """
+    if len(states) != world_size:
+        set_seed(int(np.random.SeedSequence([seed, step, rank, world_size]).generate_state(1)[0]))
+        return
+    state = states[rank]
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
