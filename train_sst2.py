@@ -50,6 +50,7 @@ from sst2.logs import log_to_file, start_logging
 from sst2.metrics import SentimentMetric, in_order_of_rows, in_words
 from sst2.modeling import load_model, load_tokenizer
 from sst2.optimization import build_optimizer
+from sst2.ranks import on_main
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 from sst2.settings import Settings
 from sst2.tracking import Tracker
@@ -106,13 +107,13 @@ def setup(settings: Settings, requests: Requests) -> Job:
 
     run, state = RunFolder(settings.run_dir), TrainingState()
     checkpoints = Checkpointer(run.checkpoints, accelerator, bare_model, optimizer, schedule, settings, splits)
-    if place := checkpoints.find(settings.resume_from_checkpoint):
+    on_main(accelerator, run.lock)
+    if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
         state = checkpoints.load(place)
         logger.info("resuming from %s", place)
     require_free_space(run.path, checkpoints.bytes_to_write())
-    accelerator.wait_for_everyone()
+    on_main(accelerator, lambda: run.claim(settings.overwrite_output_dir))
     if accelerator.is_main_process:
-        run.claim(settings.overwrite_output_dir)
         write_text(run.config, to_yaml(settings))
         log_to_file(run.log)
         if place:

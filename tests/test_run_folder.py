@@ -3,12 +3,15 @@
 import csv
 import json
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from processes import start
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.logs import log_to_file, start_logging
@@ -34,7 +37,37 @@ def test_only_overwriting_removes_and_only_what_runs_write(tmp_path: Path) -> No
     run.claim(overwrite=False)
     assert {str(path) for path in run.path.rglob("*")} == before
     run.claim(overwrite=True)
-    assert {path.name for path in run.path.iterdir()} == {"notes.txt", "plots"}
+    assert {path.name for path in run.path.iterdir()} == {".lock", "notes.txt", "plots"}
+
+
+def test_two_jobs_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.lock()  # there is nothing to lock yet
+    first.claim(overwrite=False)
+    with pytest.raises(UserError, match=r"--output_dir .*run is in use by another job: end that, or name another"):
+        second.lock(patience=0.3)
+    threading.Timer(0.3, first.release).start()
+    second.lock(patience=30)  # a job that is about to end is waited for
+    with pytest.raises(UserError, match="in use"):
+        first.lock(patience=0)
+
+
+def test_a_lock_does_not_outlive_its_process(tmp_path: Path) -> None:
+    process, _ = start(hold, tmp_path / "run")
+    while not (tmp_path / "run" / "claimed").exists():
+        time.sleep(0.01)
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match="in use"):
+        run.lock(patience=0)
+    process.kill()
+    run.lock(patience=30)
+
+
+def hold(folder: Path) -> None:
+    run = RunFolder(folder)
+    run.claim(overwrite=False)
+    (folder / "claimed").touch()
+    time.sleep(600)
 
 
 def test_a_link_to_another_disk_is_no_obstacle_and_its_target_is_spared(tmp_path: Path) -> None:
@@ -100,9 +133,9 @@ def logger() -> Iterator[logging.Logger]:
 def test_the_log_file_has_what_was_said_before_there_was_one(
     logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for start in ("first", "second"):
+    for beginning in ("first", "second"):
         start_logging(is_main=True)
-        logger.info("%s: early detail", start)
+        logger.info("%s: early detail", beginning)
         logger.warning("%s: early warning", start)
         log_to_file(tmp_path / "train.log")  # the second start, a resumed run, goes on in the same file
         logger.info("%s: naïve late line", start)

@@ -52,7 +52,7 @@ def test_smoke_run_as_users_start_it(train: Train, tmp_path: Path) -> None:
     # Everything the documentation promises is in the folder, and nothing is anywhere else.
     assert {path.name for path in run.run_dir.iterdir()} == {
         *("config.yaml", "environment.json", "tensorboard", "metrics.jsonl", "checkpoints", "model"),
-        *("metrics.json", "predictions.csv", "train.log"),
+        *("metrics.json", "predictions.csv", "train.log", ".lock"),
     }
     assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == ["step-00000845"]
     assert list(home.iterdir()) == []

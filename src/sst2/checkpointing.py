@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
@@ -165,7 +165,7 @@ class Checkpointer:
         return weights + max(1, kept - len(list_checkpoints(self.folder))) * 3 * weights  # AdamW has two moments
 
     def find(self, requested: str | None) -> Path | None:
-        """The whole checkpoint to resume from, the same on all ranks; None to start from the beginning.
+        """The whole checkpoint to resume from; None to start from the beginning. For the main process.
 
         Args:
             requested: a checkpoint's folder, `auto` for the run's newest, or None.
@@ -175,20 +175,17 @@ class Checkpointer:
         """
         if requested is None:
             return None
-        found: list[Any] = [None, None]
-        if self._accelerator.is_main_process:
+        if requested != "auto":
             try:
-                found[0] = self._find(requested)
-            except UserError as error:
-                found[1] = str(error)
-        broadcast_object_list(found)
-        if found[1]:
-            raise UserError(found[1])
-        if found[0] and not found[0].is_dir():
-            raise UserError(
-                f"--output_dir {self.folder.parent} must be a folder that all nodes share: no {found[0]} here"
-            )
-        return found[0]
+                verify_checkpoint(Path(requested))
+            except DamagedCheckpointError as error:
+                raise _damaged(Path(requested), error) from None
+            return Path(requested)
+        recover(self.folder)
+        place = find_latest(self.folder)
+        if place is None:
+            logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
+        return place
 
     def load(self, place: Path) -> TrainingState:
         """Bring everything back to where it was when the checkpoint was written.
@@ -200,6 +197,8 @@ class Checkpointer:
             UserError: it comes from a run with other settings or data, or does not fit the model.
         """
         rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
+        if not place.is_dir():  # the main process has seen it
+            raise UserError(f"--output_dir {self.folder.parent} must be shared by all nodes: there is no {place} here")
         try:
             content = json.loads((place / "state.json").read_text(encoding="utf-8"))
             state = TrainingState(**content["training_state"])
@@ -224,19 +223,6 @@ class Checkpointer:
             raise _damaged(place, error) from None
         self._saved = replace(state)
         return state
-
-    def _find(self, requested: str) -> Path | None:
-        if requested != "auto":
-            try:
-                verify_checkpoint(Path(requested))
-            except DamagedCheckpointError as error:
-                raise _damaged(Path(requested), error) from None
-            return Path(requested)
-        recover(self.folder)
-        place = find_latest(self.folder)
-        if place is None:
-            logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
-        return place
 
     def _write(
         self,

@@ -127,3 +127,4 @@ class Job:
         self.checkpoints.wait()
         self.watchdog.stop()
         self.tracker.close()
+        self.run.release()

@@ -1,12 +1,14 @@
 """The folder of a run: what lies where, and files that are whole or absent."""
 
 import csv
+import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -30,20 +32,63 @@ class RunFolder:
         self.metrics = path / "metrics.json"
         self.predictions = path / "predictions.csv"
         self.log = path / "train.log"
+        self._lock: TextIO | None = None
 
-    def claim(self, overwrite: bool) -> None:
-        """Create the folder; with `overwrite`, remove the earlier run: all that bears the names above.
+    def lock(self, patience: float = 30.0) -> None:
+        """Keep other jobs out of the folder, if there is one, until `release` or the end of the process.
+
+        Args:
+            patience: seconds to wait for a job that has been asked to stop and is still writing.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: another job works in the folder, or it cannot be written.
+        """
+        if self._lock is not None or not self.path.is_dir():
+            return
+        try:
+            self._lock = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (open until release)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        deadline = time.monotonic() + patience
+        while not _try_lock(self._lock):
+            if time.monotonic() > deadline:
+                self.release()
+                raise UserError(f"--output_dir {self.path} is in use by another job: end that, or name another folder")
+            time.sleep(0.1)
+
+    def release(self) -> None:
+        """Let other jobs in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def claim(self, overwrite: bool) -> None:
+        """Create and lock the folder; with `overwrite`, remove the earlier run: all that bears the names above.
+
+        Raises:
+            UserError: another job works in the folder, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lock()
             if overwrite:
-                for entry in [path for path in vars(self).values() if path != self.path]:
+                for entry in [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]:
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"--output_dir {self.path} cannot be written ({error.strerror}): name another") from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"--output_dir {self.path} cannot be written ({error.strerror}): name another")
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however that ends
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def write_text(file: Path, text: str) -> None:
