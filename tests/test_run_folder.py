@@ -136,9 +136,9 @@ def test_the_log_file_has_what_was_said_before_there_was_one(
     for beginning in ("first", "second"):
         start_logging(is_main=True)
         logger.info("%s: early detail", beginning)
-        logger.warning("%s: early warning", start)
+        logger.warning("%s: early warning", beginning)
         log_to_file(tmp_path / "train.log")  # the second start, a resumed run, goes on in the same file
-        logger.info("%s: naïve late line", start)
+        logger.info("%s: naïve late line", beginning)
     said = [line.split(" ", 2)[2] for line in (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()]
     assert said == [
         *("INFO first: early detail", "WARNING first: early warning", "INFO first: naïve late line"),

@@ -4,6 +4,7 @@ A checkpoint is a folder `step-00000123`. Its files are written under a hidden n
 `manifest.json`, brought to disk, and put in place by one rename. Nothing here knows what is in the files.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -60,8 +61,12 @@ def write_checkpoint(place: Path, write_files: Callable[[Path], None]) -> None:
         manifest = {"format": FORMAT, "files": files}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _commit(unfinished, place)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room
+    except Exception as error:
+        # torch.save says "unexpected pos 8000960 vs 8000912"
+        is_full = unfinished.exists() and shutil.disk_usage(unfinished).free < 1 << 20
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
 
 

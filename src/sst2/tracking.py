@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Tracker:
         accelerator.init_trackers("sst2", config={name: _plain(value) for name, value in settings.items()})
         if accelerator.is_main_process:
             restarted = run.tensorboard.is_dir()
+            _date_before_now(run.tensorboard)
             # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
             self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
             last_steps = {"train": state.step, selection_split: state.evaluated_step}
@@ -124,6 +126,20 @@ def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
         except (ValueError, LookupError, TypeError, AttributeError):
             continue
     write_text(file, "".join(kept))
+
+
+def _date_before_now(board: Path) -> None:
+    """TensorBoard reads a run's files in the order of the seconds in their names: one to come must be the last.
+
+    It would not be after a start in this very second, or by a clock that has been put back.
+    """
+    stem = "events.out.tfevents."
+    files = sorted(board.glob(f"{stem}*"))
+    now = int(time.time())
+    if files and files[-1].name >= f"{stem}{now:010d}":
+        for age, file in enumerate(reversed(files), start=1):
+            rest = file.name.removeprefix(stem).partition(".")[2]
+            file.rename(file.with_name(f"{stem}{now - age:010d}.{rest}"))
 
 
 def _append(file: Path, content: dict[str, Any]) -> None:
