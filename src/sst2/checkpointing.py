@@ -259,7 +259,8 @@ class HostCopy:
 
     def __call__(self, tree: Any) -> Any:
         """A copy of nested dicts, lists and tuples. The tensors in it are valid until the next call."""
-        copied = self._copy(tree, ())
+        with torch.inference_mode(False), torch.no_grad():  # a save may be asked for amid an evaluation
+            copied = self._copy(tree, ())
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies from a GPU run beside each other
         return copied

@@ -89,7 +89,7 @@ def _misfortune(error: Exception) -> tuple[int, str]:
         return EXIT_USER_ERROR, (
             f"{error}: make room; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
         )
-    if "gloo" in text or type(error).__name__ == "DistBackendError":
+    if "/gloo/" in text or type(error).__name__ == "DistBackendError":  # the source file that gloo's messages name
         return 1, (
             f"another process is gone, or did not answer in time ({text}): its own output says why; "
             "--resume_from_checkpoint auto goes on from the last checkpoint"

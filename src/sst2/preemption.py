@@ -115,7 +115,8 @@ class Requests:
             self._interrupted = self._interrupted or now
         if not self._stop:
             self._stop = number
-            logger.info("%s: stopping after this step, with a checkpoint", _REASONS[number])
+            once_more = "; once more stops at once" if number == signal.SIGINT else ""
+            logger.info("%s: stopping after this step, with a checkpoint%s", _REASONS[number], once_more)
 
 
 def _take(file: Path) -> bool:
