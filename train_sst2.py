@@ -50,7 +50,7 @@ from sst2.logs import log_to_file, start_logging
 from sst2.metrics import SentimentMetric, in_order_of_rows, in_words
 from sst2.modeling import load_model, load_tokenizer
 from sst2.optimization import build_optimizer
-from sst2.ranks import on_main
+from sst2.ranks import on_main, settle_buckets
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 from sst2.settings import Settings
 from sst2.tracking import Tracker
@@ -103,6 +103,7 @@ def setup(settings: Settings, requests: Requests) -> Job:
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
     optimizer, schedule = build_optimizer(bare_model, settings)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
+    settle_buckets(model)
     loaders = evaluation_loaders(splits, settings.per_device_eval_batch_size, tokenizer.pad_token_id, accelerator)
 
     run, state = RunFolder(settings.run_dir), TrainingState()
@@ -233,8 +234,7 @@ def log_training(job: Job, measured: dict[str, float]) -> str:
 
 def select(job: Job) -> bool:
     """Evaluate during training; remember whether this is the best model so far. Returns whether it is."""
-    state = job.state
-    split = job.selection_split
+    state, split = job.state, job.selection_split
     metrics, _ = evaluate(job, split)
     job.tracker.log(split.name, state.step, metrics)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))
