@@ -31,7 +31,7 @@ class Watchdog:
         self._timeout = timeout
         self._interval = max(0.1, min(10.0, timeout / 10))
         self._where = ""
-        self._count = 0
+        self._count = self._beats = 0
         self._since = time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -62,37 +62,40 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        reported, beats = 0, 0
+        reported = 0
         while not self._stopped.wait(self._interval):
-            beats += 1
-            self._tell(beats)
+            self._tell()
             is_stuck = time.monotonic() - self._since > self._timeout
             if is_stuck and reported != self._count:
                 reported = self._count
-                logger.error("%s", self._report(beats))
+                logger.error("%s", self._report())
 
-    def _tell(self, beats: int) -> None:
+    def _tell(self) -> None:
+        self._beats += 1
         if self._store is not None:
+            post = {"beats": self._beats, "count": self._count, "at": self._where}
             with suppress(RuntimeError):  # the launcher that keeps the store may be gone; the job goes on without
-                self._store.set(str(self._rank), json.dumps({"beats": beats, "count": self._count, "at": self._where}))
+                self._store.set(str(self._rank), json.dumps(post))
 
-    def _report(self, beats: int) -> str:
+    def _report(self) -> str:
         lines = [f"rank {self._rank} has been at {self._where} for {time.monotonic() - self._since:.0f} s"]
-        if self._store is not None:
-            lines += self._others(beats)
+        stacks = []
         for thread in threading.enumerate():
             frame = sys._current_frames().get(thread.ident or 0)
             if frame is not None and thread is not self._thread:
                 stack = "".join(traceback.format_stack(frame)).rstrip()
-                lines.append(f"rank {self._rank}, stack of thread {thread.name}:\n{stack}")
-        return "\n".join(lines)
+                stacks.append(f"rank {self._rank}, stack of thread {thread.name}:\n{stack}")
+        return "\n".join(lines + self._others() + stacks)
 
-    def _others(self, beats: int) -> list[str]:
+    def _others(self) -> list[str]:
         """A line for every rank that has not arrived, or does not answer."""
+        if self._store is None:
+            return []
         before = self._read()
-        self._stopped.wait(3 * self._interval)
+        for _ in range(3):  # while the others listen, this rank must be heard as well
+            self._stopped.wait(self._interval)
+            self._tell()
         now = self._read()
-        self._tell(beats)
         lines = []
         for rank in range(self._world_size):
             if rank == self._rank:

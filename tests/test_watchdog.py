@@ -1,0 +1,77 @@
+"""A process that stands still is noticed, with its stack, and with the ranks that it waits for."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from sst2.watchdog import Watchdog
+
+STANDING_STILL = """
+import logging, sys, time
+import torch
+from torch import distributed
+from sst2.watchdog import Watchdog
+
+logging.basicConfig(format="%(message)s")
+distributed.init_process_group("gloo")
+distributed.all_reduce(torch.zeros(1))
+rank = distributed.get_rank()
+watchdog = Watchdog(timeout=1)
+watchdog.start()
+for step in range(5):  # progress, slower in all than the time-out
+    watchdog.at(f"step {step}")
+    time.sleep(0.4)
+watchdog.at("step 7, forward pass 1")
+if rank == 1:
+    time.sleep(6)  # longer than collective operations wait
+watchdog.at("step 7, backward pass 1")
+distributed.all_reduce(torch.zeros(1))
+"""
+
+
+def test_one_report_for_each_standstill(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("sst2"), "propagate", True)  # a job run by an earlier test cuts it off
+    watchdog = Watchdog(timeout=0.5)
+    watchdog.start()
+    try:
+        for step in range(6):
+            watchdog.at(f"step {step}")
+            time.sleep(0.15)
+        assert reports(caplog) == []
+        watchdog.at("step 6, forward pass 1")
+        time.sleep(1.5)
+        (report,) = reports(caplog)
+        assert report.startswith("rank 0 has been at step 6, forward pass 1 for ")
+        assert "test_one_report_for_each_standstill" in report  # the line that it stands at
+        watchdog.at("step 7")
+        time.sleep(1.5)
+        assert len(reports(caplog)) == 2
+    finally:
+        watchdog.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+def reports(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "sst2.watchdog"]
+
+
+@pytest.mark.slow
+def test_the_rank_that_has_not_arrived_is_named(tmp_path: Path) -> None:
+    (tmp_path / "still.py").write_text(STANDING_STILL)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "still.py")], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert "rank 0 has been at step 7, backward pass 1 for" in done.stderr
+    assert "rank 1 has not arrived: it is at step 7, forward pass 1" in done.stderr
+    assert "rank 1 has been at step 7, forward pass 1 for" in done.stderr
+    assert "every other rank has arrived" in done.stderr  # as rank 1 says
+    # The time-out of the process group is short now: 2 s instead of 30 minutes.
+    assert done.returncode != 0
+    assert "Timed out waiting 2000ms" in done.stderr
