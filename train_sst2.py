@@ -150,8 +150,7 @@ def fit(job: Job) -> None:
 
 def heed(job: Job) -> None:
     """Between two steps, and between two batches of an evaluation: do what was asked, all ranks at once."""
-    for times in job.checkpoints.take_times():
-        job.tracker.log_checkpoint(times)
+    job.log_checkpoints()
     wishes = job.requests.agree(job.accelerator.device, job.checkpoints.has_failed)
     if wishes.failed:
         raise job.checkpoints.failure()

@@ -180,8 +180,8 @@ def _hidden(place: Path, suffix: str) -> Path:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    digest, block = hashlib.sha256(), bytearray(1 << 24)  # long blocks: between two of them Python's lock is contended
+    with open(file, "rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(memoryview(block)[:count])
         return {"size": stream.tell(), "sha256": digest.hexdigest()}

@@ -122,9 +122,15 @@ class Job:
         }
         return metrics | ({"test": scores["test"]} if scores.get("test") else {})
 
+    def log_checkpoints(self) -> None:
+        """Log what the checkpoints written since the last call have cost."""
+        for times in self.checkpoints.take_times():
+            self.tracker.log_checkpoint(times)
+
     def close(self) -> None:
         """Finish writing, whatever has happened."""
         self.checkpoints.wait()
+        self.log_checkpoints()
         self.watchdog.stop()
         self.tracker.close()
         self.run.release()
