@@ -139,6 +139,32 @@ def small_job(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
     ]
 
 
+@pytest.fixture(scope="session")
+def long_job(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
+    """Flags of a job that there is time to interrupt: 200 steps, a checkpoint every five of them."""
+    return [
+        *("--model_name_or_path", tiny_model, "--train_file", tsv_files[0], "--validation_file", tsv_files[1]),
+        *("--num_train_epochs", 20, "--learning_rate", 1e-3, "--logging_steps", 1, "--log_sample_ids"),
+        *("--global_batch_size", 32, "--checkpointing_steps", 5, "--eval_steps", 50),
+    ]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(long_job: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """`jobs.results` of the long job that nobody interrupts."""
+    from jobs import run_to_the_end
+
+    return run_to_the_end(long_job, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+@pytest.fixture(scope="session")
+def undisturbed_on_two(long_job: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same on two processes."""
+    from jobs import TWO_PROCESSES, run_to_the_end
+
+    return run_to_the_end(long_job, tmp_path_factory.mktemp("undisturbed") / "run", TWO_PROCESSES)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Where everything must run, as in continuous integration, a skipped test is a failed one."""

@@ -1,5 +1,7 @@
 """Jobs in processes of their own that a test can watch, signal and kill."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -94,3 +97,26 @@ def running(
         for survivor in job.processes():
             survivor.kill()
         process.wait()
+
+
+def run_to_the_end(flags: Sequence[object], run_dir: Path, launcher: Sequence[str] = PYTHON) -> dict[str, Any]:
+    """Start or resume a run and let it finish. Returns its `results`."""
+    with running([*flags, "--resume_from_checkpoint", "auto"], run_dir, launcher) as job:
+        finished = job.wait(300)
+    assert finished.code == 0, finished.stderr
+    return results(run_dir)
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    """What must not depend on how often a run was interrupted."""
+    times = {"seconds", "sentences_per_second", "tokens_per_second", "peak_memory_mib"}
+
+    def without_times(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in times}
+
+    return {
+        "weights": hashlib.sha256((run_dir / "model" / "model.safetensors").read_bytes()).hexdigest(),
+        "metrics": without_times(json.loads((run_dir / "metrics.json").read_text())),
+        "curves": [without_times(json.loads(line)) for line in (run_dir / "metrics.jsonl").read_text().splitlines()],
+        "sample_ids": (run_dir / "samples.jsonl").read_text(),
+    }

@@ -1,6 +1,5 @@
 """What machines do to a job: afterwards it goes on from a whole checkpoint, and ends as if nothing had been."""
 
-import hashlib
 import json
 import os
 import random
@@ -18,50 +17,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import REPOSITORY, Finished
-from jobs import TWO_PROCESSES, running
+from jobs import TWO_PROCESSES, results, run_to_the_end, running
 from sst2.checkpoint_folder import find_latest, list_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 Train = Callable[..., Finished]
-
-
-@pytest.fixture(scope="module")
-def flags(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
-    """200 steps, a checkpoint every five of them."""
-    return [
-        *("--model_name_or_path", tiny_model, "--train_file", tsv_files[0], "--validation_file", tsv_files[1]),
-        *("--num_train_epochs", 20, "--learning_rate", 1e-3, "--logging_steps", 1, "--log_sample_ids"),
-        *("--global_batch_size", 32, "--checkpointing_steps", 5, "--eval_steps", 50),
-    ]
-
-
-def results(run_dir: Path) -> dict[str, Any]:
-    """What must not depend on how often a run was interrupted."""
-    times = {"seconds", "sentences_per_second", "tokens_per_second", "peak_memory_mib"}
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "weights": hashlib.sha256((run_dir / "model" / "model.safetensors").read_bytes()).hexdigest(),
-        "sample_ids": (run_dir / "samples.jsonl").read_text(),
-        "curves": [{name: value for name, value in line.items() if name not in times} for line in lines],
-    }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_to_the_end(flags, tmp_path_factory.mktemp("one") / "run")
-
-
-@pytest.fixture(scope="module")
-def undisturbed_on_two(flags: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_to_the_end(flags, tmp_path_factory.mktemp("two") / "run", launcher=TWO_PROCESSES)
-
-
-def run_to_the_end(flags: list[object], run_dir: Path, **how: Any) -> dict[str, Any]:
-    with running([*flags, "--resume_from_checkpoint", "auto"], run_dir, **how) as job:
-        finished = job.wait()
-    assert finished.code == 0, finished.stderr
-    return results(run_dir)
 
 
 @pytest.fixture
@@ -98,10 +59,10 @@ def has_room_for(file: IO[bytes], size: int) -> bool:
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(
-    flags: list[object], undisturbed: dict[str, Any], small_disk: Callable[[str], Path]
+    long_job: list[object], undisturbed: dict[str, Any], small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("40m")
-    with running(flags, disk / "run") as job:
+    with running(long_job, disk / "run") as job:
         job.wait_for(lambda: len(job.checkpoints) >= 2)
         # A full disk also stops the messages, so they go elsewhere.
         filler = fill(disk)
@@ -110,22 +71,22 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     good = find_latest(disk / "run" / "checkpoints")
     assert good is not None
     filler.unlink()
-    assert run_to_the_end(flags, disk / "run") == undisturbed
+    assert run_to_the_end(long_job, disk / "run") == undisturbed
 
 
 def test_a_checkpoint_that_finds_no_room_is_named_with_the_last_good_one(
-    flags: list[object], undisturbed: dict[str, Any], small_disk: Callable[[str], Path], tmp_path: Path
+    long_job: list[object], undisturbed: dict[str, Any], small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
     # Checkpoints lie on a disk of their own, so that nothing but them finds it full.
     disk, run_dir = small_disk("40m"), tmp_path / "run"
-    with running(flags, run_dir) as job:
+    with running(long_job, run_dir) as job:
         job.wait_for_step(3)
         job.process.terminate()
         assert job.wait().code == 75
     shutil.copytree(run_dir / "checkpoints", disk, dirs_exist_ok=True)
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "checkpoints").symlink_to(disk)
-    with running([*flags, "--resume_from_checkpoint", "auto"], run_dir) as job:
+    with running([*long_job, "--resume_from_checkpoint", "auto"], run_dir) as job:
         job.wait_for_step(12)
         filler = fill(disk)
         finished = job.wait()
@@ -138,14 +99,14 @@ def test_a_checkpoint_that_finds_no_room_is_named_with_the_last_good_one(
     assert f"the last good checkpoint is {good}" in errors[0]
     assert not list(disk.glob(".step-*"))  # what was begun is cleared away
     filler.unlink()
-    assert run_to_the_end(flags, run_dir) == undisturbed
+    assert run_to_the_end(long_job, run_dir) == undisturbed
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused_before_training(
-    flags: list[object], small_disk: Callable[[str], Path]
+    long_job: list[object], small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("3m")
-    with running(flags, disk / "run", HF_DATASETS_CACHE=str(disk.parent / "cache")) as job:
+    with running(long_job, disk / "run", HF_DATASETS_CACHE=str(disk.parent / "cache")) as job:
         finished = job.wait()
     assert finished.code == 2, finished.stderr
     assert "run has 3 MiB free and the run will write" in finished.stderr
@@ -153,16 +114,16 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_before_training(
 
 
 def test_a_read_only_disk_is_refused_and_left_as_it_is(
-    flags: list[object], undisturbed: dict[str, Any], small_disk: Callable[[str], Path]
+    long_job: list[object], undisturbed: dict[str, Any], small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("40m")
-    with running(flags, disk / "run") as job:
+    with running(long_job, disk / "run") as job:
         job.wait_for_step(23)
         job.process.send_signal(signal.SIGTERM)
         assert job.wait().code == 75
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     before = {path: path.stat().st_mtime_ns for path in disk.rglob("*")}
-    command = [sys.executable, REPOSITORY / "train_sst2.py", *flags, "--output_dir", disk / "run"]
+    command = [sys.executable, REPOSITORY / "train_sst2.py", *long_job, "--output_dir", disk / "run"]
     command += ["--resume_from_checkpoint", "auto"]
     refused = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
@@ -170,7 +131,7 @@ def test_a_read_only_disk_is_refused_and_left_as_it_is(
     assert "Traceback" not in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in disk.rglob("*")} == before
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-    assert run_to_the_end(flags, disk / "run") == undisturbed
+    assert run_to_the_end(long_job, disk / "run") == undisturbed
 
 
 def flip_a_byte(place: Path) -> str:
@@ -193,30 +154,30 @@ def delete_the_manifest(place: Path) -> str:
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, delete_the_manifest])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
-    damage: Callable[[Path], str], flags: list[object], undisturbed: dict[str, Any], tmp_path: Path
+    damage: Callable[[Path], str], long_job: list[object], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    with running(flags, tmp_path / "run") as job:
+    with running(long_job, tmp_path / "run") as job:
         job.wait_for_step(33)
         job.process.send_signal(signal.SIGUSR1)
         assert job.wait().code == 75
     *_, before, newest = list_checkpoints(tmp_path / "run" / "checkpoints")
     reason = damage(newest)
-    with running([*flags, "--resume_from_checkpoint", "auto"], tmp_path / "run") as job:
+    with running([*long_job, "--resume_from_checkpoint", "auto"], tmp_path / "run") as job:
         finished = job.wait()
     assert f"passing over {newest}: {reason}" in finished.stderr
     assert f"resuming from {before}" in finished.stderr
     assert results(tmp_path / "run") == undisturbed
 
 
-def test_a_clock_that_jumps_back(flags: list[object], undisturbed: dict[str, Any], tmp_path: Path) -> None:
+def test_a_clock_that_jumps_back(long_job: list[object], undisturbed: dict[str, Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     for days_ahead, step in ((3, 23), (5, 48), (4, 71)):
-        with running([*flags, "--resume_from_checkpoint", "auto"], run_dir) as job:
+        with running([*long_job, "--resume_from_checkpoint", "auto"], run_dir) as job:
             job.wait_for_step(step)
             for process in job.processes():
                 process.kill()
         date_ahead(run_dir, 86400 * days_ahead)
-    assert run_to_the_end(flags, run_dir) == undisturbed
+    assert run_to_the_end(long_job, run_dir) == undisturbed
     board = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 201))
 
@@ -232,21 +193,23 @@ def date_ahead(run_dir: Path, seconds: int) -> None:
             file.rename(file.with_name(".".join([*head, str(int(stamp) + seconds), rest])))
 
 
-def test_one_rank_of_two_is_killed(flags: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path) -> None:
+def test_one_rank_of_two_is_killed(long_job: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path) -> None:
     for victim, step in ((0, 23), (1, 61)):
-        with running([*flags, "--resume_from_checkpoint", "auto"], tmp_path / "run", TWO_PROCESSES) as job:
+        with running([*long_job, "--resume_from_checkpoint", "auto"], tmp_path / "run", TWO_PROCESSES) as job:
             job.wait_for_step(step)
             job.ranks()[victim].kill()
             finished = job.wait(60)
             assert finished.code not in (0, 75)
             assert not job.processes()
         assert "Traceback" not in finished.stderr
-    assert run_to_the_end(flags, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
+    assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
 
 
-def test_one_rank_of_two_stands_still(flags: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path) -> None:
+def test_one_rank_of_two_stands_still(
+    long_job: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path
+) -> None:
     with running(
-        [*flags, "--step_timeout", 2], tmp_path / "run", TWO_PROCESSES, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1"
+        [*long_job, "--step_timeout", 2], tmp_path / "run", TWO_PROCESSES, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1"
     ) as job:
         job.wait_for_step(23)
         job.ranks()[1].suspend()
@@ -258,14 +221,14 @@ def test_one_rank_of_two_stands_still(flags: list[object], undisturbed_on_two: d
     assert "rank 0, stack of thread MainThread:" in finished.stderr
     assert "in train_step" in finished.stderr
     assert "error: rank 0: another process is gone, or did not answer in time" in finished.stderr
-    assert run_to_the_end(flags, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
+    assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
 
 
-def test_out_of_memory_is_one_line_that_names_the_flags(flags: list[object], tmp_path: Path) -> None:
+def test_out_of_memory_is_one_line_that_names_the_flags(long_job: list[object], tmp_path: Path) -> None:
     sentence = "a gripping , funny film " * 30
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\n" + f"{sentence}\t1\n{sentence}\t0\n" * 40_000)
     limit = 6 << 30
-    command = [sys.executable, REPOSITORY / "train_sst2.py", *flags, "--validation_file", tmp_path / "dev.tsv"]
+    command = [sys.executable, REPOSITORY / "train_sst2.py", *long_job, "--validation_file", tmp_path / "dev.tsv"]
     command += ["--per_device_eval_batch_size", 80_000, "--max_train_steps", 1, "--output_dir", tmp_path / "run"]
     done = subprocess.run(
         [*map(str, command)],
