@@ -6,7 +6,8 @@ import pickle
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -23,14 +24,22 @@ from torch import nn
 
 from conftest import Bomb
 from processes import kill_at_change, start
-from sst2.checkpoint_folder import checkpoint_name, find_latest, list_checkpoints, newest_checkpoint
+from sst2.checkpoint_folder import checkpoint_name, list_checkpoints, verify_checkpoint, write_checkpoint
 from sst2.checkpointing import BINDING_SETTINGS, Checkpointer, load_weights
+from sst2.data import Split
 from sst2.errors import UserError
 from sst2.optimization import build_optimizer
+from sst2.random_states import random_state, restore_random_state
 from sst2.settings import Settings
 from sst2.training_state import TrainingState
 
 SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01, num_warmup_steps=3, max_train_steps=20)
+OTHERS = {
+    **{"dropout": 0.2, "learning_rate": 0.02, "weight_decay": 0.5, "max_grad_norm": 2.0, "holdout_fraction": 0.1},
+    **{"max_length": 64, "max_train_samples": 10, "global_batch_size": 64, "max_train_steps": 30},
+    **{"num_warmup_steps": 4, "seed": 1},
+}
+NO_DATA: Mapping[str, Split] = {}
 
 
 @pytest.fixture
@@ -61,18 +70,20 @@ class Training:
         self.state.count_step(True, loss.item(), 16, 64, 64, seconds=0.1)
         return [loss.item(), rate]
 
-    def checkpoints(self, folder: Path, settings: Settings = SETTINGS) -> Checkpointer:
-        return Checkpointer(folder, self.accelerator, self.model, self.optimizer, self.schedule, settings, {})
+    def checkpoints(
+        self, folder: Path, settings: Settings = SETTINGS, splits: Mapping[str, Split] = NO_DATA
+    ) -> Checkpointer:
+        return Checkpointer(folder, self.accelerator, self.model, self.optimizer, self.schedule, settings, splits)
 
-    def save(self, folder: Path, limit: int = 2) -> Path:
-        checkpoints = self.checkpoints(folder, replace(SETTINGS, checkpoints_total_limit=limit))
+    def save(self, folder: Path, limit: int = 2, splits: Mapping[str, Split] = NO_DATA) -> Path:
+        checkpoints = self.checkpoints(folder, replace(SETTINGS, checkpoints_total_limit=limit), splits)
         checkpoints.save(self.state)
         checkpoints.wait()
         assert not checkpoints.has_failed
         return folder / checkpoint_name(self.state.step)
 
-    def load(self, place: Path, settings: Settings = SETTINGS) -> None:
-        checkpoints = self.checkpoints(place.parent, settings)
+    def load(self, place: Path, settings: Settings = SETTINGS, splits: Mapping[str, Split] = NO_DATA) -> None:
+        checkpoints = self.checkpoints(place.parent, settings, splits)
         found = checkpoints.find(str(place))
         assert found == place
         self.state = checkpoints.load(found)
@@ -126,19 +137,6 @@ def test_weights_alone_leave_the_rest_alone(accelerator: Accelerator, tmp_path: 
     assert training.state.step == 1
 
 
-def test_only_finished_checkpoints_are_found(tmp_path: Path) -> None:
-    for name in (".step-00000300.unfinished", "step-00000400.old", "step-7", "notes"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "step-00000500").write_text("a file")
-    assert list_checkpoints(tmp_path) == []
-    assert newest_checkpoint(tmp_path) is None
-    assert find_latest(tmp_path) is None
-    for step in (20, 100, 3):
-        (tmp_path / f"step-{step:08d}").mkdir()
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000020", "step-00000100"]
-    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000100"
-
-
 def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], object]:
     return lambda file: file.write_text(json.dumps(change(json.loads(file.read_text()))))
 
@@ -174,30 +172,49 @@ CASES += [
 ]
 
 
+def seal(place: Path) -> None:
+    """Write the manifest anew, as one would who damages on purpose."""
+    content = {file.name: file.read_bytes() for file in place.iterdir() if file.name != "manifest.json"}
+
+    def write_files(folder: Path) -> None:
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+
+    write_checkpoint(place, write_files)
+    verify_checkpoint(place)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize(("file", "name", "damage"), CASES, ids=[f"{file} {name}" for file, name, _ in CASES])
 def test_a_damaged_checkpoint_is_named(
-    file: str, name: str, damage: Callable[[Path], object], accelerator: Accelerator, tmp_path: Path
+    file: str, name: str, damage: Callable[[Path], object], sealed: bool, accelerator: Accelerator, tmp_path: Path
 ) -> None:
     training = Training(accelerator, seed=1)
     training.step()
     place = training.save(tmp_path)
     damage(place / file)
+    if sealed:
+        seal(place)
     with pytest.raises(
         UserError, match=f"(?s){place} cannot be read .*: name an earlier checkpoint, or remove this one"
     ):
         Training(accelerator, seed=2).load(place)
 
 
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("file", ["training.pt", "model.safetensors", "state.json", "manifest.json"])
 def test_a_pickle_that_would_run_code_is_refused_unopened(
-    archive: bool, accelerator: Accelerator, tmp_path: Path
+    file: str, archive: bool, sealed: bool, accelerator: Accelerator, tmp_path: Path
 ) -> None:
     training, crater = Training(accelerator, seed=1), tmp_path / "crater"
     place = training.save(tmp_path)
     content: dict[str, Any] = torch.load(place / "training.pt", weights_only=True) | {"scaler": Bomb(crater)}
     stream = io.BytesIO()
     torch.save(content, stream) if archive else pickle.dump(content, stream, protocol=2)
-    (place / "training.pt").write_bytes(stream.getvalue())
+    (place / file).write_bytes(stream.getvalue())
+    if sealed and file != "manifest.json":
+        seal(place)
     stream.seek(0)
     torch.load(stream, weights_only=False) if archive else pickle.load(stream)
     assert crater.exists()  # it works where it is let
@@ -207,45 +224,190 @@ def test_a_pickle_that_would_run_code_is_refused_unopened(
     assert not crater.exists()
 
 
-def test_the_newest_and_the_best_are_kept(accelerator: Accelerator, tmp_path: Path) -> None:
+@pytest.fixture
+def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Lets the writer begin when it is set."""
+    go = threading.Event()
+
+    def write_later(place: Path, write_files: Callable[[Path], None]) -> None:
+        go.wait()
+        write_checkpoint(place, write_files)
+
+    monkeypatch.setattr("sst2.checkpointing.write_checkpoint", write_later)
+    return go
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    accelerator: Accelerator, tmp_path: Path, held_back: threading.Event
+) -> None:
     training = Training(accelerator, seed=1)
-
-    def kept_after_step() -> list[int]:
-        training.step()
-        training.save(tmp_path, limit=2)
-        return [int(path.name.removeprefix("step-")) for path in list_checkpoints(tmp_path)]
-
-    assert kept_after_step() == [1]
-    training.state.best_step = 1
-    assert [kept_after_step() for _ in range(4)] == [[1, 2], [1, 2, 3], [1, 3, 4], [1, 4, 5]]
-    training.state.best_step = 5
-    assert [kept_after_step() for _ in range(3)] == [[5, 6], [5, 6, 7], [5, 7, 8]]
-    assert {path.name for path in tmp_path.iterdir()} == {f"step-{step:08d}" for step in (5, 7, 8)}
-
-
-def test_a_branch_from_an_earlier_checkpoint_replaces_the_later_ones(accelerator: Accelerator, tmp_path: Path) -> None:
-    training = Training(accelerator, seed=1)
-    for _ in range(4):
-        training.step()
-        training.save(tmp_path, limit=4)
-    training.load(tmp_path / "step-00000002")
     training.step()
-    training.save(tmp_path, limit=2)
-    # Neither is the new one rotated away, nor may a later start take the abandoned step 4 for the newest.
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    checkpoints = training.checkpoints(tmp_path)
+    for step in (1, 4):
+        place = tmp_path / checkpoint_name(step)
+        held_back.clear()
+        checkpoints.save(training.state)  # the second into the host memory of the first
+        after = [training.step() for _ in range(3)]  # changes the very tensors that are being saved
+        assert not place.exists()
+        held_back.set()
+        checkpoints.wait()
+        other = Training(accelerator, seed=2)
+        other.load(place)
+        assert [other.step() for _ in range(3)] == after
+        training.load(place)  # the generators are those of the whole process
+        assert [training.step() for _ in range(3)] == after
 
 
-def test_a_checkpoint_of_other_settings_is_refused(accelerator: Accelerator, tmp_path: Path) -> None:
+def test_the_next_save_waits_for_the_last(accelerator: Accelerator, tmp_path: Path, held_back: threading.Event) -> None:
+    training = Training(accelerator, seed=1)
+    checkpoints = training.checkpoints(tmp_path)
+    checkpoints.save(training.state)
+    training.step()
+    threading.Timer(0.5, held_back.set).start()
+    checkpoints.save(training.state)
+    assert (tmp_path / "step-00000000").exists()
+    checkpoints.wait()
+    first, second = checkpoints.take_times()
+    assert (first.step, second.step) == (0, 1)
+    assert second.pause > 0.4  # the first one's writing was waited for
+    assert 0 < first.pause < first.total
+    assert second.pause < second.total
+    assert checkpoints.take_times() == []
+
+
+def test_what_is_saved_already_is_not_saved_again(accelerator: Accelerator, tmp_path: Path) -> None:
+    training = Training(accelerator, seed=1)
+    training.step()
+    checkpoints = training.checkpoints(tmp_path)
+
+    def saves() -> int:
+        checkpoints.save(training.state)
+        checkpoints.wait()
+        return len(checkpoints.take_times())
+
+    assert [saves(), saves()] == [1, 0]
+    training.state.count_evaluation(0.5, 0.5)  # the same step, and yet another state
+    assert [saves(), saves()] == [1, 0]
+    training = Training(accelerator, seed=2)
+    checkpoints = training.checkpoints(tmp_path)
+    training.state = checkpoints.load(tmp_path / "step-00000001")
+    assert training.state.evaluated_step == 1
+    assert saves() == 0
+
+
+def test_a_checkpoint_amid_an_evaluation_between_others(accelerator: Accelerator, tmp_path: Path) -> None:
+    training = Training(accelerator, seed=1)
+    checkpoints = training.checkpoints(tmp_path)
+    for _ in range(2):
+        training.step()
+        with torch.inference_mode():
+            checkpoints.save(training.state)
+        training.step()
+        checkpoints.save(training.state)
+    checkpoints.wait()
+    assert not checkpoints.has_failed
+    after = training.step()
+    training.load(tmp_path / "step-00000004")
+    assert training.step() == after
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_save_that_fails_is_an_error_that_names_the_last_good_one(
+    earlier: bool, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    training, folder = Training(accelerator, seed=1), tmp_path / "checkpoints"
+    checkpoints = training.checkpoints(folder)
+    if earlier:
+        checkpoints.save(training.state)
+        checkpoints.wait()
+        assert not checkpoints.has_failed
+        (folder / ".step-00000001.unfinished").write_text("in the way")
+        ending = f"the last good checkpoint is {folder / 'step-00000000'}"
+    else:
+        folder.write_text("in the way")
+        ending = "there is no earlier one"
+    training.step()
+    checkpoints.save(training.state)
+    checkpoints.wait()
+    assert checkpoints.has_failed
+    message = str(checkpoints.failure())
+    assert message.startswith(f"checkpoint {folder / 'step-00000001'} could not be written (")
+    assert message.endswith(f"make room or name another --output_dir; {ending}")
+    assert len(checkpoints.take_times()) == earlier  # the failed one is not counted
+
+
+def test_what_to_resume_from_is_looked_for_as_asked(accelerator: Accelerator, tmp_path: Path) -> None:
+    training = Training(accelerator, seed=1)
+    checkpoints = training.checkpoints(tmp_path)
+    assert checkpoints.find("auto") is None
+    assert checkpoints.find(None) is None
+    for _ in range(3):
+        training.step()
+        training.save(tmp_path, limit=9)
+    (tmp_path / ".step-00000009.unfinished").mkdir()  # a kill has struck
+    (tmp_path / "step-00000003" / "training.pt").unlink()
+    assert checkpoints.find(None) is None
+    assert checkpoints.find("auto") == tmp_path / "step-00000002"
+    assert not list(tmp_path.glob(".*"))  # cleared away
+    assert checkpoints.find(str(tmp_path / "step-00000001")) == tmp_path / "step-00000001"
+    for name, reason in (("step-00000003", "training.pt cannot be read"), ("step-00000004", "it is missing")):
+        with pytest.raises(UserError, match=rf"--resume_from_checkpoint: .*{name} cannot be read \({reason}"):
+            checkpoints.find(str(tmp_path / name))
+
+
+def test_other_sentences_are_refused(accelerator: Accelerator, tmp_path: Path) -> None:
+    def split(name: str, label: int) -> Split:
+        return Split(name, ["a", "b"], np.array([0, label]), np.array([7, 8], dtype=np.int32), np.array([0, 1, 2]))
+
+    training = Training(accelerator, seed=1)
+    splits = {"train": split("train", 1), "validation": split("validation", 1), "test": split("test", 1)}
+    place = training.save(tmp_path, splits=splits)
+    training.load(place, splits=splits | {"test": split("test", 0)})  # which decides nothing
+    for name in ("train", "validation"):
+        with pytest.raises(UserError, match=f"{place} was trained with other sentences or labels: give the same data"):
+            training.load(place, splits=splits | {name: split(name, 0)})
+
+
+@pytest.mark.parametrize("name", BINDING_SETTINGS)
+def test_a_setting_that_would_make_it_another_run_is_refused(
+    name: str, accelerator: Accelerator, tmp_path: Path
+) -> None:
     training = Training(accelerator, seed=1)
     place = training.save(tmp_path)
-    with pytest.raises(UserError, match=r"--learning_rate is 0.02 but .* was trained with 0.01: give --learning_rate"):
-        training.load(place, replace(SETTINGS, learning_rate=0.02))
-    with pytest.raises(UserError, match=r"--seed is 1 but"):
-        training.load(place, replace(SETTINGS, seed=1))
-    # What does not change the run may change: how sentences are spread over devices, and what is logged and kept.
+    saved, other = getattr(SETTINGS, name), OTHERS.get(name, "another")
+    with pytest.raises(UserError) as refused:
+        training.load(place, replace(SETTINGS, **{name: other}))
+    way_out = f"leave --{name} out" if saved is None else f"give --{name} {saved}"
+    message = f"--{name} is {other} but {place} was trained with {saved}: {way_out} to go on, "
+    assert str(refused.value) == message + "or start a new run in another --output_dir"
+
+
+def test_settings_that_do_not_change_the_run_may_change(accelerator: Accelerator, tmp_path: Path) -> None:
+    # How sentences are spread over devices, and what is logged and kept.
     free = {"per_device_train_batch_size": 4, "logging_steps": 1, "checkpoints_total_limit": 9, "eval_steps": 3}
     assert not set(free) & set(BINDING_SETTINGS)
-    training.load(place, replace(SETTINGS, **free))
+    training = Training(accelerator, seed=1)
+    training.load(training.save(tmp_path), replace(SETTINGS, **free))
+
+
+def test_another_number_of_processes_draws_sequences_of_its_own() -> None:
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), torch.rand(1).item()
+
+    def draws_of(rank: int, world_size: int, seed: int = 1, step: int = 7) -> tuple[float, float, float]:
+        restore_random_state(states, rank, world_size, seed, step)
+        return draws()
+
+    states, expected = [], []
+    for seed in (1, 2):
+        set_seed(seed)
+        states.append(random_state())
+        expected.append(draws())
+    assert [draws_of(rank, 2) for rank in (0, 1)] == expected
+    others = [draws_of(rank, world_size) for world_size in (1, 3, 4) for rank in range(world_size)]
+    others += [draws_of(0, 3, step=8), draws_of(0, 3, seed=2), *expected]
+    assert len(set(others)) == len(others)
+    assert draws_of(2, 3) in others  # the same at every start
 
 
 def train_over_old_checkpoints(folder: Path, killed_at: int) -> bool:

@@ -37,24 +37,30 @@ distributed.all_reduce(torch.zeros(1))
 
 def test_one_report_for_each_standstill(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("sst2"), "propagate", True)  # a job run by an earlier test cuts it off
-    watchdog = Watchdog(timeout=0.5)
+    watchdog = Watchdog(timeout=3)
     watchdog.start()
     try:
-        for step in range(6):
+        for step in range(12):  # longer in all than the time-out
             watchdog.at(f"step {step}")
-            time.sleep(0.15)
+            time.sleep(0.3)
         assert reports(caplog) == []
-        watchdog.at("step 6, forward pass 1")
-        time.sleep(1.5)
-        (report,) = reports(caplog)
-        assert report.startswith("rank 0 has been at step 6, forward pass 1 for ")
-        assert "test_one_report_for_each_standstill" in report  # the line that it stands at
-        watchdog.at("step 7")
-        time.sleep(1.5)
-        assert len(reports(caplog)) == 2
+        for number, where in enumerate(("step 16, forward pass 1", "step 17, forward pass 1"), start=1):
+            watchdog.at(where)
+            wait_for_reports(caplog, number)
+            assert reports(caplog)[-1].startswith(f"rank 0 has been at {where} for ")
+            assert "in wait_for_reports" in reports(caplog)[-1]  # the line that it stands at
+            time.sleep(3.5)
+            assert len(reports(caplog)) == number  # one is enough
     finally:
         watchdog.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+def wait_for_reports(caplog: pytest.LogCaptureFixture, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(reports(caplog)) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def reports(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -299,8 +299,10 @@ def _damaged(place: Path, error: Exception) -> UserError:
 
 def _refuse_another_run(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     for name in BINDING_SETTINGS:
-        if current[name] != saved.get(name):
+        value, flag = saved.get(name), f"--{name}"
+        if current[name] != value:
             raise UserError(
-                f"--{name} is {current[name]} but {place} was trained with {saved.get(name)}: "
-                f"give --{name} {saved.get(name)} to go on, or start a new run in another --output_dir"
+                f"{flag} is {current[name]} but {place} was trained with {value}: "
+                + (f"leave {flag} out" if value is None else f"give {flag} {value}")
+                + " to go on, or start a new run in another --output_dir"
             )

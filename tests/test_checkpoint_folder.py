@@ -1,0 +1,221 @@
+"""A checkpoint's folder is whole or absent: damage is named, and a kill at any moment costs one save at most."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes import kill_at_change, start
+from sst2.checkpoint_folder import (
+    DamagedCheckpointError,
+    adopt_checkpoints,
+    checkpoint_name,
+    find_latest,
+    list_checkpoints,
+    newest_checkpoint,
+    recover,
+    rotate,
+    verify_checkpoint,
+    write_checkpoint,
+)
+from sst2.errors import UserError
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("sst2"), "propagate", True)  # a job run by an earlier test cuts it off
+    return caplog
+
+
+def write(folder: Path, step: int, content: str = "first", size: int = 10_000) -> Path:
+    """A checkpoint of three files."""
+
+    def write_files(unfinished: Path) -> None:
+        (unfinished / "model").write_bytes(random.Random(content).randbytes(size))
+        (unfinished / "state").write_text(content)
+        (unfinished / "empty").touch()
+
+    write_checkpoint(folder / checkpoint_name(step), write_files)
+    return folder / checkpoint_name(step)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written_is_listed_and_verified(tmp_path: Path) -> None:
+    size = (1 << 24) + 5  # more than a block of the checksum's
+    place = write(tmp_path / "a" / "checkpoints", 7, size=size)  # neither folder was there
+    assert names(place.parent) == ["step-00000007"]
+    manifest = json.loads((place / "manifest.json").read_text())
+    assert {name: file["size"] for name, file in manifest["files"].items()} == {"empty": 0, "model": size, "state": 5}
+    assert manifest["files"]["model"]["sha256"] == hashlib.sha256((place / "model").read_bytes()).hexdigest()
+    verify_checkpoint(place)
+
+
+def test_only_finished_checkpoints_are_found(tmp_path: Path) -> None:
+    for name in (".step-00000300.unfinished", "step-00000400.old", "step-7", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000500").write_text("a file")
+    assert list_checkpoints(tmp_path) == []
+    assert newest_checkpoint(tmp_path) is None
+    assert find_latest(tmp_path) is None
+    for step in (20, 100, 3):
+        write(tmp_path, step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000020", "step-00000100"]
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000100"
+    assert find_latest(tmp_path) == tmp_path / "step-00000100"
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def manifest_with(changes: dict[str, Any]) -> Callable[[Path], object]:
+    return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("model", Path.unlink, "model cannot be read: No such file or directory"),
+    ("model", lambda file: os.truncate(file, 1000), "model has 1000 bytes instead of 10000"),
+    ("model", lambda file: os.truncate(file, 1 << 25), "model has 33554432 bytes instead of 10000"),
+    ("model", flip_a_bit, "model has another SHA-256 than manifest.json says"),
+    ("state", lambda file: file.write_text("FIRST"), "state has another SHA-256 than manifest.json says"),
+    ("empty", lambda file: file.write_text("x"), "empty has 1 bytes instead of 0"),
+    ("empty", lambda file: (file.unlink(), file.mkdir()), "empty "),
+    ("manifest.json", Path.unlink, "manifest.json is missing"),
+    ("manifest.json", lambda file: file.write_text("{"), "manifest.json cannot be read: "),
+    ("manifest.json", lambda file: file.write_bytes(b"\x80\x04\x95"), "manifest.json cannot be read: "),
+    ("manifest.json", lambda file: file.write_text("[]"), "manifest.json cannot be read: "),
+    ("manifest.json", manifest_with({"files": ["model"]}), "manifest.json cannot be read: "),
+    ("manifest.json", manifest_with({"files": {"model": {}}}), "model has 10000 bytes instead of None"),
+    ("manifest.json", manifest_with({"format": 2}), "manifest.json has format 2, this version reads 1"),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "reason"), DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(
+    file: str, damage: Callable[[Path], object], reason: str, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    whole, damaged = write(tmp_path, 3), write(tmp_path, 5)
+    damage(damaged / file)
+    with pytest.raises(DamagedCheckpointError, match=reason):
+        verify_checkpoint(damaged)
+    assert find_latest(tmp_path) == whole
+    (said,) = [record.getMessage() for record in log.records if record.levelno == logging.WARNING]
+    assert said.startswith(f"passing over {damaged}: {reason}")
+    assert names(tmp_path) == ["step-00000003", "step-00000005"]  # nothing is removed that somebody may look into
+
+
+def test_nothing_but_damaged_checkpoints_is_no_reason_to_begin_anew(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    for step in (3, 5):
+        flip_a_bit(write(tmp_path, step) / "state")
+    with pytest.raises(UserError, match=f"auto: all 2 checkpoints in {tmp_path} are damaged: remove them to start"):
+        find_latest(tmp_path)
+    assert len(log.records) == 2
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_what_cannot_be_written_leaves_what_was_there(there_before: bool, tmp_path: Path) -> None:
+    if there_before:
+        write(tmp_path, 5)
+
+    def write_files(unfinished: Path) -> None:
+        (unfinished / "model").write_bytes(b"half")
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write_checkpoint(tmp_path / "step-00000005", write_files)
+    assert names(tmp_path) == (["step-00000005"] if there_before else [])
+    if there_before:
+        verify_checkpoint(tmp_path / "step-00000005")
+        assert (tmp_path / "step-00000005" / "state").read_text() == "first"
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    def kept_after(step: int, best_step: int | None) -> list[int]:
+        rotate(tmp_path, write(tmp_path, step), 2, best_step)
+        return [int(path.name.removeprefix("step-")) for path in list_checkpoints(tmp_path)]
+
+    assert kept_after(1, None) == [1]
+    assert [kept_after(step, 1) for step in (2, 3, 4)] == [[1, 2], [1, 2, 3], [1, 3, 4]]
+    assert [kept_after(step, 5) for step in (5, 6, 7, 8)] == [[4, 5], [5, 6], [5, 6, 7], [5, 7, 8]]
+    assert names(tmp_path) == [checkpoint_name(step) for step in (5, 7, 8)]
+
+
+def test_a_branch_from_an_earlier_checkpoint_replaces_the_later_ones(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    rotate(tmp_path, write(tmp_path, 3, "second"), 2, None)
+    # Neither is the new one rotated away, nor may a later start take the abandoned step 4 for the newest.
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+    assert (tmp_path / "step-00000003" / "state").read_text() == "second"
+
+
+def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for step in (1, 2, 3):
+        write(there, step)
+    adopt_checkpoints(there / "step-00000003", here, best_step=1)
+    assert names(here) == ["step-00000001", "step-00000003"]
+    for place in list_checkpoints(here):
+        verify_checkpoint(place)
+    adopt_checkpoints(here / ".." / "here" / "step-00000003", here, best_step=2)  # the run's own: nothing to do
+    assert names(here) == ["step-00000001", "step-00000003"]
+    flip_a_bit(there / "step-00000002" / "state")
+    adopt_checkpoints(there / "step-00000003", tmp_path / "third", best_step=2)
+    assert names(tmp_path / "third") == ["step-00000003"]
+    (said,) = [record.getMessage() for record in log.records]
+    assert said.startswith(f"not copying {there / 'step-00000002'}: state has another SHA-256")
+
+
+def save_twice(folder: Path, killed_at: int) -> bool:
+    """Write over step 3, go on to step 4, rotate; be killed at the given change of files."""
+    kill_at_change(killed_at)
+    for step in (3, 4):
+        place = write(folder, step, "second")
+        rotate(folder, place, 2, None)
+    return True
+
+
+@pytest.mark.parametrize("before", [[3], [1, 2, 3]])
+def test_a_kill_at_any_change_of_files_leaves_a_whole_checkpoint(before: list[int], tmp_path: Path) -> None:
+    seen = set()
+    for step in before:
+        write(tmp_path / "before", step)
+    for killed_at in count(1):
+        folder = Path(shutil.copytree(tmp_path / "before", tmp_path / str(killed_at)))
+        process, answer = start(save_twice, folder, killed_at)
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        seen |= {path.name.rpartition(".")[2] for path in folder.glob(".step-*")}
+        recover(folder)
+        assert not list(folder.glob(".*"))
+        for place in list_checkpoints(folder):
+            verify_checkpoint(place)
+        found = find_latest(folder)
+        assert found is not None
+        assert found.name >= "step-00000003"
+        shutil.rmtree(folder)
+    assert answer.recv() is True
+    assert names(folder) == ["step-00000003", "step-00000004"]
+    # Kills have struck while files were written, between the two renames, and while an old one was removed.
+    assert seen >= {"unfinished", "replaced"} | ({"removed"} if len(before) > 1 else set())
