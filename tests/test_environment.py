@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,6 +19,7 @@ from sst2.environment import (
     choose_precision,
     describe_environment,
     peak_memory_mib,
+    require_free_space,
     runs_on_cpu,
     use_all_cores,
 )
@@ -167,3 +170,13 @@ def test_peak_memory_is_in_mebibytes() -> None:
     assert 0.9 * resident < peak < psutil.virtual_memory().total / 2**20
     ballast = b"x" * (400 * 2**20)
     assert peak_memory_mib(CPU) >= max(peak, len(ballast) / 2**20)
+
+
+def test_room_on_the_disk_is_required_before_it_is_needed(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    require_free_space(tmp_path / "not" / "there" / "yet", free // 2)
+    with pytest.raises(
+        UserError, match=rf"--output_dir {tmp_path}/run has \d+ MiB free and the run will write \d+: make"
+    ):
+        require_free_space(tmp_path / "run", 2 * free)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,86 @@
+"""How a run ends: one line and an exit code for what a user or a machine has done, a traceback for a bug."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from sst2.errors import StopRequestedError, TrainingDivergedError, UserError, exit_codes
+
+
+def raise_error(error: Exception) -> None:
+    raise error
+
+
+def end_of(work: Callable[[], object], rank: int = 0, report: bool = True) -> int:
+    with pytest.raises(SystemExit) as left, exit_codes("train_sst2.py", rank, report):
+        work()
+    return int(left.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("--seed 1\n  is odd"), 2, "train_sst2.py: error: --seed 1 is odd\n"),
+        (TrainingDivergedError("no"), 3, "train_sst2.py: error: no\n"),
+        (StopRequestedError("stopped by SIGTERM"), 75, "train_sst2.py: stopped by SIGTERM\n"),
+    ],
+)
+def test_what_all_processes_raise_one_of_them_says(
+    error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of(lambda: raise_error(error)) == code
+    assert capsys.readouterr() == ("", line)
+    assert end_of(lambda: raise_error(error), rank=1, report=False) == code
+    assert capsys.readouterr() == ("", "")
+
+
+def fill_a_disk() -> None:
+    with open("/dev/full", "w") as file:
+        file.write("x")
+
+
+SHORTAGES = {
+    "memory of Python": (lambda: bytearray(1 << 62), "out of memory (MemoryError): lower --per_device_train_batch"),
+    "memory of torch": (lambda: torch.empty(1 << 60), "out of memory ("),
+    "room on a disk": (fill_a_disk, "[Errno 28] No space left on device: make room; checkpoints are whole"),
+}
+
+
+@pytest.mark.parametrize("what", SHORTAGES)
+def test_a_shortage_is_one_line_of_the_process_that_it_strikes(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    work, beginning = SHORTAGES[what]
+    assert end_of(work, rank=3, report=False) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"train_sst2.py: error: rank 3: {beginning}")
+    assert said.count("\n") == 1
+    if "memory" in what:
+        assert "--per_device_eval_batch_size or --max_length" in said
+
+
+def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert end_of(lambda: {}["missing"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):")
+    assert "KeyError: 'missing'" in said
+
+
+def test_success_and_others_exit_codes_are_left_as_they_are() -> None:
+    assert end_of(lambda: None) == 0
+    assert end_of(lambda: sys.exit(17)) == 17
+
+
+def test_leaving_at_once_loses_no_output_and_waits_for_nothing() -> None:
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from sst2.errors import leave_at_once\n"
+        "atexit.register(print, 'tidied up')\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "print('said')\n"
+        "leave_at_once(75)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "said\n", "")

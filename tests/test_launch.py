@@ -1,0 +1,101 @@
+"""The launcher passes signals on to its processes, waits for them, and ends as they do."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SEVERAL = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]  # without a GPU it takes CPUs
+COUNTS = pytest.mark.parametrize("flags", [[], SEVERAL], ids=["one process", "two processes"])
+
+LISTENING = """
+import os, signal, sys, time
+from pathlib import Path
+
+rank, (folder, patience) = os.environ.get("RANK", "0"), sys.argv[1:]
+def end(number, frame):
+    Path(folder, f"got-{rank}").write_text(str(number))
+    time.sleep(float(patience))
+    Path(folder, f"saved-{rank}").touch()
+    sys.exit(75)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, end)
+Path(folder, f"ready-{rank}").touch()
+while True:
+    time.sleep(0.1)
+"""
+
+
+@contextmanager
+def launched(*command: object) -> Iterator[subprocess.Popen]:
+    """The launcher at work; whatever is left of it is killed."""
+    started = [sys.executable, "-m", "sst2.launch", *map(str, command)]
+    process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
+        process.communicate()
+
+
+@COUNTS
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("pass", 0), ("sys.exit(2)", 2), ("sys.exit(75)", 75), ("1 / 0", 1), ("os.kill(os.getpid(), 9)", 137)],
+)
+def test_the_exit_code_of_the_script_is_that_of_the_launcher(
+    flags: list[str], ending: str, code: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, sys\n{ending}\n")
+    with launched(*flags, script) as process:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == code, said
+    if code in (2, 75):
+        assert "Traceback" not in said  # the script has said what there is to say
+    if code == 1:
+        assert "ZeroDivisionError" in said
+
+
+@COUNTS
+@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_reaches_every_process(flags: list[str], wish: signal.Signals, tmp_path: Path) -> None:
+    stop_when_ready(flags, wish, tmp_path, patience=0.5)
+
+
+def test_processes_take_the_time_that_they_need(tmp_path: Path) -> None:
+    stop_when_ready(SEVERAL, signal.SIGTERM, tmp_path, patience=33)  # accelerate's own launcher kills after 30
+
+
+def stop_when_ready(flags: list[str], wish: signal.Signals, folder: Path, patience: float) -> None:
+    ranks = range(2 if flags else 1)
+    script = folder / "script.py"
+    script.write_text(LISTENING)
+    with launched(*flags, script, folder, patience) as process:
+        while not all((folder / f"ready-{rank}").exists() for rank in ranks):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(wish)
+        assert process.wait(120) == 75
+    assert not [child for child in children if child.is_running()]
+    assert [(folder / f"got-{rank}").read_text() for rank in ranks] == [str(int(wish)) for _ in ranks]
+    assert all((folder / f"saved-{rank}").exists() for rank in ranks)
+
+
+def test_a_signal_before_any_process_has_started(tmp_path: Path) -> None:
+    code = "import os, signal, sst2.launch as launch; launch.launch_command = lambda a: os.kill(os.getpid(), {0}); "
+    code += "launch.main(['{1}'])"
+    for wish in (signal.SIGTERM, signal.SIGUSR1):
+        command = [sys.executable, "-c", code.format(int(wish), tmp_path / "script.py")]
+        assert subprocess.run(command, check=False, capture_output=True).returncode == 75
