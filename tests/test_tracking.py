@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from sst2.checkpointing import SavedTimes
 from sst2.run_folder import RunFolder
 from sst2.tracking import Tracker, drop_later_lines, flatten
 from sst2.training_state import TrainingState
@@ -80,6 +81,45 @@ def test_a_restart_drops_what_came_after_its_checkpoint(
     assert [(line["step"], line["loss"]) for line in logged if line["split"] == "train"] == expected
     assert [(line["step"], line["loss"]) for line in logged if line["split"] == "validation"] == expected[2::3]
     assert lines(run.samples) == [{"step": step, "rows": [step, step + 2]} for step in range(1, 13)]
+
+
+def test_an_interrupted_evaluation_is_logged_again_and_not_twice(accelerator: Accelerator, run: RunFolder) -> None:
+    first = tracker_from(0, accelerator, run)
+    log_steps(first, range(1, 7), value=0.5)
+    first.log("test", 6, {"accuracy": 0.5})  # as at the end of a run, which its next start reaches once more
+    first.close()
+    second = tracker_from(6, accelerator, run, evaluated_step=3)
+    for split in ("validation", "test"):
+        second.log(split, 6, {"accuracy": 0.25})
+    second.close()
+    logged = [(line["split"], line["step"]) for line in lines(run.metrics_log)]
+    assert [step for split, step in logged if split == "train"] == list(range(1, 7))
+    assert [pair for pair in logged if pair[0] != "train"] == [("validation", 3), ("validation", 6), ("test", 6)]
+    assert [line["accuracy"] for line in lines(run.metrics_log)[-2:]] == [0.25, 0.25]
+
+
+def test_a_checkpoint_costs_time_which_is_in_tensorboard_alone(accelerator: Accelerator, run: RunFolder) -> None:
+    tracker = tracker_from(0, accelerator, run)
+    tracker.log_checkpoint(SavedTimes(step=7, pause=0.25, total=1.5))
+    tracker.close()
+    assert curve(run, "checkpoint/pause_seconds") == [(7, 0.25)]
+    assert curve(run, "checkpoint/total_seconds") == [(7, 1.5)]
+    assert not run.metrics_log.exists()
+
+
+@pytest.mark.parametrize("seconds_ahead", [0, 3, 86400])
+def test_the_curve_is_whole_after_starts_in_the_same_second_or_by_a_clock_put_back(
+    seconds_ahead: int, accelerator: Accelerator, run: RunFolder
+) -> None:
+    for start in range(4):
+        tracker = tracker_from(2 * start, accelerator, run)
+        log_steps(tracker, range(2 * start + 1, 2 * start + 5), value=start)  # two steps more than are saved
+        tracker.close()
+        newest = max(run.tensorboard.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        *head, stamp, rest = newest.name.split(".", 4)
+        newest.rename(newest.with_name(".".join([*head, str(int(stamp) + seconds_ahead), rest])))
+    expected = [(step, min((step - 1) // 2, 3)) for step in range(1, 11)]
+    assert curve(run, "train/loss") == expected
 
 
 def test_nested_numbers_are_spread_over_names_in_tensorboard_and_whole_in_the_log(
