@@ -1,5 +1,6 @@
 """How a run ends: one line and an exit code for what a user or a machine has done, a traceback for a bug."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from conftest import REPOSITORY
 from sst2.errors import StopRequestedError, TrainingDivergedError, UserError, exit_codes
 
 
@@ -82,5 +82,6 @@ def test_leaving_at_once_loses_no_output_and_waits_for_nothing() -> None:
         "print('said')\n"
         "leave_at_once(75)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], env=buffered, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (75, "said\n", "")

@@ -117,7 +117,7 @@ def test_the_curve_is_whole_after_starts_in_the_same_second_or_by_a_clock_put_ba
         tracker.close()
         newest = max(run.tensorboard.iterdir(), key=lambda file: file.stat().st_mtime_ns)
         *head, stamp, rest = newest.name.split(".", 4)
-        newest.rename(newest.with_name(".".join([*head, str(int(stamp) + seconds_ahead), rest])))
+        newest.rename(newest.with_name(".".join([*head, str(int(stamp) + (4 - start) * seconds_ahead), rest])))
     expected = [(step, min((step - 1) // 2, 3)) for step in range(1, 11)]
     assert curve(run, "train/loss") == expected
 
