@@ -31,12 +31,6 @@ from sst2.checkpoint_folder import (
 from sst2.errors import UserError
 
 
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("sst2"), "propagate", True)  # a job run by an earlier test cuts it off
-    return caplog
-
-
 def write(folder: Path, step: int, content: str = "first", size: int = 10_000) -> Path:
     """A checkpoint of three files."""
 
@@ -107,26 +101,26 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("file", "damage", "reason"), DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(
-    file: str, damage: Callable[[Path], object], reason: str, tmp_path: Path, log: pytest.LogCaptureFixture
+    file: str, damage: Callable[[Path], object], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, damaged = write(tmp_path, 3), write(tmp_path, 5)
     damage(damaged / file)
     with pytest.raises(DamagedCheckpointError, match=reason):
         verify_checkpoint(damaged)
     assert find_latest(tmp_path) == whole
-    (said,) = [record.getMessage() for record in log.records if record.levelno == logging.WARNING]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert said.startswith(f"passing over {damaged}: {reason}")
     assert names(tmp_path) == ["step-00000003", "step-00000005"]  # nothing is removed that somebody may look into
 
 
 def test_nothing_but_damaged_checkpoints_is_no_reason_to_begin_anew(
-    tmp_path: Path, log: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (3, 5):
         flip_a_bit(write(tmp_path, step) / "state")
     with pytest.raises(UserError, match=f"auto: all 2 checkpoints in {tmp_path} are damaged: remove them to start"):
         find_latest(tmp_path)
-    assert len(log.records) == 2
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize("there_before", [True, False])
@@ -167,7 +161,7 @@ def test_a_branch_from_an_earlier_checkpoint_replaces_the_later_ones(tmp_path: P
 
 
 def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(
-    tmp_path: Path, log: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     for step in (1, 2, 3):
@@ -181,7 +175,7 @@ def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(
     flip_a_bit(there / "step-00000002" / "state")
     adopt_checkpoints(there / "step-00000003", tmp_path / "third", best_step=2)
     assert names(tmp_path / "third") == ["step-00000003"]
-    (said,) = [record.getMessage() for record in log.records]
+    (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"not copying {there / 'step-00000002'}: state has another SHA-256")
 
 

@@ -29,8 +29,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("sst2"), "propagate", True)  # a job run by an earlier test cuts it off
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.DEBUG, "sst2")
     return caplog
 

@@ -5,7 +5,6 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -120,19 +119,10 @@ def test_predictions_come_back_as_they_were_made(tmp_path: Path) -> None:
     assert [float(row["probability_positive"]) for row in rows] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    root = logging.getLogger("sst2")
-    before = root.handlers, root.level, root.propagate
-    yield logging.getLogger("sst2.somewhere")
-    for handler in root.handlers:
-        handler.close()
-    root.handlers, root.level, root.propagate = before  # type: ignore[misc]
-
-
 def test_the_log_file_has_what_was_said_before_there_was_one(
-    logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    logger = logging.getLogger("sst2.somewhere")
     for beginning in ("first", "second"):
         start_logging(is_main=True)
         logger.info("%s: early detail", beginning)
@@ -147,8 +137,9 @@ def test_the_log_file_has_what_was_said_before_there_was_one(
     assert capsys.readouterr().err.splitlines() == [line.split(" ", 1)[1] for line in said]
 
 
-def test_other_processes_only_report_errors(logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_processes_only_report_errors(capsys: pytest.CaptureFixture[str]) -> None:
     start_logging(is_main=False)
+    logger = logging.getLogger("sst2.somewhere")
     logger.warning("of no interest twice")
     logger.error("broken")
     assert capsys.readouterr().err == "broken\n"
