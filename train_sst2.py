@@ -7,7 +7,7 @@ The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `ev
 results and exports the model.
 """
 
-from sst2.arguments import PROGRAM, is_reporting_process, parse_arguments, process_rank, to_yaml
+from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, parse_arguments, process_rank, to_yaml
 from sst2.preemption import Requests
 
 if __name__ == "__main__":
@@ -20,6 +20,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,20 +65,18 @@ MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts a
 
 
 def main(settings: Settings, requests: Requests) -> None:
-    job = setup(settings, requests)
-    try:
-        fit(job)
-        finish(job)
-    except StopRequestedError as stop:
-        checkpoint(job)
-        settle(job)
-        place = newest_checkpoint(job.run.checkpoints)
-        raise StopRequestedError(f"stopped by {stop}: --resume_from_checkpoint auto goes on from {place}") from None
-    finally:
-        job.close()
+    with RunFolder(settings.run_dir) as run, setup(settings, requests, run) as job:
+        try:
+            fit(job)
+            finish(job)
+        except StopRequestedError as stop:
+            checkpoint(job)
+            settle(job)
+            place = newest_checkpoint(job.run.checkpoints)
+            raise StopRequestedError(f"stopped by {stop}: --resume_from_checkpoint auto goes on from {place}") from None
 
 
-def setup(settings: Settings, requests: Requests) -> Job:
+def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     precision, reason = choose_precision(settings.mixed_precision)
     accelerator = Accelerator(
@@ -106,15 +105,17 @@ def setup(settings: Settings, requests: Requests) -> Job:
     settle_buckets(model)
     loaders = evaluation_loaders(splits, settings.per_device_eval_batch_size, tokenizer.pad_token_id, accelerator)
 
-    run, state = RunFolder(settings.run_dir), TrainingState()
+    state = TrainingState()
     checkpoints = Checkpointer(run.checkpoints, accelerator, bare_model, optimizer, schedule, settings, splits)
     on_main(accelerator, run.lock)
+    on_main(accelerator, partial(check_run_dir, settings))  # again: another job may have worked in it until now
     if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
         state = checkpoints.load(place)
         logger.info("resuming from %s", place)
-    require_free_space(run.path, checkpoints.bytes_to_write())
-    on_main(accelerator, lambda: run.claim(settings.overwrite_output_dir))
+    require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
     if accelerator.is_main_process:
+        if settings.overwrite_output_dir:
+            run.clear()
         write_text(run.config, to_yaml(settings))
         log_to_file(run.log)
         if place:
@@ -132,6 +133,7 @@ def fit(job: Job) -> None:
     """Train until all steps are done, or until evaluations have stopped to improve."""
     settings, state, total = job.settings, job.state, job.plan.total_steps
     is_main = job.accelerator.is_main_process
+    heed(job)
     bar = tqdm(total=total, initial=state.step, unit="step", disable=None if is_main else True)  # None: if a terminal
     with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
         while not job.is_over:
@@ -162,16 +164,24 @@ def heed(job: Job) -> None:
 
 def checkpoint(job: Job) -> None:
     """Save the run as it is; its files are written while training goes on."""
+    started = time.perf_counter()
+    settle(job)
     job.watchdog.at(f"the checkpoint after step {job.state.step}")
     job.tracker.flush()
-    job.checkpoints.save(job.state)
+    job.checkpoints.save(job.state, started)
 
 
 def settle(job: Job) -> None:
-    """Wait until the last checkpoint is on disk, on all ranks."""
-    job.checkpoints.wait()
-    if job.requests.agree(job.accelerator.device, job.checkpoints.has_failed).failed:
-        raise job.checkpoints.failure()
+    """Wait until the last checkpoint is on disk, on all ranks, which go on to hear of each other in the meantime."""
+    while True:
+        job.watchdog.at("the end of the last checkpoint")
+        busy = job.checkpoints.is_writing  # asked before the other: a writer may fail and end in between
+        wishes = job.requests.agree(job.accelerator.device, job.checkpoints.has_failed, busy)
+        if wishes.failed:
+            raise job.checkpoints.failure()
+        if not wishes.busy:
+            return
+        time.sleep(0.02)
 
 
 def train_step(job: Job) -> dict[str, float]:
@@ -257,6 +267,7 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
         heed(job)
         output = job.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         gathered = job.accelerator.gather_for_metrics((batch["rows"], output.logits.float()))
+        job.watchdog.start()
         rows.append(gathered[0].cpu())
         logits.append(gathered[1].cpu())
     ordered = in_order_of_rows(torch.cat(rows).numpy(), torch.cat(logits).numpy(), len(split))

@@ -47,7 +47,7 @@ class Run:
             return subprocess.Popen(self.command, stdout=output, stderr=subprocess.STDOUT, env=variables)
 
     def has_begun(self) -> bool:
-        return " sentences, " in self.output.read_text(encoding="utf-8", errors="replace")
+        return " an epoch\n" in self.output.read_text(encoding="utf-8", errors="replace")
 
     def step(self) -> int:
         return max((int(place.name.removeprefix("step-")) for place in list_checkpoints(self.checkpoints)), default=0)

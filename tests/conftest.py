@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,9 @@ def same_logging() -> Iterator[None]:
     """What a job inside the test's process does to the project's messages ends with the test."""
     logger = logging.getLogger("sst2")
     before = logger.handlers, logger.level, logger.propagate
+    hook = threading.excepthook
     yield
+    threading.excepthook = hook
     for handler in logger.handlers:
         handler.close()
     logger.handlers, logger.level, logger.propagate = before

@@ -57,6 +57,33 @@ def test_what_is_written_is_listed_and_verified(tmp_path: Path) -> None:
     verify_checkpoint(place)
 
 
+def test_all_is_on_disk_before_the_rename_and_the_rename_before_older_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash of the host may undo is seen by no test, so this one watches the calls."""
+    write(tmp_path, 1)
+    calls: list[str] = []
+
+    def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
+        calls.append(f"sync {os.path.relpath(os.readlink(f'/proc/self/fd/{descriptor}'), tmp_path)}")
+        fsync(descriptor)
+
+    def rename(old: Path, new: Path, rename: Callable[[Path, Path], None] = os.rename) -> None:
+        calls.append(f"rename {old.name} {new.name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    rotate(tmp_path, write(tmp_path, 2), 1, best_step=None)
+    unfinished = ".step-00000002.unfinished"
+    written = {f"sync {unfinished}/{name}" for name in ("model", "state", "empty", "manifest.json")}
+    moved = calls.index(f"rename {unfinished} step-00000002")
+    assert {*calls[:moved]} == written | {f"sync {unfinished}"}
+    assert calls[moved - 1] == f"sync {unfinished}"  # the names after what they name
+    assert calls[moved + 1] == "sync ."
+    assert calls.index("rename step-00000001 .step-00000001.removed") > moved + 1
+
+
 def test_only_finished_checkpoints_are_found(tmp_path: Path) -> None:
     for name in (".step-00000300.unfinished", "step-00000400.old", "step-7", "notes"):
         (tmp_path / name).mkdir()

@@ -36,9 +36,10 @@ from sst2.training_state import TrainingState
 SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01, num_warmup_steps=3, max_train_steps=20)
 OTHERS = {
     **{"dropout": 0.2, "learning_rate": 0.02, "weight_decay": 0.5, "max_grad_norm": 2.0, "holdout_fraction": 0.1},
-    **{"max_length": 64, "max_train_samples": 10, "global_batch_size": 64, "max_train_steps": 30},
-    **{"num_warmup_steps": 4, "seed": 1},
+    **{"max_length": 64, "max_train_samples": 10, "max_eval_samples": 10, "global_batch_size": 64},
+    **{"max_train_steps": 30, "num_warmup_steps": 4, "seed": 1},
 }
+CPU = torch.device("cpu")
 NO_DATA: Mapping[str, Split] = {}
 
 
@@ -395,13 +396,13 @@ def test_another_number_of_processes_draws_sequences_of_its_own() -> None:
         return random.random(), float(np.random.random()), torch.rand(1).item()
 
     def draws_of(rank: int, world_size: int, seed: int = 1, step: int = 7) -> tuple[float, float, float]:
-        restore_random_state(states, rank, world_size, seed, step)
+        restore_random_state(states, CPU, rank, world_size, seed, step)
         return draws()
 
     states, expected = [], []
     for seed in (1, 2):
         set_seed(seed)
-        states.append(random_state())
+        states.append(random_state(CPU))
         expected.append(draws())
     assert [draws_of(rank, 2) for rank in (0, 1)] == expected
     others = [draws_of(rank, world_size) for world_size in (1, 3, 4) for rank in range(world_size)]

@@ -174,9 +174,9 @@ def test_peak_memory_is_in_mebibytes() -> None:
 
 def test_room_on_the_disk_is_required_before_it_is_needed(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    require_free_space(tmp_path / "not" / "there" / "yet", free // 2)
+    require_free_space(tmp_path, tmp_path / "not" / "there" / "yet", free // 2)
     with pytest.raises(
         UserError, match=rf"--output_dir {tmp_path}/run has \d+ MiB free and the run will write \d+: make"
     ):
-        require_free_space(tmp_path / "run", 2 * free)
+        require_free_space(tmp_path / "run", tmp_path / "run" / "checkpoints", 2 * free)
     assert list(tmp_path.iterdir()) == []

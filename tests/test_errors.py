@@ -38,6 +38,13 @@ def test_what_all_processes_raise_one_of_them_says(
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_code_comes_through_where_nothing_can_be_said() -> None:
+    code = "from sst2.errors import *\n"
+    code += "with exit_codes('x', leave=leave_at_once): raise StopRequestedError('stopped')"
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=False).returncode == 75
+
+
 def fill_a_disk() -> None:
     with open("/dev/full", "w") as file:
         file.write("x")

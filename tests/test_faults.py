@@ -59,19 +59,21 @@ def has_room_for(file: IO[bytes], size: int) -> bool:
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(
-    long_job: list[object], undisturbed: dict[str, Any], small_disk: Callable[[str], Path]
+    long_job: list[object], undisturbed: dict[str, Any], small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    disk = small_disk("40m")
-    with running(long_job, disk / "run") as job:
+    disk, run_dir = small_disk("40m"), tmp_path / "run"
+    run_dir.symlink_to(disk)  # so that what the job says has room
+    with running(long_job, run_dir) as job:
         job.wait_for(lambda: len(job.checkpoints) >= 2)
-        # A full disk also stops the messages, so they go elsewhere.
         filler = fill(disk)
         finished = job.wait()
     assert finished.code == 2, finished.stderr
-    good = find_latest(disk / "run" / "checkpoints")
+    assert "No space left on device" in [line for line in finished.stderr.splitlines() if "error" in line][-1]
+    assert "Traceback" not in finished.stderr
+    good = find_latest(run_dir / "checkpoints")
     assert good is not None
     filler.unlink()
-    assert run_to_the_end(long_job, disk / "run") == undisturbed
+    assert run_to_the_end(long_job, run_dir) == undisturbed
 
 
 def test_a_checkpoint_that_finds_no_room_is_named_with_the_last_good_one(
@@ -222,6 +224,49 @@ def test_one_rank_of_two_stands_still(
     assert "in train_step" in finished.stderr
     assert "error: rank 0: another process is gone, or did not answer in time" in finished.stderr
     assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
+
+
+def test_a_disk_that_is_slow_is_waited_for(
+    long_job: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path
+) -> None:
+    # The second rank has nothing to write. It must neither time out beside the first one nor take that for dead.
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    flags = [*long_job, "--step_timeout", 1, "--checkpointing_steps", 100]
+    with running(flags, tmp_path / "run", TWO_PROCESSES, PYTHONPATH=str(tmp_path)) as job:
+        job.wait_for_step(23)
+        job.process.terminate()
+        finished = job.wait()
+    assert finished.code == 75, finished.stderr
+    assert "training paused" in finished.stderr
+    assert "has been at" not in finished.stderr
+    assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
+
+
+SLOW_DISK = """
+import os, threading, time
+
+def slow(descriptor, fsync=os.fsync):
+    if threading.current_thread().name == "checkpoint writer":
+        time.sleep(1.5)
+    fsync(descriptor)
+
+os.fsync = slow
+"""
+
+
+def test_of_two_jobs_started_at_once_one_works(
+    long_job: list[object], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run").symlink_to(run_dir)  # the same folder; what they say goes to two places
+    with running(long_job, run_dir) as one, running(long_job, tmp_path / "other" / "run") as other:
+        codes = {job.wait().code for job in (one, other)}
+    assert codes == {0, 2}
+    (refused,) = [job.said for job in (one, other) if "error: " in job.said]
+    assert "is not empty: --resume_from_checkpoint auto goes on with it" in refused or "is in use" in refused
+    assert results(run_dir) == undisturbed
 
 
 def test_out_of_memory_is_one_line_that_names_the_flags(long_job: list[object], tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def launched(*command: object) -> Iterator[subprocess.Popen]:
         process.communicate()
 
 
+def test_what_has_stopped_is_not_started_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; open({str(tmp_path / 'starts')!r}, 'a').write('x'); sys.exit(75)")
+    with launched(*SEVERAL, "--max_restarts", "3", script) as process:
+        assert process.wait(60) == 75
+    assert len((tmp_path / "starts").read_text()) <= 2
+
+
 @COUNTS
 @pytest.mark.parametrize(
     ("ending", "code"),

@@ -18,7 +18,7 @@ from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 
 
 def fill(run: RunFolder) -> None:
-    run.claim(overwrite=False)
+    run.lock()
     for folder in (run.model, run.tensorboard, run.checkpoints / "step-00000001"):
         folder.mkdir(parents=True)
         (folder / "file").write_text("old")
@@ -33,16 +33,16 @@ def test_only_overwriting_removes_and_only_what_runs_write(tmp_path: Path) -> No
     (run.path / "notes.txt").write_text("mine")
     (run.path / "plots").mkdir()
     before = {str(path) for path in run.path.rglob("*")}
-    run.claim(overwrite=False)
+    run.lock()
     assert {str(path) for path in run.path.rglob("*")} == before
-    run.claim(overwrite=True)
+    run.clear()
     assert {path.name for path in run.path.iterdir()} == {".lock", "notes.txt", "plots"}
 
 
 def test_two_jobs_do_not_work_in_one_folder(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
-    first.lock()  # there is nothing to lock yet
-    first.claim(overwrite=False)
+    first.lock()
+    (first.path / "config.yaml").touch()
     with pytest.raises(UserError, match=r"--output_dir .*run is in use by another job: end that, or name another"):
         second.lock(patience=0.3)
     threading.Timer(0.3, first.release).start()
@@ -64,7 +64,7 @@ def test_a_lock_does_not_outlive_its_process(tmp_path: Path) -> None:
 
 def hold(folder: Path) -> None:
     run = RunFolder(folder)
-    run.claim(overwrite=False)
+    run.lock()
     (folder / "claimed").touch()
     time.sleep(600)
 
@@ -75,7 +75,8 @@ def test_a_link_to_another_disk_is_no_obstacle_and_its_target_is_spared(tmp_path
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     run.checkpoints.symlink_to(tmp_path / "scratch")
-    run.claim(overwrite=True)
+    run.lock()
+    run.clear()
     assert not run.checkpoints.exists()
     assert (tmp_path / "scratch" / "precious").read_text() == "mine"
 
@@ -83,7 +84,26 @@ def test_a_link_to_another_disk_is_no_obstacle_and_its_target_is_spared(tmp_path
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=rf"--output_dir {tmp_path}/file/run cannot be written \(Not a directory\)"):
-        RunFolder(tmp_path / "file" / "run").claim(overwrite=False)
+        RunFolder(tmp_path / "file" / "run").lock()
+
+
+def test_a_folder_that_nothing_was_put_into_is_gone_again(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as run:
+        run.lock()
+        waiting = threading.Thread(target=hold_for_a_moment, args=(RunFolder(tmp_path / "run"),))
+        waiting.start()
+        time.sleep(0.3)
+    waiting.join()  # it has not been content with the lock of the file that is gone
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+    with RunFolder(tmp_path / "run") as run:
+        run.lock()
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def hold_for_a_moment(run: RunFolder) -> None:
+    with run:
+        run.lock()
+        (run.path / "config.yaml").touch()
 
 
 def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def accelerator() -> Iterator[Accelerator]:
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
-    folder.claim(overwrite=False)
+    folder.lock()
     return folder
 
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
+from sst2.errors import UserError
 from sst2.settings import GROUPS, SAMPLE, Settings
 
 PROGRAM = "train_sst2.py"
@@ -76,9 +77,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
         settings = Settings(**values)
         # One process looks at the run's folder: the others may start after it has begun to fill it.
         if process_rank() == 0:
-            _check_run_dir(settings)
+            check_run_dir(settings)
         return settings
-    except (ValueError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         parser.error(str(error))
 
 
@@ -166,20 +167,25 @@ class _Quiet(_Parser):
         raise ValueError(message)
 
 
-def _check_run_dir(s: Settings) -> None:
+def check_run_dir(s: Settings) -> None:
+    """Whether the run may work in its folder as it is now.
+
+    Raises:
+        UserError: something is in it that must not be touched.
+    """
     run_dir, resume = s.run_dir, s.resume_from_checkpoint
     if run_dir.exists() and not run_dir.is_dir():
-        raise ValueError(f"--output_dir {run_dir} is a file: name a folder")
+        raise UserError(f"--output_dir {run_dir} is a file: name a folder")
     if resume not in (None, "auto") and not Path(str(resume)).is_dir():
-        raise ValueError(f"--resume_from_checkpoint {resume} is not a folder: give a checkpoint's folder, or auto")
+        raise UserError(f"--resume_from_checkpoint {resume} is not a folder: give a checkpoint's folder, or auto")
     if not run_dir.is_dir() or all(path.name.startswith(".") for path in run_dir.iterdir()):
         return  # hidden: what a start that was killed at once has left
     if (s.overwrite_output_dir or resume) and not is_run(run_dir):
-        raise ValueError(f"--output_dir {run_dir} holds no run, only other files: name another folder")
+        raise UserError(f"--output_dir {run_dir} holds no run, only other files: name another folder")
     if resume not in (None, "auto") and not Path(str(resume)).resolve().is_relative_to(run_dir.resolve()):
-        raise ValueError(f"--resume_from_checkpoint {resume} is not of the run in {run_dir}: name an empty folder")
+        raise UserError(f"--resume_from_checkpoint {resume} is not of the run in {run_dir}: name an empty folder")
     if not (s.overwrite_output_dir or resume):
-        raise ValueError(
+        raise UserError(
             f"--output_dir {run_dir} is not empty: --resume_from_checkpoint auto goes on with it, "
             "--overwrite_output_dir replaces it, another --output_dir leaves it alone"
         )

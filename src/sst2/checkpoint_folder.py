@@ -161,7 +161,12 @@ def _commit(unfinished: Path, place: Path) -> None:
     if place.exists():  # a run that was resumed from an earlier step passes here again
         shutil.rmtree(replaced, ignore_errors=True)
         os.rename(place, replaced)  # `recover` brings it back if the next line is never reached
-    os.rename(unfinished, place)
+    try:
+        os.rename(unfinished, place)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, place)
+        raise
     for folder in (place.parent, place.parent.parent):  # both may be new
         sync(folder)
     shutil.rmtree(replaced, ignore_errors=True)

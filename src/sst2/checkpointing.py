@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 # Settings that a run cannot change on its way and still be the run that it was.
 BINDING_SETTINGS = (
     "model_name_or_path model_revision dropout dataset_name dataset_config_name dataset_revision max_length "
-    "max_train_samples holdout_fraction global_batch_size learning_rate weight_decay max_train_steps "
+    "max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate weight_decay max_train_steps "
     "lr_scheduler_type num_warmup_steps max_grad_norm mixed_precision seed"
 ).split()
 
@@ -98,24 +98,28 @@ class Checkpointer:
         self._saved: TrainingState | None = None
         self._times: list[SavedTimes] = []
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState, started: float | None = None) -> None:
         """Save the run as it is now, unless that has been saved already. All ranks call it.
 
         Returns after the copy. Whether it could be written shows in `has_failed`, at the latest after `wait`.
+
+        Args:
+            started: by `time.perf_counter`, when training began to stand still; now, if None.
         """
         if state == self._saved:
             return
-        started = time.perf_counter()
+        started = time.perf_counter() if started is None else started
         self._saved = replace(state)
-        random_states = gather_object([random_state()])
+        random_states = gather_object([random_state(self._accelerator.device)])
         if not self._accelerator.is_main_process:
             return
-        self.wait()
+        self.wait()  # ranks that must not wait in a collective operation for long ask `is_writing` before
         content = {
             "training_state": asdict(state),
             "settings": asdict(self._settings),
             "fingerprints": self._fingerprints,
             "world_size": self._accelerator.num_processes,
+            "threads": torch.get_num_threads(),
         }
         scaler = self._accelerator.scaler
         training = {
@@ -134,6 +138,11 @@ class Checkpointer:
         """Wait until the last save is on disk, or has failed."""
         if self._writer is not None:
             self._writer.join()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the last save is still being written; known to the main process."""
+        return self._writer is not None and self._writer.is_alive()
 
     @property
     def has_failed(self) -> bool:
@@ -160,8 +169,9 @@ class Checkpointer:
         """Room that this start needs beside the checkpoints that are there: for those to come, and the export."""
         weights = sum(tensor.numel() * tensor.element_size() for tensor in self._model.state_dict().values())
         settings = self._settings
-        kept = settings.checkpoints_total_limit + 1 if settings.checkpointing_steps else 1  # the oldest goes last
-        kept += settings.load_best_model_at_end
+        kept = 1
+        if settings.checkpointing_steps or settings.load_best_model_at_end:
+            kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
         return weights + max(1, kept - len(list_checkpoints(self.folder))) * 3 * weights  # AdamW has two moments
 
     def find(self, requested: str | None) -> Path | None:
@@ -173,6 +183,7 @@ class Checkpointer:
         Raises:
             UserError: there is none that is whole.
         """
+        recover(self.folder)
         if requested is None:
             return None
         if requested != "auto":
@@ -181,7 +192,6 @@ class Checkpointer:
             except DamagedCheckpointError as error:
                 raise _damaged(Path(requested), error) from None
             return Path(requested)
-        recover(self.folder)
         place = find_latest(self.folder)
         if place is None:
             logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
@@ -203,6 +213,7 @@ class Checkpointer:
             content = json.loads((place / "state.json").read_text(encoding="utf-8"))
             state = TrainingState(**content["training_state"])
             settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
+            before = content["world_size"], content["threads"]
         except _UNREADABLE as error:
             raise _damaged(place, error) from None
         _refuse_another_run(place, settings, asdict(self._settings))
@@ -218,9 +229,13 @@ class Checkpointer:
             self._scheduler.load_state_dict(training["scheduler"])
             if self._accelerator.scaler is not None:
                 self._accelerator.scaler.load_state_dict(training["scaler"])
-            restore_random_state(training["random_states"], rank, world_size, self._settings.seed, state.step)
+            device, seed = self._accelerator.device, self._settings.seed
+            restore_random_state(training["random_states"], device, rank, world_size, seed, state.step)
         except _UNREADABLE as error:
             raise _damaged(place, error) from None
+        now = world_size, torch.get_num_threads()
+        if before != now:
+            logger.info("%d processes of %d threads go on where %d of %d stopped: the last bits differ", *now, *before)
         self._saved = replace(state)
         return state
 

@@ -111,11 +111,12 @@ def check_world_size(world_size: int) -> None:
         )
 
 
-def require_free_space(folder: Path, num_bytes: int) -> None:
+def require_free_space(run_dir: Path, folder: Path, num_bytes: int) -> None:
     """Stop before training when the disk cannot take what the run will write.
 
     Args:
-        folder: of the run; it need not be there yet.
+        run_dir: of the run, for the message.
+        folder: where most of it goes, perhaps by a link to another disk; it need not be there yet.
 
     Raises:
         UserError: less than `num_bytes` are free.
@@ -124,7 +125,7 @@ def require_free_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(there).free
     if free < num_bytes:
         raise UserError(
-            f"--output_dir {folder} has {free / 2**20:.0f} MiB free and the run will write {num_bytes / 2**20:.0f}: "
+            f"--output_dir {run_dir} has {free / 2**20:.0f} MiB free and the run will write {num_bytes / 2**20:.0f}: "
             "make room, lower --checkpoints_total_limit, or name a folder on another disk"
         )
 

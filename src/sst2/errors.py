@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
@@ -37,8 +37,9 @@ def leave_at_once(code: int) -> NoReturn:
     That takes a second, in which a preempted job may be killed, and with several processes it may never end: gloo's
     destructor, which holds Python's lock, waits for its thread, which waits for the lock (torch 2.13).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 
@@ -67,12 +68,14 @@ def exit_codes(
         if line:
             _print_line(f"{program}: error: rank {rank}: {line}")
         else:
-            traceback.print_exc()
+            with suppress(OSError, ValueError):
+                traceback.print_exc()
     leave(code)
 
 
 def _print_line(message: str) -> None:
-    print(" ".join(message.split()), file=sys.stderr, flush=True)  # library messages quoted in it may span lines
+    with suppress(OSError, ValueError):  # a full disk, a closed pipe: the exit code must come through
+        print(" ".join(message.split()), file=sys.stderr, flush=True)  # library messages quoted in it may span lines
 
 
 def _misfortune(error: Exception) -> tuple[int, str]:

@@ -1,7 +1,9 @@
 """Everything a run consists of."""
 
 import logging
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
 from sst2.errors import TrainingDivergedError
 from sst2.preemption import Requests
+from sst2.ranks import on_main
 from sst2.run_folder import RunFolder
 from sst2.settings import Settings
 from sst2.tracking import Tracker
@@ -92,10 +95,8 @@ class Job:
         if not self.settings.load_best_model_at_end or self.state.best_step is None:
             return self.state.step, "the last one"
         place = self.run.checkpoints / checkpoint_name(self.state.best_step)
-        try:
-            verify_checkpoint(place)
-        except DamagedCheckpointError as error:  # or never saved: an earlier start did not ask for the best
-            logger.warning("the best model, %s, is not at hand (%s): taking the last", place, error)
+        if damage := on_main(self.accelerator, lambda: _damage(place)):
+            logger.warning("the best model, %s, is not at hand (%s): taking the last", place, damage)
             return self.state.step, "the last one"
         load_weights(place, self.bare_model)
         selected = f"the most accurate on the {self.selection_split.name} split of all that were evaluated"
@@ -127,10 +128,22 @@ class Job:
         for times in self.checkpoints.take_times():
             self.tracker.log_checkpoint(times)
 
-    def close(self) -> None:
-        """Finish writing, whatever has happened."""
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Finish writing, whatever has happened. What cannot be written any more does not hide why the run ended."""
         self.checkpoints.wait()
-        self.log_checkpoints()
         self.watchdog.stop()
-        self.tracker.close()
-        self.run.release()
+        with suppress(OSError) if kind else nullcontext():
+            self.log_checkpoints()
+            self.tracker.close()
+
+
+def _damage(place: Path) -> str:
+    """What is wrong with a checkpoint. One that is missing was never saved: an earlier start did not ask for it."""
+    try:
+        verify_checkpoint(place)
+    except DamagedCheckpointError as error:
+        return str(error)
+    return ""

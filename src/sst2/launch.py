@@ -5,7 +5,8 @@
 It is the same launcher with the same flags, in this very process. Left to itself, it dies of SIGUSR1 and leaves its
 processes behind, gives them 30 seconds after SIGTERM, passes nothing on to a single process, and turns every exit code
 but 0 into 1. Here SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 go to every process that it started, they take the time that
-they need, and their exit code becomes the launcher's.
+they need, and their exit code becomes the launcher's. `--max_restarts` has no effect: who starts the job again also
+chooses with how many processes.
 """
 
 import os
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(number, _forward)
     arguments = launch_command_parser().parse_args(argv)
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
+    arguments.max_restarts = 0  # it would start what has stopped on request once more
     try:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:

@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 import sys
+import threading
 from pathlib import Path
 
 import datasets
@@ -24,16 +25,32 @@ def start_logging(is_main: bool) -> None:
         datasets.disable_progress_bars()
     # transformers imports DeepSpeed where it is installed, and that complains of every machine without a GPU
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    threading.excepthook = _report
     if is_main:
         _LOGGER.addHandler(logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1))
 
 
 def log_to_file(file: Path) -> None:
     """Write what was held, and everything from now on, to the end of `file`."""
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for held in [h for h in _LOGGER.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
         held.setTarget(handler)
         held.close()
         _LOGGER.removeHandler(held)
     _LOGGER.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Say nothing where nothing can be written, as on a full disk: the terminal has the message."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def _report(failure: threading.ExceptHookArgs) -> None:
+    """One line for a thread that finds the disk full, as TensorBoard's does: the job itself will meet the error too."""
+    if isinstance(failure.exc_value, OSError):
+        _LOGGER.error("thread %s: %s", failure.thread.name if failure.thread else "", failure.exc_value)
+    else:
+        threading.__excepthook__(failure)

@@ -36,11 +36,13 @@ class Wishes:
         stop: who asked to stop; empty if nobody did.
         save: whether a checkpoint was asked for.
         failed: whether a rank said that it cannot go on.
+        busy: whether a rank said that it has not finished yet.
     """
 
     stop: str = ""
     save: bool = False
     failed: bool = False
+    busy: bool = False
 
 
 class Requests:
@@ -72,24 +74,25 @@ class Requests:
         """Look for files `STOP` and `SAVE` in the run's folder. For one rank."""
         self._folder = folder
 
-    def agree(self, device: Any = "cpu", failed: bool = False) -> Wishes:
+    def agree(self, device: Any = "cpu", failed: bool = False, busy: bool = False) -> Wishes:
         """The wishes of all ranks together. All ranks call it.
 
         Args:
             device: where the ranks' collective operations work.
             failed: whether this rank cannot go on.
+            busy: whether this rank has not finished yet.
         """
         import torch
         from torch import distributed
 
         self._look()
-        wishes = [self._stop, int(self._save), int(failed)]
+        wishes = [self._stop, int(self._save), int(failed), int(busy)]
         if distributed.is_initialized():
             shared = torch.tensor(wishes, device=device)
             distributed.all_reduce(shared, distributed.ReduceOp.MAX)
             wishes = shared.tolist()
         self._save = False
-        return Wishes(_REASONS.get(wishes[0], ""), bool(wishes[1]), bool(wishes[2]))
+        return Wishes(_REASONS.get(wishes[0], ""), *map(bool, wishes[1:]))
 
     def _look(self) -> None:
         if self._launcher not in (None, os.getppid()):

@@ -8,19 +8,21 @@ import torch
 from accelerate.utils import set_seed
 
 
-def random_state() -> dict[str, Any]:
-    """The states of this process, of types that `torch.load(weights_only=True)` takes."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The states of this process and its device, of types that `torch.load(weights_only=True)` takes."""
     numpy_state: Any = np.random.get_state(legacy=False)
     numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()  # an array would need pickle's full powers
     return {
         "python": random.getstate(),
         "numpy": numpy_state,
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "device": None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(),
     }
 
 
-def restore_random_state(states: list[dict[str, Any]], rank: int, world_size: int, seed: int, step: int) -> None:
+def restore_random_state(
+    states: list[dict[str, Any]], device: torch.device, rank: int, world_size: int, seed: int, step: int
+) -> None:
     """Continue to draw where the states of all ranks were saved.
 
     Args:
@@ -35,5 +37,5 @@ def restore_random_state(states: list[dict[str, Any]], rank: int, world_size: in
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if state["device"] is not None and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"])

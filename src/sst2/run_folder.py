@@ -18,7 +18,7 @@ from sst2.reading import LABEL_NAMES
 
 
 class RunFolder:
-    """Paths of one run, below `path`. Creating the object touches nothing."""
+    """Paths of one run, below `path`. Creating the object touches nothing; as a context it lets other jobs in again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,9 +33,16 @@ class RunFolder:
         self.predictions = path / "predictions.csv"
         self.log = path / "train.log"
         self._lock: TextIO | None = None
+        self._is_new = False
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
     def lock(self, patience: float = 30.0) -> None:
-        """Keep other jobs out of the folder, if there is one, until `release` or the end of the process.
+        """Create the folder if it is not there, and keep other jobs out of it until `release` or the process's end.
 
         Args:
             patience: seconds to wait for a job that has been asked to stop and is still writing.
@@ -43,37 +50,42 @@ class RunFolder:
         Raises:
             UserError: another job works in the folder, or it cannot be written.
         """
-        if self._lock is not None or not self.path.is_dir():
-            return
+        file, deadline = self.path / ".lock", time.monotonic() + patience
         try:
-            self._lock = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (open until release)
+            while self._lock is None:
+                self._is_new |= not self.path.exists()
+                self.path.mkdir(parents=True, exist_ok=True)
+                opened = open(file, "w", encoding="utf-8")  # noqa: SIM115 (open until release)
+                if _try_lock(opened) and _is_at(file, opened):
+                    self._lock = opened
+                    return
+                opened.close()
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"--output_dir {self.path} is in use by another job: end that, or name another folder"
+                    )
+                time.sleep(0.1)
         except OSError as error:
             raise self._unwritable(error) from None
-        deadline = time.monotonic() + patience
-        while not _try_lock(self._lock):
-            if time.monotonic() > deadline:
-                self.release()
-                raise UserError(f"--output_dir {self.path} is in use by another job: end that, or name another folder")
-            time.sleep(0.1)
 
     def release(self) -> None:
-        """Let other jobs in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Let other jobs in. Where this one has made the folder and put nothing into it, it is gone again."""
+        if self._lock is None:
+            return
+        if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
+            shutil.rmtree(self.path)
+        self._lock.close()
+        self._lock = None
 
-    def claim(self, overwrite: bool) -> None:
-        """Create and lock the folder; with `overwrite`, remove the earlier run: all that bears the names above.
+    def clear(self) -> None:
+        """Remove the run that is in the folder: all that bears the names above.
 
         Raises:
-            UserError: another job works in the folder, or it cannot be written.
+            UserError: the folder cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock()
-            if overwrite:
-                for entry in [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]:
-                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+            for entry in [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -91,11 +103,21 @@ def _try_lock(file: TextIO) -> bool:
     return True
 
 
+def _is_at(place: Path, file: TextIO) -> bool:
+    """Whether the open file is still the one at this place: a job that ends may remove its folder."""
+    try:
+        return os.path.samestat(place.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def write_text(file: Path, text: str) -> None:
-    """Write a whole file, or leave the old one as it was."""
+    """Write a whole file, or leave the old one as it was, also when the host crashes."""
     unfinished = file.with_name(f".{file.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
+    sync(unfinished)
     os.replace(unfinished, file)
+    sync(file.parent)
 
 
 def sync(path: Path) -> None:

@@ -46,6 +46,7 @@ class Tracker:
             _date_before_now(run.tensorboard)
             # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
             self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
+            self._event_files = sorted(run.tensorboard.glob("events.*"))[-1:]
             last_steps = {"train": state.step, selection_split: state.evaluated_step}
             for file in (run.metrics_log, run.samples):
                 drop_later_lines(file, last_steps)
@@ -87,7 +88,7 @@ class Tracker:
         if self._board is None:
             return
         self._board.flush()
-        for file in (self._metrics_log, self._samples):
+        for file in (self._metrics_log, self._samples, *self._event_files):
             if file.exists():
                 sync(file)
 
