@@ -17,50 +17,41 @@ if __name__ == "__main__":
 import logging
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, replace
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.batching import deal, evaluation_loaders, forward_size, pad, plan_batches, to_device
+from sst2.batching import deal, evaluation_loaders, forward_size, micro_batches, pad, plan_batches, to_device
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
+from sst2.connect import connect
 from sst2.data import Split, load_sentences, tokenize
-from sst2.environment import (
-    check_world_size,
-    choose_precision,
-    describe_environment,
-    peak_memory_mib,
-    require_free_space,
-    runs_on_cpu,
-    use_all_cores,
-)
+from sst2.environment import describe_environment, peak_memory_mib
 from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
 from sst2.job import Job
-from sst2.logs import log_to_file, start_logging
+from sst2.logs import log_to_file
 from sst2.metrics import SentimentMetric, in_order_of_rows, in_words
-from sst2.modeling import load_model, load_tokenizer
-from sst2.optimization import build_optimizer
-from sst2.ranks import on_main, settle_buckets
+from sst2.modeling import load_model, load_tokenizer, num_bytes
+from sst2.optimization import build_optimizer, build_schedule
+from sst2.preflight import require_free_space
+from sst2.ranks import on_main
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 from sst2.settings import Settings
+from sst2.strategies import prepare
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
 from sst2.watchdog import Watchdog
 
 logger = logging.getLogger("sst2.train")
 
-SETUP_TIMEOUT = timedelta(minutes=30)  # one rank may tokenise while the others wait; the steps have --step_timeout
 MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
@@ -78,35 +69,24 @@ def main(settings: Settings, requests: Requests) -> None:
 
 def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
-    precision, reason = choose_precision(settings.mixed_precision)
-    accelerator = Accelerator(
-        cpu=runs_on_cpu(),
-        mixed_precision=precision,
-        log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=SETUP_TIMEOUT)],
-    )
-    start_logging(accelerator.is_main_process)
-    use_all_cores()
-    check_world_size(accelerator.num_processes)
+    accelerator, precision = connect(settings)
     require_hub_login(settings)
-    logger.info("%d x %s, precision %s: %s", accelerator.num_processes, accelerator.device, precision, reason)
-
     sentences = load_sentences(settings)
     tokenizer = load_tokenizer(settings)
     set_seed(settings.seed)  # every rank draws the same new head
-    bare_model = load_model(settings, tokenizer)
+    model = load_model(settings, tokenizer)
+    model_config, model_bytes = model.config, num_bytes(model)
     splits = {name: tokenize(name, data, tokenizer, settings.max_length) for name, data in sentences.items()}
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
 
     settings = replace(settings, mixed_precision=precision)
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
-    optimizer, schedule = build_optimizer(bare_model, settings)
-    model, optimizer = accelerator.prepare(bare_model, optimizer)
-    settle_buckets(model)
+    strategy = prepare(accelerator, model, build_optimizer(model, settings))
+    schedule = build_schedule(strategy.optimizer, settings)
     loaders = evaluation_loaders(splits, settings.per_device_eval_batch_size, tokenizer.pad_token_id, accelerator)
 
     state = TrainingState()
-    checkpoints = Checkpointer(run.checkpoints, accelerator, bare_model, optimizer, schedule, settings, splits)
+    checkpoints = Checkpointer(run.checkpoints, accelerator, strategy, schedule, model_bytes, settings, splits)
     on_main(accelerator, run.lock)
     on_main(accelerator, partial(check_run_dir, settings))  # again: another job may have worked in it until now
     if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
@@ -120,11 +100,12 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
         log_to_file(run.log)
         if place:
             adopt_checkpoints(place, run.checkpoints, state.best_step)
-        write_json(run.environment, describe_environment(accelerator.num_processes, accelerator.device, precision))
+        ranks, device = accelerator.num_processes, accelerator.device
+        write_json(run.environment, describe_environment(ranks, device, precision, strategy.describe()))
         requests.watch(run.path)
     tracker = Tracker(accelerator, run, asdict(settings), state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
-    prepared = (loaders, plan, bare_model, model, optimizer, schedule, state)
+    prepared = (loaders, plan, model_config, strategy, schedule, state)
     watchdog = Watchdog(settings.step_timeout)
     return Job(settings, accelerator, run, tokenizer, splits, *prepared, checkpoints, requests, watchdog, tracker)
 
@@ -187,40 +168,39 @@ def settle(job: Job) -> None:
 def train_step(job: Job) -> dict[str, float]:
     """One optimizer step on the mean loss over its sentences, wherever they lie. Returns its rate and gradient norm."""
     started = time.perf_counter()
-    accelerator, settings, state, train = job.accelerator, job.settings, job.state, job.splits["train"]
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    accelerator, strategy, settings, state = job.accelerator, job.strategy, job.settings, job.state
+    train, world_size, device = job.splits["train"], accelerator.num_processes, accelerator.device
     rows = job.plan.rows(state.step)
-    at_once = forward_size(settings.per_device_train_batch_size, accelerator.device)
-    micro_batches = deal(rows, train.lengths, rank, world_size, at_once)
-    loss_sum, padded_tokens = torch.zeros((), device=accelerator.device), 0
-    job.model.train()
-    for number, (micro_rows, weight) in enumerate(micro_batches, start=1):
+    hands = deal(rows, train.lengths, world_size)
+    at_once = forward_size(settings.per_device_train_batch_size, device)
+    passes = micro_batches(hands, accelerator.process_index, at_once)
+    loss_sum, padded_tokens = torch.zeros((), device=device), 0
+    strategy.model.train()
+    for number, (micro_rows, weight) in enumerate(passes, start=1):
         job.watchdog.at(f"step {state.step + 1}, forward pass {number}")
-        batch = to_device(pad(train, micro_rows, job.tokenizer.pad_token_id), accelerator.device)
-        with nullcontext() if number == len(micro_batches) else accelerator.no_sync(job.model):
-            logits = job.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        batch = to_device(pad(train, micro_rows, job.tokenizer.pad_token_id), device)
+        with strategy.forward_pass(is_last=number == len(passes)):
+            logits = strategy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             loss = weight * F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
             job.watchdog.at(f"step {state.step + 1}, backward pass {number}")
             # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
-            accelerator.backward(loss * world_size / len(rows))
+            strategy.backward(loss * world_size / len(rows))
         loss_sum += loss.detach()
         padded_tokens += batch["input_ids"].numel()
     job.watchdog.at(f"step {state.step + 1}, update")
-    grad_norm = float(accelerator.clip_grad_norm_(job.model.parameters(), settings.max_grad_norm or math.inf))
-    sums = torch.stack([loss_sum, torch.tensor(float(padded_tokens), device=accelerator.device)])
-    loss_sum, padded_tokens = accelerator.reduce(sums, reduction="sum").tolist()
+    grad_norm = strategy.update(settings.max_grad_norm)
+    own_sums = torch.tensor([float(loss_sum), padded_tokens, strategy.waiting.take()], device=device)
+    loss_sum, padded_tokens, waiting = accelerator.reduce(own_sums, reduction="sum").tolist()
     measured = {"learning_rate": float(job.schedule.get_last_lr()[0]), "grad_norm": grad_norm}
+    job.schedule.step()
 
     is_finite = math.isfinite(loss_sum) and math.isfinite(grad_norm)
-    if is_finite or accelerator.scaler is not None:  # the fp16 loss scaler skips by itself, and learns from it
-        job.optimizer.step()
-    job.optimizer.zero_grad()
-    job.schedule.step()
     if settings.log_sample_ids:
-        own = [int(row) for micro_rows, weight in micro_batches if weight for row in micro_rows]
+        own = [int(row) for row in hands[accelerator.process_index]]
         job.tracker.log_samples(state.step + 1, gather_object(own))
-    tokens = int(train.lengths[rows].sum())
-    state.count_step(is_finite, loss_sum, len(rows), tokens, int(padded_tokens), time.perf_counter() - started)
+    per_rank = [int(train.lengths[hand].sum()) for hand in hands]
+    sizes = len(rows), sum(per_rank), int(padded_tokens), max(per_rank) * world_size
+    state.count_step(is_finite, loss_sum, *sizes, waiting / world_size, time.perf_counter() - started)
     if state.skipped_in_a_row == MAX_SKIPPED_STEPS:
         raise job.diverged(f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row")
     return measured
@@ -250,7 +230,7 @@ def select(job: Job) -> bool:
     return state.count_evaluation(metrics["accuracy"], metrics["loss"])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: strategies keep what they gather for it, and train with it
 def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
     """Classify every sentence of a split once, on all ranks.
 
@@ -260,12 +240,12 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
     Raises:
         RuntimeError: a sentence was not counted exactly once.
     """
-    job.model.eval()
+    job.strategy.model.eval()
     rows, logits = [], []
     for batch in job.loaders[split.name]:
         job.watchdog.at(f"the evaluation on {split.name} after step {job.state.step}")
         heed(job)
-        output = job.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        output = job.strategy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         gathered = job.accelerator.gather_for_metrics((batch["rows"], output.logits.float()))
         job.watchdog.start()
         rows.append(gathered[0].cpu())
@@ -287,6 +267,7 @@ def finish(job: Job) -> None:
     for split, (scores, _) in evaluated.items():
         if scores and split != job.selection_split.name:  # that one has its point from the last evaluation
             job.tracker.log(split, step, scores)
+    weights = job.strategy.weights()
     job.watchdog.stop()
     if not job.accelerator.is_main_process:
         return
@@ -294,8 +275,8 @@ def finish(job: Job) -> None:
     metrics = job.final_metrics({split: scores for split, (scores, _) in evaluated.items()}, step, selected)
     card = model_card(settings, metrics, len(job.splits["train"]))
     expected = evaluated[name][1] if settings.mixed_precision == "no" else None
-    sentences = job.reported_split.sentences
-    export_model(job.bare_model, job.tokenizer, sentences, card, run.model, settings.max_length, expected)
+    trained = job.model_config, weights, job.tokenizer
+    export_model(*trained, job.reported_split.sentences, card, run.model, settings.max_length, expected)
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
     job.tracker.log_hparams(asdict(settings), name, step, metrics)
     write_json(run.metrics, metrics)

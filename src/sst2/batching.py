@@ -57,28 +57,41 @@ def epoch_order(num_sentences: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def deal(
-    rows: np.ndarray, lengths: np.ndarray, rank: int, world_size: int, micro_batch_size: int
-) -> list[tuple[np.ndarray, float]]:
-    """The micro-batches of one device in one optimizer step.
+def deal(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndarray]:
+    """The sentences of one optimizer step for each device, in order of length.
 
-    Sentences are dealt in order of length, so that devices get about equally many tokens and micro-batches little
-    padding. Every device gets the same number of micro-batches, since they meet in collective operations; where the
-    sentences do not go round, one is repeated with weight 0, which leaves loss and gradient alone.
+    They are dealt forth and back, the shortest first (0 1 2 2 1 0 0 1 ...), so that devices get about equally many
+    tokens, and as many sentences but for one.
 
     Args:
         rows: (sentences,) row numbers of the step.
         lengths: (sentences of the split,) tokens per sentence.
+
+    Returns:
+        Row numbers for each device; none for the last ones, if there are fewer sentences than devices.
+    """
+    by_length = rows[np.argsort(lengths[rows], kind="stable")]
+    turn, seat = np.divmod(np.arange(len(rows)), world_size)
+    device = np.where(turn % 2, world_size - 1 - seat, seat)
+    return [by_length[device == number] for number in range(world_size)]
+
+
+def micro_batches(hands: list[np.ndarray], rank: int, micro_batch_size: int) -> list[tuple[np.ndarray, float]]:
+    """The forward passes of one device in one optimizer step.
+
+    Every device makes as many, since they meet in collective operations; where the sentences do not go round, one is
+    repeated with weight 0, which leaves loss and gradient alone.
+
+    Args:
+        hands: what `deal` gave to each device.
         micro_batch_size: sentences in one forward pass of one device, at most.
 
     Returns:
         Pairs of row numbers (at least one) and the weight of each sentence in that micro-batch, 1.0 or 0.0.
     """
-    by_length = rows[np.argsort(lengths[rows], kind="stable")]
-    own = by_length[rank::world_size]
-    count = math.ceil(math.ceil(len(rows) / world_size) / micro_batch_size)
-    parts = [part for part in np.array_split(own, count) if len(part)]
-    filler = [(by_length[:1], 0.0)] * (count - len(parts))
+    count = math.ceil(max(map(len, hands)) / micro_batch_size)
+    parts = [part for part in np.array_split(hands[rank], count) if len(part)]
+    filler = [(hands[0][:1], 0.0)] * (count - len(parts))
     return [(part, 1.0) for part in parts] + filler
 
 

@@ -37,6 +37,7 @@ from sst2.data import Split
 from sst2.errors import UserError
 from sst2.random_states import random_state, restore_random_state
 from sst2.settings import Settings
+from sst2.strategies import DataParallel
 from sst2.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ class Checkpointer:
 
     Args:
         folder: the run's checkpoints. All ranks must see the same one.
-        model: the unwrapped model.
+        strategy: knows weights and optimizer, wherever they lie.
+        num_bytes: of the model's weights.
         settings: of the run, with everything that the flags left open filled in.
         splits: the data. What was trained and selected on must be the same when the run goes on.
     """
@@ -79,17 +81,17 @@ class Checkpointer:
         self,
         folder: Path,
         accelerator: Accelerator,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: LRScheduler,
+        strategy: DataParallel,
+        schedule: LRScheduler,
+        num_bytes: int,
         settings: Settings,
         splits: Mapping[str, Split],
     ) -> None:
         self.folder = folder
         self._accelerator = accelerator
-        self._model = model
-        self._optimizer = optimizer
-        self._scheduler = scheduler
+        self._strategy = strategy
+        self._schedule = schedule
+        self._num_bytes = num_bytes
         self._settings = settings
         self._fingerprints = {name: split.fingerprint for name, split in splits.items() if name != "test"}
         self._host_copy = HostCopy()
@@ -111,6 +113,7 @@ class Checkpointer:
         started = time.perf_counter() if started is None else started
         self._saved = replace(state)
         random_states = gather_object([random_state(self._accelerator.device)])
+        state_to_copy = self._strategy.weights(), self._strategy.training_state()
         if not self._accelerator.is_main_process:
             return
         self.wait()  # ranks that must not wait in a collective operation for long ask `is_writing` before
@@ -121,14 +124,8 @@ class Checkpointer:
             "world_size": self._accelerator.num_processes,
             "threads": torch.get_num_threads(),
         }
-        scaler = self._accelerator.scaler
-        training = {
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else {},
-        }
-        weights, training = self._host_copy((dict(self._model.state_dict()), training))
-        training["random_states"] = random_states
+        weights, training = self._host_copy(state_to_copy)
+        training |= {"schedule": self._schedule.state_dict(), "random_states": random_states}
         pause = time.perf_counter() - started
         arguments = (replace(state), weights, training, content, started, pause)
         self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint writer")
@@ -167,12 +164,12 @@ class Checkpointer:
 
     def bytes_to_write(self) -> int:
         """Room that this start needs beside the checkpoints that are there: for those to come, and the export."""
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in self._model.state_dict().values())
         settings = self._settings
         kept = 1
         if settings.checkpointing_steps or settings.load_best_model_at_end:
             kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
-        return weights + max(1, kept - len(list_checkpoints(self.folder))) * 3 * weights  # AdamW has two moments
+        checkpoint = 3 * self._num_bytes  # AdamW has two moments
+        return self._num_bytes + max(1, kept - len(list_checkpoints(self.folder))) * checkpoint
 
     def find(self, requested: str | None) -> Path | None:
         """The whole checkpoint to resume from; None to start from the beginning. For the main process.
@@ -222,13 +219,11 @@ class Checkpointer:
                 f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
                 "go on, or start a new run in another --output_dir"
             )
-        load_weights(place, self._model)
+        load_weights(place, self._strategy)
         try:
             training = torch.load(place / "training.pt", map_location="cpu", weights_only=True)
-            self._optimizer.load_state_dict(training["optimizer"])
-            self._scheduler.load_state_dict(training["scheduler"])
-            if self._accelerator.scaler is not None:
-                self._accelerator.scaler.load_state_dict(training["scaler"])
+            self._strategy.load_training_state(training)
+            self._schedule.load_state_dict(training["schedule"])
             device, seed = self._accelerator.device, self._settings.seed
             restore_random_state(training["random_states"], device, rank, world_size, seed, state.step)
         except _UNREADABLE as error:
@@ -274,7 +269,7 @@ class HostCopy:
 
     def __call__(self, tree: Any) -> Any:
         """A copy of nested dicts, lists and tuples. The tensors in it are valid until the next call."""
-        with torch.inference_mode(False), torch.no_grad():  # a save may be asked for amid an evaluation
+        with torch.no_grad():
             copied = self._copy(tree, ())
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies from a GPU run beside each other
@@ -294,14 +289,14 @@ class HostCopy:
         return buffer.copy_(value.detach(), non_blocking=True)
 
 
-def load_weights(place: Path, model: torch.nn.Module) -> None:
-    """Load a checkpoint's weights alone into the unwrapped model.
+def load_weights(place: Path, strategy: DataParallel) -> None:
+    """Load a checkpoint's weights alone. All ranks call it.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to another model.
     """
     try:
-        model.load_state_dict(load_file(place / "model.safetensors"))
+        strategy.load_weights(load_file(place / "model.safetensors"))
     except _UNREADABLE as error:
         raise _damaged(place, error) from None
 

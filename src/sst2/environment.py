@@ -1,12 +1,12 @@
-"""What ran where: the record kept with every run, and what the machine can do."""
+"""What ran where: the record kept with every run, what the launcher has said, and what the machine can do."""
 
 import importlib.metadata
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,65 @@ RECORDED_VARIABLES = (
 )
 
 
-def describe_environment(world_size: int, device: torch.device, precision: str) -> dict[str, Any]:
-    """Versions, devices, git commit, launcher and SLURM job. Holds no environment variable but the named ones."""
+@dataclass(frozen=True)
+class Launcher:
+    """What the launcher has said to this process.
+
+    Attributes:
+        name: in words: `python`, `torchrun`, `accelerate launch`, `accelerate launch (torchrun)`.
+        rank, world_size: number of this process among all, and of all.
+        local_world_size: processes on this node.
+        master: host and port where the processes meet.
+        keeps_store: whether the launcher itself keeps the store that they meet at; else rank 0 does.
+        uses_deepspeed, uses_fsdp: strategy that it asks for; plain data parallel if neither.
+        deepspeed_file: a JSON file with DeepSpeed's configuration; without one, the fields that follow hold it.
+    """
+
+    name: str
+    rank: int
+    world_size: int
+    local_world_size: int
+    master: tuple[str, int]
+    keeps_store: bool
+    uses_deepspeed: bool
+    uses_fsdp: bool
+    deepspeed_file: str | None
+    zero_stage: int
+    offload_optimizer: str
+    offload_param: str
+    gradient_accumulation_steps: str
+    gradient_clipping: str
+
+
+def read_launcher() -> Launcher:
+    """Raises UserError: a variable that should hold a number does not."""
+    deepspeed = "ACCELERATE_DEEPSPEED_"
+    return Launcher(
+        name=_launcher(),
+        rank=_number("RANK", 0),
+        world_size=_number("WORLD_SIZE", 1),
+        local_world_size=_number("LOCAL_WORLD_SIZE", 1),
+        master=(os.environ.get("MASTER_ADDR", "127.0.0.1"), _number("MASTER_PORT", 29500)),
+        keeps_store=_is_set("TORCHELASTIC_USE_AGENT_STORE"),
+        uses_deepspeed=_is_set("ACCELERATE_USE_DEEPSPEED"),
+        uses_fsdp=_is_set("ACCELERATE_USE_FSDP"),
+        deepspeed_file=os.environ.get(f"{deepspeed}CONFIG_FILE") or None,
+        zero_stage=_number(f"{deepspeed}ZERO_STAGE", 2),
+        offload_optimizer=os.environ.get(f"{deepspeed}OFFLOAD_OPTIMIZER_DEVICE", "none"),
+        offload_param=os.environ.get(f"{deepspeed}OFFLOAD_PARAM_DEVICE", "none"),
+        gradient_accumulation_steps=os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto"),
+        gradient_clipping=os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "auto"),
+    )
+
+
+def describe_environment(
+    world_size: int, device: torch.device, precision: str, strategy: dict[str, Any]
+) -> dict[str, Any]:
+    """Versions, devices, git commit, launcher and SLURM job. Holds no environment variable but the named ones.
+
+    Args:
+        strategy: what it says of itself.
+    """
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -37,6 +94,7 @@ def describe_environment(world_size: int, device: torch.device, precision: str) 
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "world_size": world_size,
+        **strategy,
         "mixed_precision": precision,
         "launcher": _launcher(),
         "git_commit": _git_commit(),
@@ -97,39 +155,6 @@ def use_all_cores() -> None:
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def check_world_size(world_size: int) -> None:
-    """Stop when fewer processes work together than the launcher started.
-
-    Raises:
-        UserError: WORLD_SIZE promises another number.
-    """
-    promised = int(os.environ.get("WORLD_SIZE", "1"))
-    if promised != world_size:
-        raise UserError(
-            f"the launcher promised {promised} processes (WORLD_SIZE), but {world_size} work together: "
-            "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well)"
-        )
-
-
-def require_free_space(run_dir: Path, folder: Path, num_bytes: int) -> None:
-    """Stop before training when the disk cannot take what the run will write.
-
-    Args:
-        run_dir: of the run, for the message.
-        folder: where most of it goes, perhaps by a link to another disk; it need not be there yet.
-
-    Raises:
-        UserError: less than `num_bytes` are free.
-    """
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < num_bytes:
-        raise UserError(
-            f"--output_dir {run_dir} has {free / 2**20:.0f} MiB free and the run will write {num_bytes / 2**20:.0f}: "
-            "make room, lower --checkpoints_total_limit, or name a folder on another disk"
-        )
-
-
 def peak_memory_mib(device: torch.device) -> float:
     """Highest memory so far in MiB: allocated on the GPU, or resident of this process on a CPU."""
     if device.type == "cuda":
@@ -140,6 +165,14 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
+
+
+def _number(variable: str, default: int) -> int:
+    value = os.environ.get(variable) or default
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"the launcher has set {variable} to {value}, which is no number") from None
 
 
 def _version(package: str) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
 EXIT_STOPPED = os.EX_TEMPFAIL  # 75, which sysexits.h describes as: try again later
@@ -28,7 +29,16 @@ class StopRequestedError(Exception):
     """Somebody asked the run to stop. The message says who, and where it will go on."""
 
 
-EXIT_CODES = {UserError: EXIT_USER_ERROR, TrainingDivergedError: EXIT_DIVERGED, StopRequestedError: EXIT_STOPPED}
+class LostProcessError(Exception):
+    """A process of the job is not there. The message says which; it is empty where another process says it."""
+
+
+EXIT_CODES = {
+    UserError: EXIT_USER_ERROR,
+    TrainingDivergedError: EXIT_DIVERGED,
+    StopRequestedError: EXIT_STOPPED,
+    LostProcessError: EXIT_FAILED,
+}
 
 
 def leave_at_once(code: int) -> NoReturn:
@@ -60,7 +70,7 @@ def exit_codes(
         yield
         code = 0
     except tuple(EXIT_CODES) as error:
-        if report:
+        if (report or isinstance(error, LostProcessError)) and str(error):
             _print_line(f"{program}: {'' if isinstance(error, StopRequestedError) else 'error: '}{error}")
         code = EXIT_CODES[type(error)]
     except Exception as error:

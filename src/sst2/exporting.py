@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DistilBertConfig,
     DistilBertForSequenceClassification,
     PreTrainedTokenizerBase,
 )
@@ -22,7 +23,8 @@ PROBES = 32  # sentences whose logits are compared after reloading
 
 
 def export_model(
-    model: DistilBertForSequenceClassification,
+    config: DistilBertConfig,
+    weights: dict[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
     sentences: list[str],
     card: str,
@@ -33,7 +35,8 @@ def export_model(
     """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
 
     Args:
-        model: the trained model without wrappers, on any device.
+        config: of the trained model.
+        weights: all of them by name, on any device.
         sentences: some texts; the first `PROBES` of them are classified before and after reloading.
         card: the model card, markdown.
         max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
@@ -42,9 +45,9 @@ def export_model(
     Raises:
         RuntimeError: the reloaded model gives other logits.
     """
-    # A stock model around the trained weights: autocast or compilation may have patched the trained one.
-    stock = DistilBertForSequenceClassification(model.config)
-    stock.load_state_dict(model.state_dict())
+    # A stock model around the trained weights: autocast, compilation or a strategy may have patched the trained one.
+    stock = DistilBertForSequenceClassification(config)
+    stock.load_state_dict(weights)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     stock.save_pretrained(unfinished)

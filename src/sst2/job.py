@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import DistilBertConfig, PreTrainedTokenizerBase
 
 from sst2.batching import BatchPlan
 from sst2.checkpoint_folder import DamagedCheckpointError, checkpoint_name, newest_checkpoint, verify_checkpoint
@@ -21,6 +20,7 @@ from sst2.preemption import Requests
 from sst2.ranks import on_main
 from sst2.run_folder import RunFolder
 from sst2.settings import Settings
+from sst2.strategies import DataParallel
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
 from sst2.watchdog import Watchdog
@@ -37,8 +37,8 @@ class Job:
         splits: the data by name: `train`, and of `holdout`, `validation` and `test` those that there are.
         loaders: padded batches of every split but `train`, shared out over the ranks.
         plan: which training sentences make which optimizer step.
-        bare_model: the stock model.
-        model: the bare model as wrapped for the strategy and the precision; to be called for training and evaluation.
+        model_config: of the stock model.
+        strategy: the model as it is spread over the ranks, and its optimizer.
         schedule: steps once per optimizer step; accelerate does not know of it.
     """
 
@@ -49,9 +49,8 @@ class Job:
     splits: dict[str, Split]
     loaders: dict[str, DataLoader]
     plan: BatchPlan
-    bare_model: DistilBertForSequenceClassification
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    model_config: DistilBertConfig
+    strategy: DataParallel
     schedule: LRScheduler
     state: TrainingState
     checkpoints: Checkpointer
@@ -98,7 +97,7 @@ class Job:
         if damage := on_main(self.accelerator, lambda: _damage(place)):
             logger.warning("the best model, %s, is not at hand (%s): taking the last", place, damage)
             return self.state.step, "the last one"
-        load_weights(place, self.bare_model)
+        load_weights(place, self.strategy)
         selected = f"the most accurate on the {self.selection_split.name} split of all that were evaluated"
         if self.selection_split is self.reported_split:
             selected += ", which flatters these figures"

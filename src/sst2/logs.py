@@ -4,6 +4,7 @@ import logging
 import logging.handlers
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import datasets
@@ -25,6 +26,8 @@ def start_logging(is_main: bool) -> None:
         datasets.disable_progress_bars()
     # transformers imports DeepSpeed where it is installed, and that complains of every machine without a GPU
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    # of DeepSpeed's calls in torch 2.13: some in every step
+    warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
     threading.excepthook = _report
     if is_main:
         _LOGGER.addHandler(logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1))

@@ -68,6 +68,11 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Distil
     return model
 
 
+def num_bytes(model: torch.nn.Module) -> int:
+    """Of the weights, before a strategy spreads them over the ranks."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
 def _load_checkpoint(settings: Settings, options: dict[str, Any]) -> DistilBertForSequenceClassification:
     name, revision = settings.model_name_or_path, settings.model_revision
     with reading_from_hub("--model_name_or_path", name, "model", revision):

@@ -8,14 +8,17 @@ from transformers import get_scheduler
 from sst2.settings import Settings
 
 
-def build_optimizer(model: nn.Module, settings: Settings) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """AdamW (Loshchilov and Hutter, 2019) and a schedule that takes one step per optimizer step.
+def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019)."""
+    return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), settings.learning_rate, fused=True)
 
-    The schedule is not for `accelerator.prepare`, which would make it step once per process.
+
+def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings) -> LRScheduler:
+    """A schedule that takes one step per optimizer step.
+
+    It is not for `accelerator.prepare`, which would make it step once per process.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), settings.learning_rate, fused=True)
-    schedule = get_scheduler(settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, settings.max_train_steps)
-    return optimizer, schedule
+    return get_scheduler(settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, settings.max_train_steps)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -81,6 +81,9 @@ class TrainingArguments:
     )
     warmup_ratio: float = flag(0.06, "share of the optimizer steps over which the learning rate rises", "SHARE")
     num_warmup_steps: int | None = flag(None, "optimizer steps of warm-up; wins over --warmup_ratio", "STEPS")
+    gradient_compression: Literal["none", "bf16"] = flag(
+        "none", "what gradients are rounded to on their way between processes, one of %(choices)s", "NAME"
+    )
     max_grad_norm: float = flag(1.0, "global L2 norm that gradients are clipped to; 0 does not clip", "NORM")
     mixed_precision: Precision | None = flag(
         None, "no, fp16, bf16, or auto for what the device does well; default: as the launcher says", "MODE"
@@ -115,6 +118,9 @@ class RunArguments:
         300.0,
         "seconds after which a step that is not done prints every rank's stack; after twice as long the job gives up",
         "SECONDS",
+    )
+    connect_timeout: float = flag(
+        300.0, "seconds to wait at the start for all processes; those that have not come are named", "SECONDS"
     )
     report_to: list[str] = flag(["tensorboard"], "trackers of accelerate besides TensorBoard", "TRACKER")
     push_to_hub: bool = flag(False, "upload the exported model when all is done")
@@ -175,6 +181,7 @@ def _check_ranges(s: Settings) -> None:
     _require(s.max_length >= 3, "max_length", s.max_length, "give at least 3: [CLS], one token, [SEP]")
     _require(0 <= s.seed < 2**31, "seed", s.seed, "give a number from 0 to 2147483647")
     _require(0 < s.step_timeout < 1e6, "step_timeout", s.step_timeout, "give seconds above 0, such as 300")
+    _require(0 < s.connect_timeout < 1e6, "connect_timeout", s.connect_timeout, "give seconds above 0, such as 300")
     _require(s.checkpoints_total_limit >= 2, "checkpoints_total_limit", s.checkpoints_total_limit, "keep at least 2")
 
 

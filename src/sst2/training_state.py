@@ -30,18 +30,38 @@ class TrainingState:
     logged_sentences: int = 0
     logged_tokens: int = 0
     logged_padded_tokens: int = 0
+    logged_busiest_tokens: int = 0
+    logged_waiting: float = 0.0
     logged_seconds: float = 0.0
 
     def count_step(
-        self, is_finite: bool, loss_sum: float, sentences: int, tokens: int, padded_tokens: int, seconds: float
+        self,
+        is_finite: bool,
+        loss_sum: float,
+        sentences: int,
+        tokens: int,
+        padded_tokens: int,
+        busiest_tokens: int,
+        waiting: float,
+        seconds: float,
     ) -> None:
-        """Count one optimizer step; `padded_tokens` are the tokens with padding, over all ranks as all else."""
+        """Count one optimizer step. All figures are over all ranks.
+
+        Args:
+            loss_sum: over its sentences, in nats.
+            padded_tokens: the tokens with padding.
+            busiest_tokens: tokens that there would be if each rank had as many as the one with the most.
+            waiting: seconds that backward passes waited for other ranks, mean over the ranks.
+            seconds: that the step took.
+        """
         self.step += 1
         self.sentences += sentences
         self.seconds += seconds
         self.logged_sentences += sentences
         self.logged_tokens += tokens
         self.logged_padded_tokens += padded_tokens
+        self.logged_busiest_tokens += busiest_tokens
+        self.logged_waiting += waiting
         self.logged_seconds += seconds
         if is_finite:
             self.skipped_in_a_row = 0
@@ -52,15 +72,22 @@ class TrainingState:
             self.skipped_steps += 1
 
     def take_means(self) -> dict[str, float]:
-        """Means since the last call: loss per sentence in nats, speeds, and the share of tokens that were padding."""
+        """Means since the last call.
+
+        Loss per sentence in nats, speeds, the share of tokens that were padding, by how much the rank with the most
+        tokens had more than the mean, and the share of time that ranks waited for each other.
+        """
         means = {
             "loss": self.logged_loss / self.logged_loss_sentences if self.logged_loss_sentences else float("nan"),
             "sentences_per_second": self.logged_sentences / self.logged_seconds,
             "tokens_per_second": self.logged_tokens / self.logged_seconds,
             "padding_share": 1 - self.logged_tokens / self.logged_padded_tokens,
+            "token_imbalance": self.logged_busiest_tokens / self.logged_tokens - 1,
+            "waiting_share": self.logged_waiting / self.logged_seconds,
         }
-        self.logged_loss = self.logged_seconds = 0.0
-        self.logged_loss_sentences = self.logged_sentences = self.logged_tokens = self.logged_padded_tokens = 0
+        self.logged_loss = self.logged_seconds = self.logged_waiting = 0.0
+        self.logged_loss_sentences = self.logged_sentences = 0
+        self.logged_tokens = self.logged_padded_tokens = self.logged_busiest_tokens = 0
         return means
 
     def count_evaluation(self, accuracy: float, loss: float) -> bool:

@@ -1,0 +1,82 @@
+"""The processes of a job find each other, and accelerate learns what they are to do together."""
+
+import logging
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DDPCommunicationHookType, InitProcessGroupKwargs
+from transformers.integrations import unset_hf_deepspeed_config
+
+from sst2.environment import Launcher, choose_precision, read_launcher, runs_on_cpu, use_all_cores
+from sst2.errors import UserError
+from sst2.logs import start_logging
+from sst2.preflight import check_sums, check_world_size, roll_call
+from sst2.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SETUP_TIMEOUT = timedelta(minutes=30)  # one rank may tokenise while the others wait; the steps have --step_timeout
+
+
+def connect(settings: Settings) -> tuple[Accelerator, str]:
+    """Bring all processes together, as the launcher has asked for.
+
+    Returns:
+        The accelerator, and the precision of forward passes: `no`, `bf16` or `fp16`.
+
+    Raises:
+        UserError: the host cannot do what the launcher asks for, or its configuration contradicts the flags.
+        LostProcessError: a process has not come, or does not answer.
+    """
+    launcher = read_launcher()
+    start_logging(launcher.rank == 0)
+    _refuse_what_this_host_cannot_do(launcher)
+    precision, reason = choose_precision(settings.mixed_precision)
+    plugin, backend = None, None
+    if launcher.uses_deepspeed:
+        from sst2.strategies.zero_config import deepspeed_plugin, precision_of_file
+
+        if settings.mixed_precision is None and launcher.deepspeed_file:
+            precision, reason = choose_precision(precision_of_file(launcher.deepspeed_file))
+        plugin = deepspeed_plugin(launcher, settings, precision)
+        backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
+    compression = DDPCommunicationHookType.BF16 if settings.gradient_compression == "bf16" else None
+    roll_call(launcher, settings.connect_timeout)
+    accelerator = Accelerator(
+        cpu=runs_on_cpu(),
+        mixed_precision=precision,
+        deepspeed_plugin=plugin,
+        log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT),
+            DistributedDataParallelKwargs(comm_hook=compression or DDPCommunicationHookType.NO),
+        ],
+    )
+    unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
+    use_all_cores()
+    check_world_size(accelerator.num_processes)
+    check_sums(accelerator.device, settings.connect_timeout)
+    strategy = accelerator.distributed_type.value.lower()
+    logger.info(
+        "%d x %s, %s, precision %s: %s", accelerator.num_processes, accelerator.device, strategy, precision, reason
+    )
+    return accelerator, precision
+
+
+def _refuse_what_this_host_cannot_do(launcher: Launcher) -> None:
+    if launcher.uses_deepspeed:
+        from importlib.util import find_spec
+
+        if find_spec("deepspeed") is None:
+            raise UserError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed")
+        if runs_on_cpu():
+            raise UserError(
+                "accelerate has no DeepSpeed with use_cpu: leave that out; on a host with GPUs, set "
+                "CUDA_VISIBLE_DEVICES= (empty) to run on its CPUs"
+            )
+    if launcher.uses_fsdp and not torch.accelerator.is_available():
+        raise UserError(
+            "FSDP needs a GPU: on CPUs accelerate would leave the model unsharded without a word: launch with "
+            "accelerate_configs/multi_cpu.yaml, or deepspeed_zero3.yaml, which shards there as well"
+        )

@@ -1,0 +1,135 @@
+"""Checks before training: all processes are there and can add up numbers, and the disk has room."""
+
+import math
+import os
+import shutil
+import socket
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore, distributed_c10d
+
+from sst2.environment import Launcher
+from sst2.errors import LostProcessError, UserError
+
+_ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
+
+
+def roll_call(launcher: Launcher, timeout: float) -> None:
+    """Wait until every process that the launcher promised has come, before any of them joins a process group.
+
+    Raises:
+        LostProcessError: some have not come in `timeout` seconds; it says which.
+    """
+    if launcher.world_size == 1:
+        return
+    host, port = launcher.master
+    patience = timedelta(seconds=timeout)
+    try:
+        keeps_store = launcher.rank == 0 and not launcher.keeps_store
+        # multi_tenant: the process group, which is formed at the same place, shares the store
+        server = TCPStore(host, port, None, keeps_store, patience, wait_for_workers=False, multi_tenant=True)
+        store = PrefixStore("sst2.roll_call", server)
+        store.set(str(launcher.rank), socket.gethostname())
+    except (DistNetworkError, DistStoreError, RuntimeError) as error:
+        raise LostProcessError(
+            f"rank {launcher.rank} on {socket.gethostname()}: nobody answers at {host}:{port} "
+            f"(MASTER_ADDR, MASTER_PORT), where rank 0 should be: {_ADVICE} ({error})"
+        ) from None
+    ranks = [str(rank) for rank in range(launcher.world_size)]
+    try:
+        store.wait(ranks, patience)
+    except (DistStoreError, RuntimeError):
+        missing = [rank for rank in ranks if not _has(store, rank)]
+        if str(launcher.rank) != min(set(ranks) - set(missing), key=int):
+            raise LostProcessError("") from None  # one of those that are there says it for all
+        raise LostProcessError(
+            f"{len(missing)} of {launcher.world_size} processes have not come in {timeout:g} s: "
+            f"rank {', '.join(missing[:8])}{' and more' if len(missing) > 8 else ''}"
+            f"{_node_of(int(missing[0]), launcher)}: {_ADVICE}"
+        ) from None
+
+
+def check_world_size(world_size: int) -> None:
+    """Stop when fewer processes work together than the launcher started.
+
+    Raises:
+        UserError: WORLD_SIZE promises another number.
+    """
+    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    if promised != world_size:
+        raise UserError(
+            f"the launcher promised {promised} processes (WORLD_SIZE), but {world_size} work together: "
+            "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well)"
+        )
+
+
+def require_free_space(run_dir: Path, folder: Path, num_bytes: int) -> None:
+    """Stop before training when the disk cannot take what the run will write.
+
+    Args:
+        run_dir: of the run, for the message.
+        folder: where most of it goes, perhaps by a link to another disk; it need not be there yet.
+
+    Raises:
+        UserError: less than `num_bytes` are free.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise UserError(
+            f"--output_dir {run_dir} has {free / 2**20:.0f} MiB free and the run will write {num_bytes / 2**20:.0f}: "
+            "make room, lower --checkpoints_total_limit, or name a folder on another disk"
+        )
+
+
+def check_sums(device: torch.device, timeout: float) -> None:
+    """Add up a number over all ranks. All of them call it.
+
+    Raises:
+        LostProcessError: the sum has not come in `timeout` seconds; it says which ranks, on which hosts, have not even
+            begun.
+        RuntimeError: it is wrong.
+    """
+    if not distributed.is_initialized():
+        return
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    store: Any = PrefixStore("sst2.sums", distributed_c10d._get_default_store())  # type: ignore[attr-defined]
+    store.set(f"host {rank}", socket.gethostname())
+    total = torch.tensor(float(rank + 1), device=device)
+    try:
+        work: Any = distributed.all_reduce(total, async_op=True)
+        work.wait(timedelta(seconds=timeout))
+        result = total.item()
+    except RuntimeError as error:
+        present = [number for number in range(world_size) if _has(store, f"host {number}")]
+        absent = [number for number in range(world_size) if number not in present]
+        if rank != present[0]:
+            raise LostProcessError("") from None  # one of those that are there says it for all
+        if absent:
+            what = f"rank {', '.join(map(str, absent))} has not come to the first sum"
+        else:
+            hosts = sorted({store.get(f"host {number}").decode() for number in present})
+            what = f"all {world_size} ranks have come to the first sum, on {', '.join(hosts)}, but it has not ended"
+        raise LostProcessError(
+            f"{what} in {timeout:g} s: is every node reached by the network interface that NCCL_SOCKET_IFNAME or "
+            f"GLOO_SOCKET_IFNAME names? ({error})"
+        ) from None
+    if not math.isclose(result, world_size * (world_size + 1) / 2):
+        raise RuntimeError(f"{world_size} ranks add up to {result}: the communication is broken")
+
+
+def _has(store: Any, key: str) -> bool:
+    with suppress(RuntimeError):
+        return store.check([key])
+    return False
+
+
+def _node_of(rank: int, launcher: Launcher) -> str:
+    if launcher.local_world_size == launcher.world_size:
+        return ""
+    return f", which belongs on node {rank // launcher.local_world_size}"

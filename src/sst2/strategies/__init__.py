@@ -1,0 +1,24 @@
+"""How a model is spread over the ranks. The training loop asks `DataParallel`'s methods of any strategy."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from sst2.strategies.data_parallel import DataParallel
+
+
+def prepare(accelerator: Accelerator, bare_model: nn.Module, optimizer: torch.optim.Optimizer) -> DataParallel:
+    """Spread model and optimizer as the launcher has asked for. All ranks call it."""
+    names = {id(parameter): name for name, parameter in bare_model.named_parameters()}
+    groups = [{"params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
+    model, prepared = accelerator.prepare(bare_model, optimizer)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from sst2.strategies.zero import Zero  # which needs DeepSpeed, and so not every host has it
+
+        return Zero(accelerator, bare_model, model, optimizer, groups)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        from sst2.strategies.fully_sharded import FullySharded
+
+        return FullySharded(accelerator, model, prepared, groups)
+    return DataParallel(accelerator, bare_model, model, prepared)

@@ -1,0 +1,46 @@
+"""torch's FSDP2 (`fully_shard`): weights, gradients and AdamW's state are spread over the ranks as DTensors."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sst2.strategies.sharded import Sharded
+
+
+class FullySharded(Sharded):
+    """Args are those of `DataParallel`; `groups` are AdamW's parameter groups with names for "params"."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        groups: list[dict[str, Any]],
+    ) -> None:
+        super().__init__(accelerator, model, model, optimizer)
+        self._parameters = dict(model.named_parameters())
+        self._groups = groups
+        # A hook on a parameter would come after its gradient is shared.
+        self._bare_model.distilbert.embeddings.register_forward_hook(self._watch)
+
+    def _watch(self, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(self.waiting.begin)
+
+    def _full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
+        tensor = parameter if moment is None else self.optimizer.state[parameter][moment]
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    @torch.no_grad()
+    def _take(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
+        own = parameter if moment is None else self.optimizer.state[parameter][moment]
+        if isinstance(own, DTensor):
+            value = distribute_tensor(value.to(own.device, own.dtype), own.device_mesh, own.placements)
+        own.copy_(value)
+
+    def _parts(self) -> list[torch.Tensor]:
+        return list(self._parameters.values())
