@@ -60,8 +60,8 @@ def epoch_order(num_sentences: int, seed: int, epoch: int) -> np.ndarray:
 def deal(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndarray]:
     """The sentences of one optimizer step for each device, in order of length.
 
-    They are dealt forth and back, the shortest first (0 1 2 2 1 0 0 1 ...), so that devices get about equally many
-    tokens, and as many sentences but for one.
+    They are dealt forth and back, the longest first (0 1 2 2 1 0 0 1 ...), so that devices get about equally many
+    tokens, and as many sentences but for one, which is short.
 
     Args:
         rows: (sentences,) row numbers of the step.
@@ -71,7 +71,7 @@ def deal(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndar
         Row numbers for each device; none for the last ones, if there are fewer sentences than devices.
     """
     by_length = rows[np.argsort(lengths[rows], kind="stable")]
-    turn, seat = np.divmod(np.arange(len(rows)), world_size)
+    turn, seat = np.divmod(np.arange(len(rows))[::-1], world_size)
     device = np.where(turn % 2, world_size - 1 - seat, seat)
     return [by_length[device == number] for number in range(world_size)]
 

@@ -12,6 +12,8 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import nn
 
@@ -89,10 +91,23 @@ class Zero(Sharded):
 
     def _take(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
         value = value.to(torch.float32)
-        if moment is None:
+        if self._stage == 3:  # whose own way to set the whole fails where ranks do not divide it
+            value = self._own_part(parameter, value)
+            if moment is None:
+                safe_set_local_fp32_param(parameter, value)
+            else:
+                safe_set_local_optimizer_state(parameter, value, moment)
+        elif moment is None:
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _own_part(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+        """Stage 3 cuts each flat parameter into equal parts, and pads the last one with zeros."""
+        size = parameter.ds_tensor.numel()
+        start = size * self._accelerator.process_index
+        part = value.flatten()[start : start + size]
+        return torch.nn.functional.pad(part, (0, size - part.numel()))
 
     def _parts(self) -> list[torch.Tensor]:
         if self._stage == 3:
