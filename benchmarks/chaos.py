@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from sst2.checkpoint_folder import DamagedCheckpointError, list_checkpoints, verify_checkpoint
+from sst2.environment import processor
 
 SCRIPT = Path(__file__).parent.parent / "train_sst2.py"
 SHARE_IN_START = 0.2  # of the kills, before the first step
@@ -134,6 +135,7 @@ def torment(folder: Path, kills: int, processes: int, seed: int, flags: list[str
         "seconds_disturbed": round(time.monotonic() - started, 1),
         "sha256_undisturbed": expected,
         "sha256_disturbed": got,
+        "machine": processor(),
         "cpu_count": os.cpu_count(),
     }
 

@@ -90,7 +90,7 @@ def describe_environment(
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES.split()},
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "world_size": world_size,
@@ -182,7 +182,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the machine's processor."""
     return _cpu_info("model name") or platform.processor()
 
 
