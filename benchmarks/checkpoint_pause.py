@@ -23,8 +23,10 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from sst2.checkpointing import Checkpointer
 from sst2.environment import describe_environment, runs_on_cpu
-from sst2.optimization import build_optimizer
+from sst2.modeling import num_bytes
+from sst2.optimization import build_optimizer, build_schedule
 from sst2.settings import Settings
+from sst2.strategies import prepare
 from sst2.training_state import TrainingState
 
 SENTENCES, TOKENS = 8, 32  # of one training step
@@ -47,16 +49,16 @@ def measure(folder: Path, rounds: int) -> dict[str, object]:
     accelerator = Accelerator(cpu=runs_on_cpu())
     bare_model = DistilBertForSequenceClassification(DistilBertConfig())
     settings = Settings(output_dir=str(folder), num_warmup_steps=0, max_train_steps=10_000)
-    optimizer, schedule = build_optimizer(bare_model, settings)
-    model, optimizer = accelerator.prepare(bare_model, optimizer)
+    size = num_bytes(bare_model)
+    strategy = prepare(accelerator, bare_model, build_optimizer(bare_model, settings))
+    schedule = build_schedule(strategy.optimizer, settings)
     ids = torch.randint(1000, (SENTENCES, TOKENS), device=accelerator.device)
     labels = torch.zeros(SENTENCES, dtype=torch.long, device=accelerator.device)
 
     def step() -> float:
         started = time.perf_counter()
-        accelerator.backward(model(input_ids=ids, labels=labels).loss)
-        optimizer.step()
-        optimizer.zero_grad()
+        strategy.backward(strategy.model(input_ids=ids, labels=labels).loss)
+        strategy.update(max_norm=0)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - started
@@ -82,7 +84,7 @@ def measure(folder: Path, rounds: int) -> dict[str, object]:
         accelerator.save_state(str(folder / "save_state"))
         return {"pause": time.perf_counter() - started}
 
-    checkpoints = Checkpointer(folder / "checkpoints", accelerator, bare_model, optimizer, schedule, settings, {})
+    checkpoints = Checkpointer(folder / "checkpoints", accelerator, strategy, schedule, size, settings, {})
     steps = [step() for _ in range(3)]
     state = TrainingState()
     seconds: dict[str, list[dict[str, float]]] = {}
@@ -98,7 +100,7 @@ def measure(folder: Path, rounds: int) -> dict[str, object]:
     return {
         "what": "Seconds that training stands still for one checkpoint of DistilBERT-base with AdamW's state",
         "command": f"python benchmarks/checkpoint_pause.py --rounds {rounds}",
-        "machine": describe_environment(1, accelerator.device, "no")["device_name"],
+        "machine": describe_environment(1, accelerator.device, "no", {})["device_name"],
         "environment": {
             "torch": torch.__version__,
             "python": platform.python_version(),

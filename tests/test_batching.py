@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.batching import BatchPlan, deal, epoch_order, evaluation_loader, pad, plan_batches
+from sst2.batching import BatchPlan, deal, epoch_order, evaluation_loader, micro_batches, pad, plan_batches
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.settings import Settings
@@ -45,12 +45,27 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_every_sentence_of_a_step_is_dealt_once(world_size: int, micro_batch_size: int, count: int) -> None:
     lengths = np.random.default_rng(0).integers(3, 60, size=200)
     rows = np.random.default_rng(1).permutation(200)[:count]
-    hands = [deal(rows, lengths, rank, world_size, micro_batch_size) for rank in range(world_size)]
-    assert len({len(hand) for hand in hands}) == 1  # as many forward passes on every rank
-    batches = [batch for hand in hands for batch in hand]
+    hands = deal(rows, lengths, world_size)
+    passes = [micro_batches(hands, rank, micro_batch_size) for rank in range(world_size)]
+    assert len({len(own) for own in passes}) == 1  # as many forward passes on every rank
+    batches = [batch for own in passes for batch in own]
     assert all(1 <= len(rows) <= micro_batch_size for rows, _ in batches)
     assert sorted(row for rows, weight in batches if weight == 1.0 for row in rows) == sorted(rows)
     assert {weight for _, weight in batches} <= {0.0, 1.0}
+
+
+def test_devices_get_about_as_many_tokens() -> None:
+    lengths = np.random.default_rng(0).geometric(1 / 12, size=10_000) + 2  # about as SST-2's
+    for world_size in (2, 3, 8):
+        imbalance = []
+        for seed in range(50):
+            rows = np.random.default_rng(seed).permutation(10_000)[: 32 * world_size]
+            tokens = [int(lengths[hand].sum()) for hand in deal(rows, lengths, world_size)]
+            imbalance.append(max(tokens) / np.mean(tokens) - 1)
+        assert np.mean(imbalance) < 0.03
+    # Where sentences do not go round, it is not the longest that some devices have more of.
+    tokens = [int(lengths[hand].sum()) for hand in deal(np.arange(100), lengths, 3)]
+    assert max(tokens) / np.mean(tokens) < 1.02
 
 
 def test_padding_follows_the_sentences() -> None:

@@ -28,9 +28,10 @@ from sst2.checkpoint_folder import checkpoint_name, list_checkpoints, verify_che
 from sst2.checkpointing import BINDING_SETTINGS, Checkpointer, load_weights
 from sst2.data import Split
 from sst2.errors import UserError
-from sst2.optimization import build_optimizer
+from sst2.optimization import build_optimizer, build_schedule
 from sst2.random_states import random_state, restore_random_state
 from sst2.settings import Settings
+from sst2.strategies import prepare
 from sst2.training_state import TrainingState
 
 SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01, num_warmup_steps=3, max_train_steps=20)
@@ -57,7 +58,9 @@ class Training:
         set_seed(seed)
         self.accelerator = accelerator
         self.model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.5), nn.Linear(8, 2))
-        self.optimizer, self.schedule = build_optimizer(self.model, SETTINGS)
+        self.strategy = prepare(accelerator, self.model, build_optimizer(self.model, SETTINGS))
+        self.optimizer = self.strategy.optimizer
+        self.schedule = build_schedule(self.optimizer, SETTINGS)
         self.state = TrainingState()
 
     def step(self) -> list[float]:
@@ -68,13 +71,13 @@ class Training:
         self.optimizer.zero_grad()
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
-        self.state.count_step(True, loss.item(), 16, 64, 64, seconds=0.1)
+        self.state.count_step(True, loss.item(), 16, 64, 64, 64, waiting=0.0, seconds=0.1)
         return [loss.item(), rate]
 
     def checkpoints(
         self, folder: Path, settings: Settings = SETTINGS, splits: Mapping[str, Split] = NO_DATA
     ) -> Checkpointer:
-        return Checkpointer(folder, self.accelerator, self.model, self.optimizer, self.schedule, settings, splits)
+        return Checkpointer(folder, self.accelerator, self.strategy, self.schedule, 1000, settings, splits)
 
     def save(self, folder: Path, limit: int = 2, splits: Mapping[str, Split] = NO_DATA) -> Path:
         checkpoints = self.checkpoints(folder, replace(SETTINGS, checkpoints_total_limit=limit), splits)
@@ -132,7 +135,7 @@ def test_weights_alone_leave_the_rest_alone(accelerator: Accelerator, tmp_path: 
     saved = load_file(place / "model.safetensors")
     training.step()
     random_state = torch.get_rng_state()
-    load_weights(place, training.model)
+    load_weights(place, training.strategy)
     assert all(torch.equal(tensor, saved[name]) for name, tensor in training.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert training.state.step == 1
@@ -301,7 +304,7 @@ def test_a_checkpoint_amid_an_evaluation_between_others(accelerator: Accelerator
     checkpoints = training.checkpoints(tmp_path)
     for _ in range(2):
         training.step()
-        with torch.inference_mode():
+        with torch.no_grad():
             checkpoints.save(training.state)
         training.step()
         checkpoints.save(training.state)

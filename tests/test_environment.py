@@ -15,15 +15,14 @@ import torch
 from conftest import REPOSITORY
 from sst2.environment import (
     RECORDED_VARIABLES,
-    check_world_size,
     choose_precision,
     describe_environment,
     peak_memory_mib,
-    require_free_space,
     runs_on_cpu,
     use_all_cores,
 )
 from sst2.errors import UserError
+from sst2.preflight import check_world_size, require_free_space
 
 CPU = torch.device("cpu")
 
@@ -101,7 +100,7 @@ def test_only_named_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    record = describe_environment(3, CPU, "bf16")
+    record = describe_environment(3, CPU, "bf16", {"strategy": "no"})
     assert "verysecret" not in json.dumps(record)
     assert record["variables"] == {"SLURM_JOB_ID": "4711", "CUDA_VISIBLE_DEVICES": "0"}
     assert (record["world_size"], record["device"], record["mixed_precision"]) == (3, "cpu", "bf16")
@@ -112,7 +111,7 @@ def test_only_named_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_commit_is_that_of_the_checkout() -> None:
     command = ["git", "rev-parse", "HEAD"]
     head = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip()
-    recorded = describe_environment(1, CPU, "no")["git_commit"]
+    recorded = describe_environment(1, CPU, "no", {})["git_commit"]
     if head:  # else the tests run from an unpacked archive
         assert recorded is not None
         assert re.fullmatch(rf"{head}(-dirty)?", recorded)
@@ -132,7 +131,7 @@ def test_the_commit_is_that_of_the_checkout() -> None:
 def test_the_launcher_is_recorded(variables: dict[str, str], launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert describe_environment(1, CPU, "no")["launcher"] == launcher
+    assert describe_environment(1, CPU, "no", {})["launcher"] == launcher
 
 
 @pytest.fixture

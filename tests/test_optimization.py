@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import DistilBertForSequenceClassification
 
-from sst2.optimization import build_optimizer
+from sst2.optimization import build_optimizer, build_schedule
 from sst2.sample import sample_config
 from sst2.settings import Settings, TrainingArguments
 
@@ -34,7 +34,8 @@ def model() -> DistilBertForSequenceClassification:
 
 
 def test_matrices_decay_and_biases_and_layer_norms_do_not(model: DistilBertForSequenceClassification) -> None:
-    optimizer, schedule = build_optimizer(model, settings())
+    optimizer = build_optimizer(model, settings())
+    schedule = build_schedule(optimizer, settings())
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())  # each once
     for _ in range(4):
@@ -58,7 +59,8 @@ def test_matrices_decay_and_biases_and_layer_norms_do_not(model: DistilBertForSe
 
 def rates(kind: str) -> Iterator[float]:
     """The share of the peak at which each of 10 steps and the one after them is done."""
-    optimizer, schedule = build_optimizer(nn.Linear(2, 2), settings(kind))
+    optimizer = build_optimizer(nn.Linear(2, 2), settings(kind))
+    schedule = build_schedule(optimizer, settings(kind))
     for _ in range(11):
         yield schedule.get_last_lr()[0] / 0.1
         optimizer.step()

@@ -11,18 +11,21 @@ from sst2.training_state import TrainingState
 
 def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_of_the_loss() -> None:
     state = TrainingState()
-    state.count_step(True, loss_sum=8.0, sentences=4, tokens=40, padded_tokens=50, seconds=1.0)
-    state.count_step(False, loss_sum=nan, sentences=4, tokens=60, padded_tokens=60, seconds=1.0)
-    state.count_step(True, loss_sum=1.0, sentences=2, tokens=20, padded_tokens=40, seconds=2.0)
+    state.count_step(True, 8.0, 4, tokens=40, padded_tokens=50, busiest_tokens=44, waiting=0.1, seconds=1.0)
+    state.count_step(False, nan, 4, tokens=60, padded_tokens=60, busiest_tokens=60, waiting=0.3, seconds=1.0)
+    state.count_step(True, 1.0, 2, tokens=20, padded_tokens=40, busiest_tokens=40, waiting=0.0, seconds=2.0)
     expected = {
         "loss": 9 / 6,
         "sentences_per_second": 10 / 4,
         "tokens_per_second": 30.0,
         "padding_share": 1 - 120 / 150,
+        "token_imbalance": 144 / 120 - 1,
+        "waiting_share": 0.4 / 4,
     }
     assert state.take_means() == pytest.approx(expected)
-    state.count_step(True, loss_sum=3.0, sentences=3, tokens=9, padded_tokens=9, seconds=0.5)
+    state.count_step(True, 3.0, 3, tokens=9, padded_tokens=9, busiest_tokens=9, waiting=0.0, seconds=0.5)
     expected = {"loss": 1.0, "sentences_per_second": 6.0, "tokens_per_second": 18.0, "padding_share": 0.0}
+    expected |= {"token_imbalance": 0.0, "waiting_share": 0.0}
     assert state.take_means() == pytest.approx(expected)
     # The totals go on.
     assert (state.step, state.sentences, state.seconds, state.skipped_steps) == (4, 13, 4.5, 1)
@@ -31,11 +34,11 @@ def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_
 def test_a_window_of_broken_steps_has_no_loss_and_a_good_step_ends_the_row() -> None:
     state = TrainingState()
     for _ in range(3):
-        state.count_step(False, nan, 4, 40, 50, 1.0)
+        state.count_step(False, nan, 4, 40, 50, 40, 0.0, 1.0)
     assert isnan(state.take_means()["loss"])
     assert state.skipped_in_a_row == 3
-    state.count_step(True, 4.0, 4, 40, 50, 1.0)
-    state.count_step(False, nan, 4, 40, 50, 1.0)
+    state.count_step(True, 4.0, 4, 40, 50, 40, 0.0, 1.0)
+    state.count_step(False, nan, 4, 40, 50, 40, 0.0, 1.0)
     assert (state.skipped_in_a_row, state.skipped_steps) == (1, 4)
 
 
@@ -60,10 +63,10 @@ def test_accuracy_decides_and_the_loss_between_equals() -> None:
 
 def test_a_state_goes_on_from_json_in_the_middle_of_a_window() -> None:
     state = TrainingState()
-    state.count_step(True, 1 / 3, 3, 31, 37, 0.1)
+    state.count_step(True, 1 / 3, 3, 31, 37, 31, 0.01, 0.1)
     state.count_evaluation(2 / 3, 0.7)
     resumed = TrainingState(**json.loads(json.dumps(asdict(state))))
     assert resumed == state
     for one in (state, resumed):
-        one.count_step(True, 0.1, 3, 30, 40, 0.2)
+        one.count_step(True, 0.1, 3, 30, 40, 31, 0.01, 0.2)
     assert resumed.take_means() == state.take_means()

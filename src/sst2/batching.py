@@ -60,8 +60,8 @@ def epoch_order(num_sentences: int, seed: int, epoch: int) -> np.ndarray:
 def deal(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndarray]:
     """The sentences of one optimizer step for each device, in order of length.
 
-    They are dealt forth and back, the longest first (0 1 2 2 1 0 0 1 ...), so that devices get about equally many
-    tokens, and as many sentences but for one, which is short.
+    They are dealt in rounds, the longest first, and in each round the device with the fewest tokens so far gets the
+    longest: devices get about equally many tokens, and as many sentences but for one, which is short.
 
     Args:
         rows: (sentences,) row numbers of the step.
@@ -71,8 +71,12 @@ def deal(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndar
         Row numbers for each device; none for the last ones, if there are fewer sentences than devices.
     """
     by_length = rows[np.argsort(lengths[rows], kind="stable")]
-    turn, seat = np.divmod(np.arange(len(rows))[::-1], world_size)
-    device = np.where(turn % 2, world_size - 1 - seat, seat)
+    device, tokens = np.empty(len(rows), dtype=np.int64), np.zeros(world_size, dtype=np.int64)
+    for end in range(len(rows), 0, -world_size):
+        longest = np.arange(end - 1, max(end - 1 - world_size, -1), -1)
+        takers = np.argsort(tokens, kind="stable")[: len(longest)]
+        device[longest] = takers
+        tokens[takers] += lengths[by_length[longest]]
     return [by_length[device == number] for number in range(world_size)]
 
 

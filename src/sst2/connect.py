@@ -12,14 +12,14 @@ from sst2.environment import Launcher, choose_precision, read_launcher, runs_on_
 from sst2.errors import UserError
 from sst2.logs import start_logging
 from sst2.preflight import check_sums, check_world_size, roll_call
-from sst2.settings import Settings
+from sst2.settings import Precision, Settings
 
 logger = logging.getLogger(__name__)
 
 SETUP_TIMEOUT = timedelta(minutes=30)  # one rank may tokenise while the others wait; the steps have --step_timeout
 
 
-def connect(settings: Settings) -> tuple[Accelerator, str]:
+def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     """Bring all processes together, as the launcher has asked for.
 
     Returns:

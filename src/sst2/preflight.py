@@ -98,7 +98,7 @@ def check_sums(device: torch.device, timeout: float) -> None:
     if not distributed.is_initialized():
         return
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    store: Any = PrefixStore("sst2.sums", distributed_c10d._get_default_store())  # type: ignore[attr-defined]
+    store: Any = PrefixStore("sst2.sums", distributed_c10d._get_default_store())
     store.set(f"host {rank}", socket.gethostname())
     total = torch.tensor(float(rank + 1), device=device)
     try:

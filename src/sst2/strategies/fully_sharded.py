@@ -25,7 +25,7 @@ class FullySharded(Sharded):
         self._parameters = dict(model.named_parameters())
         self._groups = groups
         # A hook on a parameter would come after its gradient is shared.
-        self._bare_model.distilbert.embeddings.register_forward_hook(self._watch)
+        self._bare_model.get_submodule("distilbert.embeddings").register_forward_hook(self._watch)
 
     def _watch(self, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         if output.requires_grad:

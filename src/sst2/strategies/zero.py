@@ -43,7 +43,7 @@ class Zero(Sharded):
         optimizer: torch.optim.Optimizer,
         groups: list[dict[str, Any]],
     ) -> None:
-        self.model = engine
+        self.model: Any = engine
         self.optimizer = optimizer
         self._accelerator = accelerator
         self._parameters = dict(bare_model.named_parameters())
@@ -104,7 +104,7 @@ class Zero(Sharded):
 
     def _own_part(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
         """Stage 3 cuts each flat parameter into equal parts, and pads the last one with zeros."""
-        size = parameter.ds_tensor.numel()
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         start = size * self._accelerator.process_index
         part = value.flatten()[start : start + size]
         return torch.nn.functional.pad(part, (0, size - part.numel()))
