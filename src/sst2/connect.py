@@ -55,7 +55,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     )
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     use_all_cores()
-    check_world_size(accelerator.num_processes)
+    check_world_size(launcher, accelerator.num_processes)
     check_sums(accelerator.device, settings.connect_timeout)
     strategy = accelerator.distributed_type.value.lower()
     logger.info(

@@ -6,12 +6,15 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import torch
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 from sst2.errors import UserError
 from sst2.settings import Precision
@@ -34,6 +37,7 @@ class Launcher:
         name: in words: `python`, `torchrun`, `accelerate launch`, `accelerate launch (torchrun)`.
         rank, world_size: number of this process among all, and of all.
         local_world_size: processes on this node.
+        asked_for: processes that the command line of `accelerate launch`, or its YAML, asks for; 1 if that is unknown.
         master: host and port where the processes meet.
         keeps_store: whether the launcher itself keeps the store that they meet at; else rank 0 does.
         uses_deepspeed, uses_fsdp: strategy that it asks for; plain data parallel if neither.
@@ -44,6 +48,7 @@ class Launcher:
     rank: int
     world_size: int
     local_world_size: int
+    asked_for: int
     master: tuple[str, int]
     keeps_store: bool
     uses_deepspeed: bool
@@ -64,6 +69,7 @@ def read_launcher() -> Launcher:
         rank=_number("RANK", 0),
         world_size=_number("WORLD_SIZE", 1),
         local_world_size=_number("LOCAL_WORLD_SIZE", 1),
+        asked_for=_asked_for(),
         master=(os.environ.get("MASTER_ADDR", "127.0.0.1"), _number("MASTER_PORT", 29500)),
         keeps_store=_is_set("TORCHELASTIC_USE_AGENT_STORE"),
         uses_deepspeed=_is_set("ACCELERATE_USE_DEEPSPEED"),
@@ -206,6 +212,23 @@ def _launcher() -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun" if "ACCELERATE_MIXED_PRECISION" not in os.environ else "accelerate launch (torchrun)"
     return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
+
+
+def _asked_for() -> int:
+    """Number of processes on the command line of accelerate's launcher, where it has started this process alone.
+
+    With `--cpu`, or MULTI_CPU in its YAML, it starts one without a word, whatever number it was given.
+    """
+    if _launcher() != "accelerate launch":
+        return 1
+    with suppress(psutil.Error, OSError, ValueError, TypeError, StopIteration, SystemExit):
+        words = psutil.Process(os.getppid()).cmdline()
+        start = next(number for number, word in enumerate(words) if word in ("launch", "sst2.launch"))
+        arguments, _ = launch_command_parser().parse_known_args(words[start + 1 :])
+        if arguments.num_processes is None and (arguments.config_file or os.path.isfile(default_config_file)):
+            arguments.num_processes = load_config_from_file(arguments.config_file).num_processes
+        return arguments.num_processes or 1
+    return 1
 
 
 def _git_commit() -> str | None:

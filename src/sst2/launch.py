@@ -9,6 +9,7 @@ they need, and their exit code becomes the launcher's. `--max_restarts` has no e
 chooses with how many processes.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -18,9 +19,10 @@ from types import FrameType
 
 import psutil
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed import DistStoreError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from sst2.errors import EXIT_CODES, EXIT_STOPPED
+from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED
 from sst2.preemption import SIGNALS
 
 _forwarded: set[int] = set()
@@ -38,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     # torchrun's own handlers for the others would give the processes 30 seconds. Read by its argument parser.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
     for number in SIGNALS:
         signal.signal(number, _forward)
     arguments = launch_command_parser().parse_args(argv)
@@ -47,6 +50,13 @@ def main(argv: list[str] | None = None) -> None:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:
         sys.exit(_exit_code(error.returncode))
+    except DistStoreError as error:  # of the launchers on several machines, before any process has started
+        print(
+            f"sst2.launch: error: not all machines have come ({error}): start the same command on each of them, with "
+            "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_FAILED)
     except ChildFailedError as error:
         code = _exit_code(error.get_first_failure()[1].exitcode)
         if code not in EXIT_CODES.values():  # those have said in one line what there is to say

@@ -1,9 +1,9 @@
 """Checks before training: all processes are there and can add up numbers, and the disk has room."""
 
 import math
-import os
 import shutil
 import socket
+import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore, distributed_c10d
+from torch.distributed import PrefixStore, TCPStore, distributed_c10d
 
 from sst2.environment import Launcher
 from sst2.errors import LostProcessError, UserError
@@ -28,43 +28,64 @@ def roll_call(launcher: Launcher, timeout: float) -> None:
     if launcher.world_size == 1:
         return
     host, port = launcher.master
-    patience = timedelta(seconds=timeout)
+    deadline = time.monotonic() + timeout
+    keeps_store = launcher.rank == 0 and not launcher.keeps_store
     try:
-        keeps_store = launcher.rank == 0 and not launcher.keeps_store
+        if not keeps_store:
+            _wait_for_server(host, port, deadline)
         # multi_tenant: the process group, which is formed at the same place, shares the store
+        patience = timedelta(seconds=max(1.0, timeout))
         server = TCPStore(host, port, None, keeps_store, patience, wait_for_workers=False, multi_tenant=True)
-        store = PrefixStore("sst2.roll_call", server)
+        store: Any = PrefixStore("sst2.roll_call", server)
         store.set(str(launcher.rank), socket.gethostname())
-    except (DistNetworkError, DistStoreError, RuntimeError) as error:
+        store.add("count", 1)
+    except (OSError, RuntimeError) as error:
         raise LostProcessError(
             f"rank {launcher.rank} on {socket.gethostname()}: nobody answers at {host}:{port} "
             f"(MASTER_ADDR, MASTER_PORT), where rank 0 should be: {_ADVICE} ({error})"
         ) from None
-    ranks = [str(rank) for rank in range(launcher.world_size)]
-    try:
-        store.wait(ranks, patience)
-    except (DistStoreError, RuntimeError):
-        missing = [rank for rank in ranks if not _has(store, rank)]
-        if str(launcher.rank) != min(set(ranks) - set(missing), key=int):
-            raise LostProcessError("") from None  # one of those that are there says it for all
-        raise LostProcessError(
-            f"{len(missing)} of {launcher.world_size} processes have not come in {timeout:g} s: "
-            f"rank {', '.join(missing[:8])}{' and more' if len(missing) > 8 else ''}"
-            f"{_node_of(int(missing[0]), launcher)}: {_ADVICE}"
-        ) from None
+    while store.add("count", 0) < launcher.world_size:
+        if time.monotonic() > deadline:
+            raise _absence(store, launcher, timeout)
+        time.sleep(0.1)
 
 
-def check_world_size(world_size: int) -> None:
-    """Stop when fewer processes work together than the launcher started.
+def _wait_for_server(host: str, port: int, deadline: float) -> None:
+    """Raises OSError: nobody listens. Asked here, since the store's client fills the log with its attempts."""
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=5):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _absence(store: Any, launcher: Launcher, timeout: float) -> LostProcessError:
+    here = [rank for rank in range(launcher.world_size) if _has(store, str(rank))]
+    missing = [rank for rank in range(launcher.world_size) if rank not in here]
+    if launcher.rank != here[0]:
+        return LostProcessError("")  # one of those that are there says it for all
+    ranks = ", ".join(map(str, missing[:8])) + (" and more" if len(missing) > 8 else "")
+    if launcher.local_world_size < launcher.world_size:
+        ranks += f" (node {missing[0] // launcher.local_world_size})"
+    count = f"{len(missing)} of {launcher.world_size} processes"
+    return LostProcessError(f"{count} have not come in {timeout:g} s: rank {ranks}: {_ADVICE}")
+
+
+def check_world_size(launcher: Launcher, world_size: int) -> None:
+    """Stop when fewer processes work together than were promised.
 
     Raises:
-        UserError: WORLD_SIZE promises another number.
+        UserError: WORLD_SIZE, or the command line of `accelerate launch`, says another number.
     """
-    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    promised = max(launcher.world_size, launcher.asked_for)
     if promised != world_size:
         raise UserError(
-            f"the launcher promised {promised} processes (WORLD_SIZE), but {world_size} work together: "
-            "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well)"
+            f"the launcher promised {promised} processes, but {world_size} work{'s' * (world_size == 1)} together: "
+            "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well, as "
+            "accelerate_configs/multi_cpu.yaml does)"
         )
 
 
@@ -127,9 +148,3 @@ def _has(store: Any, key: str) -> bool:
     with suppress(RuntimeError):
         return store.check([key])
     return False
-
-
-def _node_of(rank: int, launcher: Launcher) -> str:
-    if launcher.local_world_size == launcher.world_size:
-        return ""
-    return f", which belongs on node {rank // launcher.local_world_size}"
