@@ -81,7 +81,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
 
     settings = replace(settings, mixed_precision=precision)
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
-    strategy = prepare(accelerator, model, build_optimizer(model, settings))
+    strategy = prepare(accelerator, model, build_optimizer(model, settings), settings.gradient_compression == "bf16")
     schedule = build_schedule(strategy.optimizer, settings)
     loaders = evaluation_loaders(splits, settings.per_device_eval_batch_size, tokenizer.pad_token_id, accelerator)
 

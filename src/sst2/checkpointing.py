@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 BINDING_SETTINGS = (
     "model_name_or_path model_revision dropout dataset_name dataset_config_name dataset_revision max_length "
     "max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate weight_decay max_train_steps "
-    "lr_scheduler_type num_warmup_steps max_grad_norm mixed_precision seed"
+    "lr_scheduler_type num_warmup_steps max_grad_norm gradient_compression mixed_precision seed"
 ).split()
 
 # What the libraries raise for a file that is not what they expect.

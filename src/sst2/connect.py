@@ -4,8 +4,8 @@ import logging
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DDPCommunicationHookType, InitProcessGroupKwargs
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
 from sst2.environment import Launcher, choose_precision, read_launcher, runs_on_cpu, use_all_cores
@@ -31,7 +31,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     """
     launcher = read_launcher()
     start_logging(launcher.rank == 0)
-    _refuse_what_this_host_cannot_do(launcher)
+    _refuse_what_cannot_work(launcher, settings)
     precision, reason = choose_precision(settings.mixed_precision)
     plugin, backend = None, None
     if launcher.uses_deepspeed:
@@ -41,17 +41,13 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             precision, reason = choose_precision(precision_of_file(launcher.deepspeed_file))
         plugin = deepspeed_plugin(launcher, settings, precision)
         backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
-    compression = DDPCommunicationHookType.BF16 if settings.gradient_compression == "bf16" else None
     roll_call(launcher, settings.connect_timeout)
     accelerator = Accelerator(
         cpu=runs_on_cpu(),
         mixed_precision=precision,
         deepspeed_plugin=plugin,
         log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT),
-            DistributedDataParallelKwargs(comm_hook=compression or DDPCommunicationHookType.NO),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT)],
     )
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     use_all_cores()
@@ -64,7 +60,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     return accelerator, precision
 
 
-def _refuse_what_this_host_cannot_do(launcher: Launcher) -> None:
+def _refuse_what_cannot_work(launcher: Launcher, settings: Settings) -> None:
     if launcher.uses_deepspeed:
         from importlib.util import find_spec
 
@@ -75,6 +71,10 @@ def _refuse_what_this_host_cannot_do(launcher: Launcher) -> None:
                 "accelerate has no DeepSpeed with use_cpu: leave that out; on a host with GPUs, set "
                 "CUDA_VISIBLE_DEVICES= (empty) to run on its CPUs"
             )
+    if launcher.uses_fsdp and settings.gradient_compression != "none":
+        raise UserError(
+            "--gradient_compression is not for FSDP, which with --mixed_precision bf16 sends gradients in bf16"
+        )
     if launcher.uses_fsdp and not torch.accelerator.is_available():
         raise UserError(
             "FSDP needs a GPU: on CPUs accelerate would leave the model unsharded without a word: launch with "

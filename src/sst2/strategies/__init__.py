@@ -8,8 +8,15 @@ from torch import nn
 from sst2.strategies.data_parallel import DataParallel
 
 
-def prepare(accelerator: Accelerator, bare_model: nn.Module, optimizer: torch.optim.Optimizer) -> DataParallel:
-    """Spread model and optimizer as the launcher has asked for. All ranks call it."""
+def prepare(
+    accelerator: Accelerator, bare_model: nn.Module, optimizer: torch.optim.Optimizer, compress: bool = False
+) -> DataParallel:
+    """Spread model and optimizer as the launcher has asked for. All ranks call it.
+
+    Args:
+        compress: whether gradients are rounded to bf16 on their way between ranks. DeepSpeed's configuration says so
+            itself.
+    """
     names = {id(parameter): name for name, parameter in bare_model.named_parameters()}
     groups = [{"params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
     model, prepared = accelerator.prepare(bare_model, optimizer)
@@ -21,4 +28,4 @@ def prepare(accelerator: Accelerator, bare_model: nn.Module, optimizer: torch.op
         from sst2.strategies.fully_sharded import FullySharded
 
         return FullySharded(accelerator, model, prepared, groups)
-    return DataParallel(accelerator, bare_model, model, prepared)
+    return DataParallel(accelerator, bare_model, model, prepared, compress)

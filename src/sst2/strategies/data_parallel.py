@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from sst2.strategies.waiting import Waiting
@@ -22,6 +23,7 @@ class DataParallel:
         bare_model: the stock model.
         model: the same, as wrapped; to be called for training and evaluation.
         optimizer: AdamW, as wrapped by accelerate.
+        compress: whether gradients are rounded to bf16 on their way between ranks.
 
     Attributes:
         model: as above.
@@ -30,7 +32,12 @@ class DataParallel:
     """
 
     def __init__(
-        self, accelerator: Accelerator, bare_model: nn.Module, model: nn.Module, optimizer: AcceleratedOptimizer
+        self,
+        accelerator: Accelerator,
+        bare_model: nn.Module,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        compress: bool = False,
     ) -> None:
         self.model = model
         self.optimizer: torch.optim.Optimizer = optimizer.optimizer
@@ -38,6 +45,8 @@ class DataParallel:
         self._bare_model = bare_model
         self._prepared_optimizer = optimizer
         self.waiting = Waiting(accelerator.device)
+        if compress and isinstance(model, DistributedDataParallel):
+            model.register_comm_hook(None, share_in_bf16)
         settle_buckets(model)
         if accelerator.num_processes > 1:
             last_gradient_of(bare_model).register_post_accumulate_grad_hook(self.waiting.begin)
@@ -102,6 +111,11 @@ class DataParallel:
             self._accelerator.scaler is not None and "scale" in state
         ):  # else of DeepSpeed's scaler: this one learns anew
             self._accelerator.scaler.load_state_dict(state)
+
+
+def share_in_bf16(state: Any, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """torch's own hook by another name: DistributedDataParallel takes that for unfit for gloo, which it is not."""
+    return bf16_compress_hook(state, bucket)
 
 
 def last_gradient_of(model: nn.Module) -> nn.Parameter:

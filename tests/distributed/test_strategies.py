@@ -1,0 +1,193 @@
+"""Whatever spreads the model over processes, the run is the same: launched by the project's own YAML files, on CPUs."""
+
+import csv
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import pipeline
+
+from conftest import REPOSITORY, Finished
+from jobs import ONE_PROCESS, run_to_the_end, running
+
+pytestmark = pytest.mark.slow
+
+CONFIGURATIONS = REPOSITORY / "accelerate_configs"
+ZERO = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero2_offload", "deepspeed_zero3_offload"]
+# Steps of 50 sentences in forward passes of 4 at most: accumulation, and passes that differ in size.
+SAMPLE = ["--smoke", "--max_train_steps", 30, "--global_batch_size", 50, "--per_device_train_batch_size", 4]
+SAMPLE += ["--dropout", 0, "--logging_steps", 1, "--log_sample_ids"]
+
+Train = Callable[..., Finished]
+
+
+def launcher(name: str, processes: int, precision: str = "no") -> list[str]:
+    configuration = CONFIGURATIONS / f"{name}.yaml"
+    command = [*ONE_PROCESS, "--config_file", configuration, "--num_processes", processes, "--main_process_port", 0]
+    return [*map(str, command), "--mixed_precision", precision]
+
+
+@pytest.fixture(scope="module")
+def on_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_to_the_end(SAMPLE, tmp_path_factory.mktemp("on-one") / "run", launcher("single_cpu", 1))
+
+
+def assert_same_course(run_dir: Path, expected: dict[str, Any]) -> None:
+    assert (run_dir / "samples.jsonl").read_text() == expected["sample_ids"]
+    curves = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len(curves) == len(expected["curves"]) == 31
+    for one, other in zip(curves, expected["curves"], strict=True):
+        assert (one["split"], one["step"]) == (other["split"], other["step"])
+        assert one.get("learning_rate") == other.get("learning_rate")
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        if one["split"] == "train":
+            assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"), [*(("multi_cpu", processes) for processes in (2, 3, 4)), *((name, 2) for name in ZERO)]
+)
+def test_every_way_to_launch_takes_the_course_of_one_process(
+    name: str, processes: int, on_one: dict[str, Any], train: Train
+) -> None:
+    run = train(*SAMPLE, launcher=launcher(name, processes))
+    assert run.code == 0, run.stderr
+    assert_same_course(run.run_dir, on_one)
+    environment = json.loads((run.run_dir / "environment.json").read_text())
+    assert environment["world_size"] == processes
+    assert environment["strategy"] == ("deepspeed" if name in ZERO else "multi_cpu")
+    if name in ZERO:
+        zero = environment["deepspeed_config"]["zero_optimization"]
+        assert zero["stage"] == int(name[len("deepspeed_zero")])
+        assert ("offload_optimizer" in zero, "offload_param" in zero) == ("offload" in name, "zero3_offload" in name)
+        assert "auto" not in json.dumps(environment["deepspeed_config"])
+    for line in run.logged("train"):
+        assert 0 <= line["token_imbalance"] < 0.2
+        assert 0 < line["waiting_share"] < 1
+    assert run.metrics["count"] == 600
+
+
+def test_the_sums_of_the_last_bits_only_differ_in_bf16_compression(on_one: dict[str, Any], train: Train) -> None:
+    run = train(*SAMPLE, "--gradient_compression", "bf16", launcher=launcher("multi_cpu", 2))
+    assert run.code == 0, run.stderr
+    differences = [
+        abs(one["loss"] / other["loss"] - 1) for one, other in zip(run.logged("train"), on_one["curves"], strict=False)
+    ]
+    assert differences[0] < 1e-6  # no gradient has been sent before the first loss
+    assert 1e-8 < max(differences) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        *(((name, 2), (name, 2)) for name in ZERO),
+        (("multi_cpu", 2), ("deepspeed_zero1", 3)),
+        (("deepspeed_zero3", 2), ("single_cpu", 1)),
+        (("deepspeed_zero2", 2), ("deepspeed_zero3_offload", 3)),
+    ],
+    ids=lambda way: "-".join(map(str, way)),
+)
+def test_killed_under_one_strategy_a_run_goes_on_under_any(
+    first: tuple[str, int], then: tuple[str, int], on_one: dict[str, Any], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    flags = [*SAMPLE, "--checkpointing_steps", 7, "--resume_from_checkpoint", "auto"]
+    with running(flags, run_dir, launcher(*first)) as job:
+        job.wait_for_step(16)
+        job.wait_for(lambda: "step-00000014" in str(job.checkpoints))
+        for process in job.processes():
+            process.kill()
+        job.wait()
+    with running(flags, run_dir, launcher(*then)) as job:
+        job.wait_for_step(19)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait().code == 75, job.said
+    finished = run_to_the_end([*flags[:-2]], run_dir, launcher(*then))
+    assert_same_course(run_dir, on_one)
+    assert finished["metrics"]["count"] == 600
+
+
+def test_the_same_strategy_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    # Dropout, and the rounded weights of bf16 beside those in float32 that the checkpoint holds.
+    flags = [*SAMPLE, "--dropout", 0.1, "--max_train_steps", 20, "--checkpointing_steps", 6]
+    way = launcher("deepspeed_zero3", 2, "bf16")
+    with running(flags, tmp_path / "run", way) as job:
+        job.wait_for_step(9)
+        job.wait_for(lambda: "step-00000006" in str(job.checkpoints))
+        for process in job.processes():
+            process.kill()
+        job.wait()
+    assert run_to_the_end(flags, tmp_path / "run", way) == run_to_the_end(flags, tmp_path / "undisturbed", way)
+
+
+def test_the_export_of_a_spread_model_is_the_model_that_was_evaluated(train: Train) -> None:
+    flags = [*SAMPLE, "--learning_rate", 3e-3, "--load_best_model_at_end", "--eval_steps", 10]
+    run = train(*flags, launcher=launcher("deepspeed_zero3", 3))
+    assert run.code == 0, run.stderr
+    with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    answers = pipeline("sentiment-analysis", str(run.run_dir / "model"), top_k=None)([row["sentence"] for row in rows])
+    for row, answer in zip(rows, answers, strict=True):
+        (positive,) = [entry["score"] for entry in answer if entry["label"] == "POSITIVE"]
+        assert positive == pytest.approx(float(row["probability_positive"]), abs=1e-5)
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert right / len(rows) == pytest.approx(run.metrics["accuracy"])
+
+
+LEARNING = ["--smoke", "--global_batch_size", 128, "--learning_rate", 2e-3, "--num_train_epochs", 4]
+
+
+@pytest.fixture(scope="module")
+def interval(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
+    """95 % interval of the accuracy that one process reaches in float32."""
+    run_dir = tmp_path_factory.mktemp("float32") / "run"
+    with running(LEARNING, run_dir) as job:
+        assert job.wait(300).code == 0, job.said
+    low, high = json.loads((run_dir / "metrics.json").read_text())["accuracy_ci95"]
+    assert low > 0.8
+    return low, high
+
+
+@pytest.mark.parametrize("name", ["multi_cpu", *ZERO])
+def test_bf16_is_as_accurate_under_each(name: str, interval: tuple[float, float], train: Train) -> None:
+    run = train(*LEARNING, launcher=launcher(name, 2, "bf16"))
+    assert run.code == 0, run.stderr
+    assert json.loads((run.run_dir / "environment.json").read_text())["mixed_precision"] == "bf16"
+    low, high = interval
+    assert low <= run.metrics["accuracy"] <= high
+    assert math.isfinite(run.metrics["loss"])
+
+
+def test_a_deepspeed_file_is_followed_in_what_it_owns(train: Train, tmp_path: Path) -> None:
+    file = tmp_path / "deepspeed.json"
+    content = json.loads((CONFIGURATIONS / "deepspeed.json").read_text())
+    content["zero_optimization"]["reduce_bucket_size"] = 12345
+    file.write_text(json.dumps(content))
+    yaml = tmp_path / "deepspeed_file.yaml"
+    text = (CONFIGURATIONS / "deepspeed_file.yaml").read_text()
+    yaml.write_text(text.replace("accelerate_configs/deepspeed.json", str(file)))
+    way = [*ONE_PROCESS, "--config_file", str(yaml), "--num_processes", "2", "--main_process_port", "0"]
+    run = train("--smoke", "--max_train_steps", 3, launcher=way)
+    assert run.code == 0, run.stderr
+    environment = json.loads((run.run_dir / "environment.json").read_text())
+    assert environment["mixed_precision"] == "bf16"  # as the file says
+    assert environment["deepspeed_config"]["zero_optimization"]["reduce_bucket_size"] == 12345
+    assert environment["deepspeed_config"]["gradient_clipping"] == 1.0
+
+
+def test_a_step_that_is_not_finite_is_skipped_under_deepspeed(train: Train) -> None:
+    run = train(
+        *SAMPLE,
+        "--learning_rate",
+        0.9,
+        "--max_grad_norm",
+        0,
+        "--weight_decay",
+        0.9,
+        launcher=launcher("deepspeed_zero2", 2),
+    )
+    assert run.code in (0, 3), run.stderr
