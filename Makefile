@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow and not gpu
 
-.PHONY: help demo test test-slow checks clean
+.PHONY: help demo test test-slow test-gpu checks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -18,6 +18,9 @@ test: $(VENV)/installed-dev  ## all tests that need no GPU and take no long time
 
 test-slow: $(VENV)/installed-dev  ## many processes, whole runs; with SST2_DATA_DIR and SST2_MODEL_DIR also real data
 	$(BIN)/python -m pytest -m "$(SLOW)"
+
+test-gpu: $(VENV)/installed-dev  ## what needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 checks: $(VENV)/installed-dev  ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .

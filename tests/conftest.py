@@ -132,6 +132,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def broken_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a weight that is not a number."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("broken") / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.LayerNorm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tsv_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Some sentences of the sample as GLUE writes them, 300 in train.tsv and 70 in dev.tsv."""
     from sst2.sample import sample_sentences

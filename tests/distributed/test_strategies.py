@@ -13,6 +13,7 @@ from transformers import pipeline
 
 from conftest import REPOSITORY, Finished
 from jobs import ONE_PROCESS, run_to_the_end, running
+from processes import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -65,9 +66,9 @@ def test_every_way_to_launch_takes_the_course_of_one_process(
         assert zero["stage"] == int(name[len("deepspeed_zero")])
         assert ("offload_optimizer" in zero, "offload_param" in zero) == ("offload" in name, "zero3_offload" in name)
         assert "auto" not in json.dumps(environment["deepspeed_config"])
-    for line in run.logged("train"):
-        assert 0 <= line["token_imbalance"] < 0.2
-        assert 0 < line["waiting_share"] < 1
+    logged = run.logged("train")
+    assert sum(line["token_imbalance"] for line in logged) / len(logged) < 0.1
+    assert all(0 < line["waiting_share"] < 1 for line in logged)
     assert run.metrics["count"] == 600
 
 
@@ -179,15 +180,34 @@ def test_a_deepspeed_file_is_followed_in_what_it_owns(train: Train, tmp_path: Pa
     assert environment["deepspeed_config"]["gradient_clipping"] == 1.0
 
 
-def test_a_step_that_is_not_finite_is_skipped_under_deepspeed(train: Train) -> None:
-    run = train(
-        *SAMPLE,
-        "--learning_rate",
-        0.9,
-        "--max_grad_norm",
-        0,
-        "--weight_decay",
-        0.9,
-        launcher=launcher("deepspeed_zero2", 2),
-    )
-    assert run.code in (0, 3), run.stderr
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("name", ["deepspeed_zero2", "deepspeed_zero3"])
+def test_steps_that_are_not_finite_are_skipped_and_end_the_run(
+    name: str, precision: str, small_job: list[Any], broken_model: Path, train: Train
+) -> None:
+    run = train(*small_job, "--model_name_or_path", broken_model, launcher=launcher(name, 2, precision))
+    assert run.code == 3, run.stderr
+    assert "not finite in 10 steps in a row, up to step 10" in run.stderr
+    assert run.logged("train")[-1]["skipped_steps"] == 9
+
+
+def test_the_configuration_of_many_gpus_runs_on_cpus_where_there_are_none(train: Train) -> None:
+    run = train("--smoke", "--max_train_steps", 3, launcher=launcher("multi_gpu", 2))
+    assert run.code == 0, run.stderr
+    assert json.loads((run.run_dir / "environment.json").read_text())["world_size"] == 2
+
+
+def test_two_launchers_are_two_machines(on_one: dict[str, Any], tmp_path: Path) -> None:
+    run_dir, port = tmp_path / "run", free_port()
+    (tmp_path / "other").mkdir()
+    run_dir.mkdir()
+    (tmp_path / "other" / "run").symlink_to(run_dir)
+    ways = []
+    for machine in range(2):
+        way = launcher("multi_node", 2)
+        way[way.index("--main_process_port") + 1] = str(port)
+        ways.append([*way, "--machine_rank", str(machine), "--main_process_ip", "127.0.0.1"])
+    with running(SAMPLE, run_dir, ways[0]) as first, running(SAMPLE, tmp_path / "other" / "run", ways[1]) as second:
+        codes = [job.wait(120).code for job in (first, second)]
+    assert codes == [0, 0], first.said + second.said
+    assert_same_course(run_dir, on_one)

@@ -4,6 +4,7 @@ A checkpoint holds plain float32 weights and AdamW's state as torch's own optimi
 spread, so that a run may go on with another strategy or another number of ranks.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,23 +15,23 @@ from sst2.strategies.data_parallel import DataParallel
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Sharded(DataParallel):
+class Sharded(DataParallel, ABC):
     """Gathers one parameter at a time into host memory, so that no rank ever holds the whole model on its device."""
 
     _parameters: dict[str, nn.Parameter]  # by name
     _groups: list[dict[str, Any]]  # AdamW's parameter groups, with names for "params"
 
+    @abstractmethod
     def _full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
         """The whole of a float32 weight, or of one of its moments. All ranks call it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
         """Keep this rank's part of `value`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _parts(self) -> list[torch.Tensor]:
         """What AdamW takes for its parameters on this rank."""
-        raise NotImplementedError
 
     def _step_count(self) -> float:
         states = list(self.optimizer.state.values())

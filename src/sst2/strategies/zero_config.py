@@ -104,9 +104,16 @@ def _of_launcher(launcher: Launcher) -> dict[str, Any]:
         zero["offload_param"] = {"device": launcher.offload_param}
     return {
         "zero_optimization": zero,
-        "gradient_accumulation_steps": launcher.gradient_accumulation_steps,
-        "gradient_clipping": launcher.gradient_clipping,
+        "gradient_accumulation_steps": _number(launcher.gradient_accumulation_steps),
+        "gradient_clipping": _number(launcher.gradient_clipping),
     }
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Strong and weak scaling over the processes of one host, measured, and held against the model of docs/performance.md.
+
+    python benchmarks/scaling.py --output benchmarks/results/scaling.json
+
+Strong: the same sentences a step, shared by more processes. Weak: the same sentences for each process. Each run is
+`train_sst2.py` on a model of DistilBERT-base's size with random weights, one thread a process, over gloo. All runs take
+turns, several rounds in one go.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+from sst2.environment import processor
+from sst2.sample import sample_sentences, sample_tokenizer
+
+SCRIPT = Path(__file__).parent.parent / "train_sst2.py"
+STEPS, WARM_UP = 10, 3  # of each run; the first ones are not counted
+BUCKET_BYTES = 25 << 20  # of DistributedDataParallel
+BACKWARD_SHARE = (
+    2 / 3
+)  # of a step's arithmetic: the backward pass has two matrix products for each of the forward one's
+BANDWIDTH_PROBE = """
+import os, statistics, time, torch
+from torch import distributed
+distributed.init_process_group("gloo")
+for count in (1, int(os.environ["COUNT"])):
+    numbers, seconds = torch.ones(count), []
+    for _ in range(8):
+        distributed.barrier()
+        began = time.perf_counter()
+        distributed.all_reduce(numbers)
+        seconds.append(time.perf_counter() - began)
+    if distributed.get_rank() == 0:
+        print(statistics.median(seconds[2:]))
+distributed.barrier()
+os._exit(0)
+"""
+
+
+def all_reduce_seconds(num_bytes: float, ranks: int, bandwidth: float, latency: float) -> float:
+    """A ring's all-reduce (Patarasuk and Yuan, 2009): 2 (n - 1) turns, each of which sends one n-th of the data.
+
+    Args:
+        bandwidth: of the slowest wire, bytes per second.
+        latency: of one message, seconds.
+    """
+    return 2 * (ranks - 1) * (latency + num_bytes / ranks / bandwidth)
+
+
+def predicted_step_seconds(
+    compute: float,
+    gradient_bytes: float,
+    last_bytes: float,
+    ranks: int,
+    bandwidth: float,
+    latency: float,
+    hidden: float,
+) -> float:
+    """Seconds of one step of data-parallel training.
+
+    Args:
+        compute: of one rank's share of the sentences alone.
+        gradient_bytes: that are sent in all, bucket by bucket, as the backward pass gets them done.
+        last_bytes: of the bucket that is done last, and so is hidden behind nothing: that of the word embeddings.
+        hidden: share of the backward pass behind which sending can hide; 0 where it takes the same processor.
+    """
+    buckets = max(1, round(gradient_bytes / BUCKET_BYTES))
+    earlier = all_reduce_seconds(gradient_bytes - last_bytes, ranks, bandwidth, latency * (buckets - 1))
+    last = all_reduce_seconds(last_bytes, ranks, bandwidth, latency)
+    return compute + max(0.0, earlier - hidden * BACKWARD_SHARE * compute) + last
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="at most; default: one a core")
+    parser.add_argument("--sentences", type=int, default=16, help="of one process, weak; of a step, strong")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), arguments)
+    print(json.dumps(figures, indent=2))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    flags, gradient_bytes, last_bytes = prepare(folder, arguments.precision)
+    counts = [2**power for power in range(10) if 2**power <= arguments.processes]
+    ways = {(ranks, arguments.sentences * ranks) for ranks in counts}  # weak
+    ways |= {(ranks, arguments.sentences) for ranks in counts}  # strong
+    ways |= {(1, arguments.sentences // ranks) for ranks in counts}  # the arithmetic of a rank's share
+    seconds: dict[tuple[int, int], list[dict[str, float]]] = {way: [] for way in ways}
+    wires: dict[int, list[list[float]]] = {ranks: [] for ranks in counts[1:]}
+    for _ in range(arguments.rounds):
+        for way in sorted(ways):
+            seconds[way].append(run(folder, *way, flags))
+        for ranks, measured in wires.items():
+            measured.append(probe(ranks, gradient_bytes))
+    step = {way: statistics.median(entry["step"] for entry in entries) for way, entries in seconds.items()}
+    rows = []
+    for ranks in counts[1:]:
+        one, all_bytes = (statistics.median(column) for column in zip(*wires[ranks], strict=True))
+        latency = one / (2 * (ranks - 1))
+        bandwidth = 2 * (ranks - 1) / ranks * gradient_bytes / (all_bytes - one)
+        for kind, sentences in (("strong", arguments.sentences), ("weak", arguments.sentences * ranks)):
+            share = step[1, sentences // ranks]
+            whole = step[1, arguments.sentences] if kind == "strong" else share
+            sizes = share, gradient_bytes, last_bytes, ranks, bandwidth, latency
+            rows.append(
+                {
+                    "scaling": kind,
+                    "processes": ranks,
+                    "sentences_a_step": sentences,
+                    "step_seconds": step[ranks, sentences],
+                    "step_seconds_of_one_process": whole,
+                    "efficiency": whole / step[ranks, sentences] / (ranks if kind == "strong" else 1),
+                    "waiting_share": statistics.median(entry["waiting"] for entry in seconds[ranks, sentences]),
+                    "bandwidth_bytes_per_second": bandwidth,
+                    "latency_seconds": latency,
+                    "predicted_step_seconds_nothing_hidden": predicted_step_seconds(*sizes, hidden=0),
+                    "predicted_step_seconds_all_hidden": predicted_step_seconds(*sizes, hidden=1),
+                }
+            )
+    return {
+        "what": "Step times of train_sst2.py on several processes of one host, DistilBERT-base's size, one thread each",
+        "command": f"python benchmarks/scaling.py --processes {arguments.processes} --sentences {arguments.sentences} "
+        f"--rounds {arguments.rounds} --precision {arguments.precision}",
+        "machine": processor(),
+        "cpu_count": os.cpu_count(),
+        "torch": torch.__version__,
+        "gradient_bytes": gradient_bytes,
+        "scaling": rows,
+        "step_seconds": {
+            f"{ranks} processes, {count} sentences": [entry["step"] for entry in entries]
+            for (ranks, count), entries in sorted(seconds.items())
+        },
+    }
+
+
+def prepare(folder: Path, precision: str) -> tuple[list[str], int, int]:
+    """Model and sentences to train on. Returns the flags, and the bytes of all gradients and of the last bucket's."""
+    torch.manual_seed(0)
+    model = DistilBertForSequenceClassification(DistilBertConfig())
+    model.save_pretrained(folder / "model")
+    sample_tokenizer().save_pretrained(folder / "model")
+    for split in ("train", "validation"):
+        rows = [f"{text}\t{label}\n" for text, label in zip(*sample_sentences(split), strict=True)]
+        (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(rows))
+    flags = ["--model_name_or_path", folder / "model", "--train_file", folder / "train.tsv"]
+    flags += ["--validation_file", folder / "validation.tsv", "--max_eval_samples", 2, "--max_train_steps", STEPS]
+    flags += ["--logging_steps", 1, "--mixed_precision", precision, "--overwrite_output_dir"]
+    embeddings = model.distilbert.embeddings
+    last = sum(parameter.numel() for parameter in embeddings.parameters())
+    return [*map(str, flags)], 4 * model.num_parameters(), 4 * last
+
+
+def run(folder: Path, ranks: int, sentences: int, flags: list[str]) -> dict[str, float]:
+    command = [*launcher(ranks), str(SCRIPT), *flags, "--global_batch_size", str(sentences)]
+    start([*command, "--output_dir", str(folder / "run")])
+    lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
+    logged = [line for line in lines if line["split"] == "train" and line["step"] > WARM_UP]
+    return {
+        "step": statistics.median(sentences / line["sentences_per_second"] for line in logged),
+        "waiting": statistics.median(line["waiting_share"] for line in logged),
+    }
+
+
+def probe(ranks: int, num_bytes: int) -> list[float]:
+    """Seconds of an all-reduce of one number, and of all gradients."""
+    output = start([*launcher(ranks), "--no-python", sys.executable, "-c", BANDWIDTH_PROBE], COUNT=str(num_bytes // 4))
+    return [float(line) for line in output.split()]
+
+
+def launcher(ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+
+
+def start(command: list[str], **variables: str) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Every configuration on the GPUs that are here: one process each, two at most."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import pipeline
+
+from conftest import REPOSITORY, Finished
+from jobs import ONE_PROCESS, running
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+Train = Callable[..., Finished]
+CONFIGURATIONS = sorted((REPOSITORY / "accelerate_configs").glob("*.yaml"))
+ON_GPUS = [path.stem for path in CONFIGURATIONS if "cpu" not in path.stem and path.stem != "multi_node"]
+
+
+def launcher(name: str) -> list[str]:
+    configuration = REPOSITORY / "accelerate_configs" / f"{name}.yaml"
+    processes = 1 if name == "single_gpu" else min(2, torch.cuda.device_count())
+    return [
+        *ONE_PROCESS,
+        "--config_file",
+        str(configuration),
+        "--num_processes",
+        str(processes),
+        "--main_process_port",
+        "0",
+    ]
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_every_configuration_trains_and_exports_and_one_gpu_goes_on_from_it(
+    name: str, train: Train, tmp_path: Path
+) -> None:
+    if name.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    flags = ["--smoke", "--max_train_steps", 60, "--logging_steps", 1, "--global_batch_size", 32, "--log_sample_ids"]
+    whole = train(*flags, run_dir=tmp_path / "whole", launcher=launcher(name))
+    assert whole.code == 0, whole.stderr
+    assert json.loads((whole.run_dir / "environment.json").read_text())["device"].startswith("cuda")
+    label = pipeline("sentiment-analysis", str(whole.run_dir / "model"))("a gripping , funny film")[0]["label"]
+    assert label in ("NEGATIVE", "POSITIVE")
+
+    with running(flags, tmp_path / "stopped", launcher(name)) as job:
+        job.wait_for_step(20)
+        job.process.terminate()
+        assert job.wait().code == 75, job.said
+    resumed = [*flags, "--resume_from_checkpoint", "auto"]
+    stopped = train(*resumed, run_dir=tmp_path / "stopped", launcher=launcher("single_gpu"))
+    assert stopped.code == 0, stopped.stderr
+    assert (stopped.run_dir / "samples.jsonl").read_text() == (whole.run_dir / "samples.jsonl").read_text()
+    for one, other in zip(whole.logged("train"), stopped.logged("train"), strict=True):
+        assert one["learning_rate"] == other["learning_rate"]
+
+
+def test_fsdp_has_the_losses_of_one_process_in_float32(train: Train, tmp_path: Path) -> None:
+    flags = ["--smoke", "--max_train_steps", 30, "--logging_steps", 1, "--dropout", 0, "--mixed_precision", "no"]
+    one = train(*flags, "--global_batch_size", 32, run_dir=tmp_path / "one", launcher=launcher("single_gpu"))
+    many = train(*flags, "--global_batch_size", 32, run_dir=tmp_path / "many", launcher=launcher("fsdp2"))
+    assert many.code == 0, many.stderr
+    for mine, theirs in zip(one.logged("train"), many.logged("train"), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["learning_rate"] == theirs["learning_rate"]

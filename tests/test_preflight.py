@@ -1,0 +1,193 @@
+"""A job whose processes are not all there, or cannot add up, says so at once and in one line."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+from processes import CONTEXT, free_port
+from sst2.environment import Launcher, read_launcher
+from sst2.errors import LostProcessError, UserError
+from sst2.preflight import check_sums, check_world_size, require_free_space, roll_call
+
+
+@pytest.fixture
+def launcher() -> Launcher:
+    """What a process without a launcher reads, but for a port of its own."""
+    return replace(read_launcher(), master=("127.0.0.1", free_port()))
+
+
+def rank_of(launcher: Launcher, rank: int, world_size: int, local_world_size: int) -> Launcher:
+    return replace(launcher, rank=rank, world_size=world_size, local_world_size=local_world_size)
+
+
+def call(launcher: Launcher, timeout: float, answers: object) -> None:
+    """Answers the roll call; the outcome goes into a queue."""
+    try:
+        roll_call(launcher, timeout)
+        answers.put((launcher.rank, None))  # type: ignore[attr-defined]
+        time.sleep(1)  # rank 0 keeps the store
+    except LostProcessError as error:
+        answers.put((launcher.rank, str(error)))  # type: ignore[attr-defined]
+
+
+def outcomes(launchers: Sequence[Launcher], timeout: float) -> dict[int, str | None]:
+    answers = CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=call, args=(launcher, timeout, answers)) for launcher in launchers]
+    for process in processes:
+        process.start()
+    said = dict(answers.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    return said
+
+
+def test_all_who_come_are_let_through(launcher: Launcher) -> None:
+    assert outcomes([rank_of(launcher, rank, 3, 3) for rank in range(3)], 30) == dict.fromkeys(range(3))
+    roll_call(rank_of(launcher, 0, 1, 1), 0)  # one alone waits for nobody
+
+
+def test_those_who_do_not_come_are_named_by_one(launcher: Launcher) -> None:
+    began = time.monotonic()
+    said = outcomes([rank_of(launcher, rank, 5, 2) for rank in (0, 1, 4)], 2)
+    assert time.monotonic() - began < 30
+    assert said[1] == said[4] == ""
+    assert str(said[0]).startswith("2 of 5 processes have not come in 2 s: rank 2, 3 (node 1): its own output")
+
+
+def test_nobody_where_the_first_should_be(launcher: Launcher, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(LostProcessError, match=rf"rank 1 on .*: nobody answers at 127.0.0.1:{launcher.master[1]}"):
+        roll_call(rank_of(launcher, 1, 2, 2), 0.5)
+    assert capfd.readouterr().err == ""  # torch's own client would have filled a page
+
+
+def add_up(rank: int, world_size: int, port: int, timeout: float, answers: object) -> None:
+    torch.distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=60), rank=rank, world_size=world_size
+    )
+    if rank == world_size - 1 and timeout < 30:
+        time.sleep(30)  # it has joined the group, and is not heard of any more
+    try:
+        check_sums(torch.device("cpu"), timeout)
+        answers.put((rank, None))  # type: ignore[attr-defined]
+    except LostProcessError as error:
+        answers.put((rank, str(error)))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("timeout", [60.0, 2.0])
+def test_a_first_sum_shows_who_does_not_answer(timeout: float) -> None:
+    answers, port = CONTEXT.Queue(), free_port()
+    processes = [CONTEXT.Process(target=add_up, args=(rank, 3, port, timeout, answers)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    said = dict(answers.get(timeout=60) for _ in range(2 if timeout < 30 else 3))
+    for process in processes:
+        process.kill()
+        process.join()
+    if timeout < 30:
+        assert said[1] == ""
+        assert str(said[0]).startswith("rank 2 has not come to the first sum in 2 s: is every node reached by")
+    else:
+        assert said == dict.fromkeys(range(3))
+
+
+def test_a_promise_is_kept(launcher: Launcher) -> None:
+    check_world_size(launcher, 1)
+    check_world_size(rank_of(launcher, 0, 2, 2), 2)
+    with pytest.raises(UserError, match="the launcher promised 2 processes, but 1 works together: start them with"):
+        check_world_size(rank_of(launcher, 0, 2, 2), 1)
+    with pytest.raises(UserError, match="the launcher promised 4 processes, but 1 works together"):
+        check_world_size(replace(launcher, asked_for=4), 1)
+
+
+SCRIPT = str(REPOSITORY / "train_sst2.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--cpu", "--num_processes", "2"], ["--config_file", "{tmp}/multi_cpu.yaml"]])
+def test_a_launcher_that_starts_one_process_for_two_is_found_out(flags: list[str], tmp_path: Path) -> None:
+    text = (REPOSITORY / "accelerate_configs" / "multi_cpu.yaml").read_text()
+    (tmp_path / "multi_cpu.yaml").write_text(text.replace("MULTI_GPU", "MULTI_CPU"))
+    command = [str(Path(sys.executable).with_name("accelerate")), "launch", "-q"]
+    command += [flag.format(tmp=tmp_path) for flag in flags]
+    done = subprocess.run(
+        [*command, SCRIPT, "--smoke", "--output_dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert len(errors) == 1, done.stderr
+    assert "the launcher promised 2 processes, but 1 works together" in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_missing_is_asked_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sst2.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
+    command += ["--machine_rank", "0", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    command += ["--rdzv_conf", "timeout=3", SCRIPT, "--smoke", "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("sst2.launch: error: not all machines have come (")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_start_ends_the_job_in_seconds(tmp_path: Path) -> None:
+    began = time.monotonic()
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--smoke", "--connect_timeout", "2", "--output_dir", str(tmp_path / "run")],
+        env=os.environ | place | {"RANK": "0", "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("train_sst2.py: error: 1 of 2 processes have not come in 2 s: rank 1 (node 1): ")
+    assert done.stderr.count("\n") == 1
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_from_the_start_is_named(tmp_path: Path) -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}
+    command = [sys.executable, SCRIPT, "--smoke", "--connect_timeout", "20", "--output_dir", str(tmp_path / "run")]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    time.sleep(0.5)
+    ranks[1].send_signal(signal.SIGSTOP)
+    said = ranks[0].communicate(timeout=90)[1]
+    ranks[1].kill()
+    ranks[1].communicate()
+    assert ranks[0].returncode == 1
+    assert said.count("error: ") == 1
+    assert "rank 1" in said
+
+
+def test_room_on_the_disk_is_required_before_it_is_needed(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    require_free_space(tmp_path, tmp_path / "not" / "there" / "yet", free // 2)
+    with pytest.raises(
+        UserError, match=rf"--output_dir {tmp_path}/run has \d+ MiB free and the run will write \d+: make"
+    ):
+        require_free_space(tmp_path / "run", tmp_path / "run" / "checkpoints", 2 * free)
+    assert list(tmp_path.iterdir()) == []
