@@ -109,7 +109,7 @@ def run_to_the_end(flags: Sequence[object], run_dir: Path, launcher: Sequence[st
 
 def results(run_dir: Path) -> dict[str, Any]:
     """What must not depend on how often a run was interrupted."""
-    times = {"seconds", "sentences_per_second", "tokens_per_second", "peak_memory_mib"}
+    times = {"seconds", "sentences_per_second", "tokens_per_second", "waiting_share", "peak_memory_mib"}
 
     def without_times(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name not in times}

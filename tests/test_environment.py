@@ -67,6 +67,19 @@ def test_fp16_on_a_cpu_is_refused(requested: str | None, launcher: str, monkeypa
         choose_precision(requested)  # type: ignore[arg-type]
 
 
+def test_bf16_is_refused_where_the_gpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")  # such a GPU is not at hand
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(UserError, match="bf16: Tesla T4 has no bf16 matrix units: give fp16, no or auto"):
+        choose_precision("bf16")
+    assert choose_precision("auto")[0] == "fp16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert choose_precision("bf16")[0] == "bf16"
+
+
 def test_a_precision_that_only_the_launcher_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
     with pytest.raises(UserError, match="the launcher asks for fp8: give --mixed_precision bf16, fp16, no or auto"):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ def call(launcher: Launcher, timeout: float, answers: object) -> None:
     try:
         roll_call(launcher, timeout)
         answers.put((launcher.rank, None))  # type: ignore[attr-defined]
-        time.sleep(1)  # rank 0 keeps the store
+        time.sleep(5)  # rank 0 keeps the store
     except LostProcessError as error:
         answers.put((launcher.rank, str(error)))  # type: ignore[attr-defined]
 
@@ -72,13 +73,15 @@ def test_nobody_where_the_first_should_be(launcher: Launcher, capfd: pytest.Capt
 
 
 def add_up(rank: int, world_size: int, port: int, timeout: float, answers: object) -> None:
+    meeting = replace(read_launcher(), master=("127.0.0.1", port), rank=rank, world_size=world_size)
+    store = roll_call(replace(meeting, local_world_size=world_size), 30)
     torch.distributed.init_process_group(
         "gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=60), rank=rank, world_size=world_size
     )
     if rank == world_size - 1 and timeout < 30:
         time.sleep(30)  # it has joined the group, and is not heard of any more
     try:
-        check_sums(torch.device("cpu"), timeout)
+        check_sums(torch.device("cpu"), timeout, store)
         answers.put((rank, None))  # type: ignore[attr-defined]
     except LostProcessError as error:
         answers.put((rank, str(error)))  # type: ignore[attr-defined]
@@ -96,7 +99,7 @@ def test_a_first_sum_shows_who_does_not_answer(timeout: float) -> None:
         process.join()
     if timeout < 30:
         assert said[1] == ""
-        assert str(said[0]).startswith("rank 2 has not come to the first sum in 2 s: is every node reached by")
+        assert str(said[0]).startswith(f"rank 2 on {socket.gethostname()}: not come to the first sum in 2 s: is every")
     else:
         assert said == dict.fromkeys(range(3))
 

@@ -28,7 +28,7 @@ def weights(run: Finished) -> dict[str, torch.Tensor]:
 
 def assert_same_run(one: Finished, other: Finished) -> None:
     """The same losses, rates and weights, bit for bit; only times may differ."""
-    times = {"seconds", "sentences_per_second", "tokens_per_second", "peak_memory_mib"}
+    times = {"seconds", "sentences_per_second", "tokens_per_second", "waiting_share", "peak_memory_mib"}
 
     def without_times(values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name not in times}

@@ -41,7 +41,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             precision, reason = choose_precision(precision_of_file(launcher.deepspeed_file))
         plugin = deepspeed_plugin(launcher, settings, precision)
         backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
-    roll_call(launcher, settings.connect_timeout)
+    store = roll_call(launcher, settings.connect_timeout)
     accelerator = Accelerator(
         cpu=runs_on_cpu(),
         mixed_precision=precision,
@@ -52,7 +52,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     use_all_cores()
     check_world_size(launcher, accelerator.num_processes)
-    check_sums(accelerator.device, settings.connect_timeout)
+    check_sums(accelerator.device, settings.connect_timeout, store)
     strategy = accelerator.distributed_type.value.lower()
     logger.info(
         "%d x %s, %s, precision %s: %s", accelerator.num_processes, accelerator.device, strategy, precision, reason

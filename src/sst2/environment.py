@@ -142,6 +142,9 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
         raise UserError(f"the launcher asks for {precision}: give --mixed_precision bf16, fp16, no or auto")
     if precision == "fp16" and not on_cuda:
         raise UserError("--mixed_precision fp16 needs a GPU: give bf16, no or auto")
+    if precision == "bf16" and on_cuda and torch.cuda.get_device_capability() < (8, 0):
+        name = torch.cuda.get_device_name()
+        raise UserError(f"--mixed_precision bf16: {name} has no bf16 matrix units: give fp16, no or auto")
     if requested:
         return precision, "--mixed_precision says so"
     return precision, "the launcher says so" if _launcher() != "python" else "the default without a launcher"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, TCPStore, distributed_c10d
+from torch.distributed import PrefixStore, TCPStore
 
 from sst2.environment import Launcher
 from sst2.errors import LostProcessError, UserError
@@ -19,14 +19,17 @@ from sst2.errors import LostProcessError, UserError
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
 
 
-def roll_call(launcher: Launcher, timeout: float) -> None:
+def roll_call(launcher: Launcher, timeout: float) -> Any:
     """Wait until every process that the launcher promised has come, before any of them joins a process group.
+
+    Returns:
+        The store where they have met, with the host of each rank under its number; None for one process.
 
     Raises:
         LostProcessError: some have not come in `timeout` seconds; it says which.
     """
     if launcher.world_size == 1:
-        return
+        return None
     host, port = launcher.master
     deadline = time.monotonic() + timeout
     keeps_store = launcher.rank == 0 and not launcher.keeps_store
@@ -44,10 +47,14 @@ def roll_call(launcher: Launcher, timeout: float) -> None:
             f"rank {launcher.rank} on {socket.gethostname()}: nobody answers at {host}:{port} "
             f"(MASTER_ADDR, MASTER_PORT), where rank 0 should be: {_ADVICE} ({error})"
         ) from None
-    while store.add("count", 0) < launcher.world_size:
-        if time.monotonic() > deadline:
-            raise _absence(store, launcher, timeout)
-        time.sleep(0.1)
+    try:
+        while store.add("count", 0) < launcher.world_size:
+            if time.monotonic() > deadline:
+                raise _absence(store, launcher, timeout)
+            time.sleep(0.1)
+    except RuntimeError:  # who keeps the store has given up first, and has said why
+        raise LostProcessError("") from None
+    return store
 
 
 def _wait_for_server(host: str, port: int, deadline: float) -> None:
@@ -108,33 +115,36 @@ def require_free_space(run_dir: Path, folder: Path, num_bytes: int) -> None:
         )
 
 
-def check_sums(device: torch.device, timeout: float) -> None:
+def check_sums(device: torch.device, timeout: float, store: Any) -> None:
     """Add up a number over all ranks. All of them call it.
+
+    Args:
+        store: where they have met; None for one process.
 
     Raises:
         LostProcessError: the sum has not come in `timeout` seconds; it says which ranks, on which hosts, have not even
             begun.
         RuntimeError: it is wrong.
     """
-    if not distributed.is_initialized():
+    if store is None:
         return
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    store: Any = PrefixStore("sst2.sums", distributed_c10d._get_default_store())
-    store.set(f"host {rank}", socket.gethostname())
+    store.set(f"{rank} adds", "")
     total = torch.tensor(float(rank + 1), device=device)
     try:
         work: Any = distributed.all_reduce(total, async_op=True)
         work.wait(timedelta(seconds=timeout))
         result = total.item()
     except RuntimeError as error:
-        present = [number for number in range(world_size) if _has(store, f"host {number}")]
+        present = [number for number in range(world_size) if _has(store, f"{number} adds")]
         absent = [number for number in range(world_size) if number not in present]
         if rank != present[0]:
             raise LostProcessError("") from None  # one of those that are there says it for all
         if absent:
-            what = f"rank {', '.join(map(str, absent))} has not come to the first sum"
+            names = [f"rank {number} on {store.get(str(number)).decode()}" for number in absent[:8]]
+            what = f"{', '.join(names)}{' and more' if len(absent) > 8 else ''}: not come to the first sum"
         else:
-            hosts = sorted({store.get(f"host {number}").decode() for number in present})
+            hosts = sorted({store.get(str(number)).decode() for number in present})
             what = f"all {world_size} ranks have come to the first sum, on {', '.join(hosts)}, but it has not ended"
         raise LostProcessError(
             f"{what} in {timeout:g} s: is every node reached by the network interface that NCCL_SOCKET_IFNAME or "

@@ -15,6 +15,7 @@ from sst2.environment import Launcher
 from sst2.errors import UserError
 from sst2.settings import Precision, Settings
 
+BUCKET = 10_000_000  # numbers
 _OFFLOAD = ("offload_optimizer", "offload_param")
 
 
@@ -97,7 +98,10 @@ def deepspeed_config(launcher: Launcher, settings: Settings, precision: str) -> 
 
 
 def _of_launcher(launcher: Launcher) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": launcher.zero_stage}
+    # Gradients are sent behind the backward pass, in buckets that fit this model: DeepSpeed's own hold seven times the
+    # whole of it, so that nothing would be sent before the end.
+    zero: dict[str, Any] = {"stage": launcher.zero_stage, "overlap_comm": True, "contiguous_gradients": True}
+    zero |= {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
     if launcher.offload_optimizer != "none":
         zero["offload_optimizer"] = {"device": launcher.offload_optimizer}
     if launcher.offload_param != "none":
