@@ -9,6 +9,7 @@ turns, several rounds in one go.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -48,13 +49,18 @@ os._exit(0)
 
 
 def all_reduce_seconds(num_bytes: float, ranks: int, bandwidth: float, latency: float) -> float:
-    """A ring's all-reduce (Patarasuk and Yuan, 2009): 2 (n - 1) turns, each of which sends one n-th of the data.
+    """The faster of two ways to add up over all ranks, as NCCL chooses.
+
+    A ring (Patarasuk and Yuan, 2009) takes 2 (n - 1) turns, each of which sends one n-th of the data. A double binary
+    tree (Sanders, Speck and Träff, 2009) sends all of it up and down, with one message for each of its levels.
 
     Args:
         bandwidth: of the slowest wire, bytes per second.
         latency: of one message, seconds.
     """
-    return 2 * (ranks - 1) * (latency + num_bytes / ranks / bandwidth)
+    ring = 2 * (ranks - 1) * (latency + num_bytes / ranks / bandwidth)
+    tree = 2 * (math.ceil(math.log2(ranks)) * latency + num_bytes / bandwidth)
+    return min(ring, tree)
 
 
 def predicted_step_seconds(
@@ -75,7 +81,7 @@ def predicted_step_seconds(
         hidden: share of the backward pass behind which sending can hide; 0 where it takes the same processor.
     """
     buckets = max(1, round(gradient_bytes / BUCKET_BYTES))
-    earlier = all_reduce_seconds(gradient_bytes - last_bytes, ranks, bandwidth, latency * (buckets - 1))
+    earlier = all_reduce_seconds(gradient_bytes - last_bytes, ranks, bandwidth, latency * max(1, buckets - 1))
     last = all_reduce_seconds(last_bytes, ranks, bandwidth, latency)
     return compute + max(0.0, earlier - hidden * BACKWARD_SHARE * compute) + last
 
@@ -87,12 +93,47 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument(
+        "--predict", action="store_true", help="print the table of docs/performance.md, measure nothing"
+    )
     arguments = parser.parse_args()
+    if arguments.predict:
+        print(predictions())
+        return
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), arguments)
     print(json.dumps(figures, indent=2))
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+# Per GPU, in bytes per second, and the latency of a message in seconds: what vendors state, nothing measured here.
+LINKS = {
+    "NVLink 4 (450 GB/s)": (450e9, 3e-6),
+    "InfiniBand NDR (50 GB/s)": (50e9, 5e-6),
+    "InfiniBand HDR (25 GB/s)": (25e9, 5e-6),
+    "100 Gbit Ethernet (12.5 GB/s)": (12.5e9, 20e-6),
+    "10 Gbit Ethernet (1.25 GB/s)": (1.25e9, 30e-6),
+}
+BASE_GRADIENTS, BASE_EMBEDDINGS = 4 * 66_955_010, 4 * (30_522 + 512 + 2) * 768  # bytes, DistilBERT-base
+
+
+def predictions(compute: float = 0.02, counts: tuple[int, ...] = (8, 64, 256, 1024)) -> str:
+    """Weak scaling by the model, as a markdown table of efficiencies: float32 gradients, and in bf16."""
+    lines = ["| link of each GPU | " + " | ".join(f"{count} GPUs" for count in counts) + " |"]
+    lines.append("|---" * (len(counts) + 1) + "|")
+    for name, (bandwidth, latency) in LINKS.items():
+        cells = []
+        for count in counts:
+            seconds = [
+                predicted_step_seconds(
+                    compute, BASE_GRADIENTS * size, BASE_EMBEDDINGS * size, count, bandwidth, latency, hidden=1
+                )
+                for size in (1, 0.5)
+            ]
+            cells.append(" / ".join(f"{100 * compute / value:.0f} %" for value in seconds))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
