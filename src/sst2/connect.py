@@ -11,7 +11,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from sst2.environment import Launcher, choose_precision, read_launcher, runs_on_cpu, use_all_cores
 from sst2.errors import UserError
 from sst2.logs import start_logging
-from sst2.preflight import check_sums, check_world_size, roll_call
+from sst2.preflight import check_world_size, first_sum, roll_call
 from sst2.settings import Precision, Settings
 
 logger = logging.getLogger(__name__)
@@ -42,17 +42,18 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         plugin = deepspeed_plugin(launcher, settings, precision)
         backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
     store = roll_call(launcher, settings.connect_timeout)
-    accelerator = Accelerator(
-        cpu=runs_on_cpu(),
-        mixed_precision=precision,
-        deepspeed_plugin=plugin,
-        log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT)],
-    )
+    with first_sum(launcher, store, settings.connect_timeout) as add_up:
+        accelerator = Accelerator(
+            cpu=runs_on_cpu(),
+            mixed_precision=precision,
+            deepspeed_plugin=plugin,
+            log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT)],
+        )
+        check_world_size(launcher, accelerator.num_processes)
+        add_up(accelerator.device)
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     use_all_cores()
-    check_world_size(launcher, accelerator.num_processes)
-    check_sums(accelerator.device, settings.connect_timeout, store)
     strategy = accelerator.distributed_type.value.lower()
     logger.info(
         "%d x %s, %s, precision %s: %s", accelerator.num_processes, accelerator.device, strategy, precision, reason
@@ -71,12 +72,16 @@ def _refuse_what_cannot_work(launcher: Launcher, settings: Settings) -> None:
                 "accelerate has no DeepSpeed with use_cpu: leave that out; on a host with GPUs, set "
                 "CUDA_VISIBLE_DEVICES= (empty) to run on its CPUs"
             )
-    if launcher.uses_fsdp and settings.gradient_compression != "none":
+    if not launcher.uses_fsdp:
+        return
+    if settings.gradient_compression != "none":
         raise UserError(
             "--gradient_compression is not for FSDP, which with --mixed_precision bf16 sends gradients in bf16"
         )
-    if launcher.uses_fsdp and not torch.accelerator.is_available():
+    if runs_on_cpu():
         raise UserError(
             "FSDP needs a GPU: on CPUs accelerate would leave the model unsharded without a word: launch with "
             "accelerate_configs/multi_cpu.yaml, or deepspeed_zero3.yaml, which shards there as well"
         )
+    if launcher.fsdp_version != 2:
+        raise UserError("the launcher asks for FSDP 1: give --fsdp_version 2, as accelerate_configs/fsdp2.yaml does")

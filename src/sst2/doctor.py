@@ -213,7 +213,10 @@ def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Finding]:
     place = gather_object(place)
     try:
         if place[0] is not None and accelerator.is_main_process:
-            seconds = _commit(Path(place[0]))
+            try:
+                seconds = _commit(Path(place[0]))
+            except OSError as error:
+                problem = Finding(f"writing, {there}", str(error.strerror), "BAD", "name another --output_dir")
         seen = gather_object([(socket.gethostname(), _appears(place[0]))])
     finally:
         if accelerator.is_main_process and place[0] is not None:
@@ -258,11 +261,11 @@ def _commit(place: Path) -> float:
 
 
 def _appears(place: str | None, patience: float = 5.0) -> bool:
-    """Whether this host sees what the main process has put there; network file systems take a moment."""
+    """Whether this host sees what the main process has made; network file systems take a moment."""
     if place is None:
         return False
     deadline = time.monotonic() + patience
-    while not (Path(place) / "finished" / "file").exists():
+    while not Path(place).exists():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

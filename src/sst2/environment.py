@@ -41,6 +41,8 @@ class Launcher:
         master: host and port where the processes meet.
         keeps_store: whether the launcher itself keeps the store that they meet at; else rank 0 does.
         uses_deepspeed, uses_fsdp: strategy that it asks for; plain data parallel if neither.
+        fsdp_version: of torch's two.
+        attempt: how often it has started this job before.
         deepspeed_file: a JSON file with DeepSpeed's configuration; without one, the fields that follow hold it.
     """
 
@@ -53,6 +55,8 @@ class Launcher:
     keeps_store: bool
     uses_deepspeed: bool
     uses_fsdp: bool
+    fsdp_version: int
+    attempt: int
     deepspeed_file: str | None
     zero_stage: int
     offload_optimizer: str
@@ -74,6 +78,8 @@ def read_launcher() -> Launcher:
         keeps_store=_is_set("TORCHELASTIC_USE_AGENT_STORE"),
         uses_deepspeed=_is_set("ACCELERATE_USE_DEEPSPEED"),
         uses_fsdp=_is_set("ACCELERATE_USE_FSDP"),
+        fsdp_version=_number("FSDP_VERSION", 1),
+        attempt=_number("TORCHELASTIC_RESTART_COUNT", 0),
         deepspeed_file=os.environ.get(f"{deepspeed}CONFIG_FILE") or None,
         zero_stage=_number(f"{deepspeed}ZERO_STAGE", 2),
         offload_optimizer=os.environ.get(f"{deepspeed}OFFLOAD_OPTIMIZER_DEVICE", "none"),
@@ -119,6 +125,10 @@ def runs_on_cpu() -> bool:
     return not torch.accelerator.is_available() and not _is_set("ACCELERATE_USE_DEEPSPEED")
 
 
+def _computes_on_cpu() -> bool:
+    return _is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
 def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
     """The autocast precision and the reason for it, in words.
 
@@ -128,13 +138,13 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
     Raises:
         UserError: a precision that the device cannot do.
     """
-    on_cuda = torch.cuda.is_available() and not runs_on_cpu()
+    on_cuda = torch.cuda.is_available() and not _computes_on_cpu()
     if requested == "auto":
         if on_cuda:
             if torch.cuda.get_device_capability() >= (8, 0):
                 return "bf16", "the GPU has bf16 matrix units"
             return "fp16", "the GPU has no bf16 matrix units"
-        if runs_on_cpu() and _cpu_has_bf16():
+        if _computes_on_cpu() and _cpu_has_bf16():
             return "bf16", "the CPU has bf16 instructions"
         return "no", "the device has no fast 16-bit arithmetic"
     precision = cast(Precision, requested or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
@@ -156,7 +166,7 @@ def use_all_cores() -> None:
     `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 unless told otherwise. Any other number is somebody's
     decision and stays, and so is 1 without a launcher.
     """
-    if not runs_on_cpu() or _launcher() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
+    if not _computes_on_cpu() or _launcher() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
         return
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # physical ones: a core's second thread has no matrix unit to give

@@ -19,8 +19,9 @@ from types import FrameType
 
 import psutil
 from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed import DistStoreError
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED
 from sst2.preemption import SIGNALS
@@ -45,12 +46,16 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(number, _forward)
     arguments = launch_command_parser().parse_args(argv)
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
+    arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"
     arguments.max_restarts = 0  # it would start what has stopped on request once more
     try:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:
         sys.exit(_exit_code(error.returncode))
-    except DistStoreError as error:  # of the launchers on several machines, before any process has started
+    except (
+        DistError,
+        RendezvousError,
+    ) as error:  # of the launchers on several machines, before any process has started
         print(
             f"sst2.launch: error: not all machines have come ({error}): start the same command on each of them, with "
             "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer",

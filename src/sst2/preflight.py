@@ -3,8 +3,11 @@
 import math
 import shutil
 import socket
+import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
 from sst2.environment import Launcher
-from sst2.errors import LostProcessError, UserError
+from sst2.errors import EXIT_FAILED, LostProcessError, UserError, leave_at_once
 
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
 
@@ -39,7 +42,7 @@ def roll_call(launcher: Launcher, timeout: float) -> Any:
         # multi_tenant: the process group, which is formed at the same place, shares the store
         patience = timedelta(seconds=max(1.0, timeout))
         server = TCPStore(host, port, None, keeps_store, patience, wait_for_workers=False, multi_tenant=True)
-        store: Any = PrefixStore("sst2.roll_call", server)
+        store: Any = PrefixStore(f"sst2.roll_call.{launcher.attempt}", server)
         store.set(str(launcher.rank), socket.gethostname())
         store.add("count", 1)
     except (OSError, RuntimeError) as error:
@@ -115,43 +118,65 @@ def require_free_space(run_dir: Path, folder: Path, num_bytes: int) -> None:
         )
 
 
-def check_sums(device: torch.device, timeout: float, store: Any) -> None:
-    """Add up a number over all ranks. All of them call it.
+@contextmanager
+def first_sum(launcher: Launcher, store: Any, timeout: float) -> Iterator[Callable[[torch.device], None]]:
+    """Around the forming of the process group: gives a function to call in it, on all ranks, which adds up a number.
+
+    Where that is not done in `timeout` seconds, the process says which ranks, on which hosts, have not come so far, and
+    ends. From a thread, and at once: a process group that does not form cannot be interrupted.
 
     Args:
-        store: where they have met; None for one process.
-
-    Raises:
-        LostProcessError: the sum has not come in `timeout` seconds; it says which ranks, on which hosts, have not even
-            begun.
-        RuntimeError: it is wrong.
+        store: where the ranks have met; None for one process.
     """
     if store is None:
+        yield lambda device: None
         return
-    rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    store.set(f"{rank} adds", "")
-    total = torch.tensor(float(rank + 1), device=device)
+
+    def give_up() -> None:
+        message = _why_no_sum(launcher, store, timeout)
+        if message:
+            print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        leave_at_once(EXIT_FAILED)
+
+    timer = threading.Timer(timeout, give_up)
+    timer.daemon = True
+    timer.start()
     try:
-        work: Any = distributed.all_reduce(total, async_op=True)
-        work.wait(timedelta(seconds=timeout))
-        result = total.item()
-    except RuntimeError as error:
-        present = [number for number in range(world_size) if _has(store, f"{number} adds")]
-        absent = [number for number in range(world_size) if number not in present]
-        if rank != present[0]:
-            raise LostProcessError("") from None  # one of those that are there says it for all
-        if absent:
-            names = [f"rank {number} on {store.get(str(number)).decode()}" for number in absent[:8]]
-            what = f"{', '.join(names)}{' and more' if len(absent) > 8 else ''}: not come to the first sum"
-        else:
-            hosts = sorted({store.get(str(number)).decode() for number in present})
-            what = f"all {world_size} ranks have come to the first sum, on {', '.join(hosts)}, but it has not ended"
-        raise LostProcessError(
-            f"{what} in {timeout:g} s: is every node reached by the network interface that NCCL_SOCKET_IFNAME or "
-            f"GLOO_SOCKET_IFNAME names? ({error})"
-        ) from None
-    if not math.isclose(result, world_size * (world_size + 1) / 2):
-        raise RuntimeError(f"{world_size} ranks add up to {result}: the communication is broken")
+        yield lambda device: _add_up(launcher, store, device)
+    finally:
+        timer.cancel()
+
+
+def _add_up(launcher: Launcher, store: Any, device: torch.device) -> None:
+    store.set(f"{launcher.rank} adds", "")
+    total = torch.tensor(float(launcher.rank + 1), device=device)
+    distributed.all_reduce(total)
+    if not math.isclose(total.item(), launcher.world_size * (launcher.world_size + 1) / 2):
+        raise RuntimeError(f"{launcher.world_size} ranks add up to {total.item()}: the communication is broken")
+
+
+def _why_no_sum(launcher: Launcher, store: Any, timeout: float) -> str:
+    """Nothing where another rank says it."""
+    ranks = range(launcher.world_size)
+    present = [rank for rank in ranks if _has(store, f"{rank} adds")]
+    absent = [rank for rank in ranks if rank not in present]
+    if launcher.rank != min([*present, launcher.rank]):
+        return ""
+    if not absent:
+        what = f"all {launcher.world_size} ranks have come to the first sum, but it has not ended"
+    else:
+        names = [f"rank {rank} on {_host(store, rank)}" for rank in absent[:8]]
+        what = f"{', '.join(names)}{' and more' if len(absent) > 8 else ''}: not come to the first sum"
+    return (
+        f"{what} in {timeout:g} s: is every node reached by the network interface that NCCL_SOCKET_IFNAME or "
+        "GLOO_SOCKET_IFNAME names?"
+    )
+
+
+def _host(store: Any, rank: int) -> str:
+    with suppress(RuntimeError):
+        return store.get(str(rank)).decode()
+    return "a host out of reach"
 
 
 def _has(store: Any, key: str) -> bool:

@@ -28,7 +28,8 @@ class DataParallel:
     Attributes:
         model: as above.
         optimizer: the bare AdamW, whose learning rate a schedule may set.
-        waiting: the time that backward passes have spent waiting for other ranks.
+        waiting: the time that backward passes have gone on for the sake of other ranks. Under strategies that send more
+            than gradients, or send them in between, it is less than all of it.
     """
 
     def __init__(
@@ -49,7 +50,11 @@ class DataParallel:
             model.register_comm_hook(None, share_in_bf16)
         settle_buckets(model)
         if accelerator.num_processes > 1:
-            last_gradient_of(bare_model).register_post_accumulate_grad_hook(self.waiting.begin)
+            self._watch_backward()
+
+    def _watch_backward(self) -> None:
+        """Have `waiting` begin with this rank's last gradient: of the word embeddings, with which the model begins."""
+        next(self._bare_model.parameters()).register_post_accumulate_grad_hook(self.waiting.begin)
 
     @contextmanager
     def forward_pass(self, is_last: bool) -> Iterator[None]:
@@ -116,11 +121,6 @@ class DataParallel:
 def share_in_bf16(state: Any, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """torch's own hook by another name: DistributedDataParallel takes that for unfit for gloo, which it is not."""
     return bf16_compress_hook(state, bucket)
-
-
-def last_gradient_of(model: nn.Module) -> nn.Parameter:
-    """The parameter whose gradient a backward pass computes last: the word embeddings, with which the model begins."""
-    return next(model.parameters())
 
 
 def settle_buckets(model: nn.Module) -> None:

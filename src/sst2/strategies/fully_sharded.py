@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sst2.strategies.sharded import Sharded
@@ -24,12 +25,20 @@ class FullySharded(Sharded):
         super().__init__(accelerator, model, model, optimizer)
         self._parameters = dict(model.named_parameters())
         self._groups = groups
+
+    def _watch_backward(self) -> None:
         # A hook on a parameter would come after its gradient is shared.
         self._bare_model.get_submodule("distilbert.embeddings").register_forward_hook(self._watch)
 
     def _watch(self, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         if output.requires_grad:
             output.register_hook(self.waiting.begin)
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        super().load_weights(weights)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # else what an evaluation has gathered, and kept, would be used once more
 
     def _full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
         tensor = parameter if moment is None else self.optimizer.state[parameter][moment]

@@ -34,8 +34,7 @@ class Sharded(DataParallel, ABC):
         """What AdamW takes for its parameters on this rank."""
 
     def _step_count(self) -> float:
-        states = list(self.optimizer.state.values())
-        return float(states[0]["step"]) if states else 0.0
+        return max((float(state["step"]) for state in self.optimizer.state.values()), default=0.0)
 
     def _make_moments(self, steps: float) -> None:
         """Have AdamW's state at hand as it would be after `steps` steps, before its parts are filled in."""

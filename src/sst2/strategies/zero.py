@@ -17,7 +17,6 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from sst2.strategies.data_parallel import last_gradient_of
 from sst2.strategies.sharded import Sharded
 from sst2.strategies.waiting import Waiting
 
@@ -46,18 +45,19 @@ class Zero(Sharded):
         self.model: Any = engine
         self.optimizer = optimizer
         self._accelerator = accelerator
+        self._bare_model = bare_model
         self._parameters = dict(bare_model.named_parameters())
         self._groups = groups
         self._zero = engine.optimizer
         self.waiting = Waiting(accelerator.device)
         if accelerator.num_processes > 1:
-            last_gradient_of(bare_model).register_post_accumulate_grad_hook(self.waiting.begin)
+            self._watch_backward()
         self._stage = engine.zero_optimization_stage()
 
     @contextmanager
     def forward_pass(self, is_last: bool) -> Iterator[None]:
-        # Stage 1 shares gradients with the last pass only. The others keep no more of them than their part, so that
-        # they have to share with every pass.
+        # Stage 1 shares gradients with the last pass only. The others share with every pass, so as to keep no more of
+        # them than their part, which is what they are for.
         self.model.set_gradient_accumulation_boundary(is_last)
         yield
 
@@ -120,7 +120,7 @@ class Zero(Sharded):
 
     def _link_moments(self) -> None:
         """Let `safe_get_full_optimizer_state` find them: DeepSpeed does so when only the first group has them."""
-        if self._stage < 3:
+        if self._stage < 3 and self.optimizer.state:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
 

@@ -5,6 +5,7 @@ YAML, or the JSON file that it names, owns the rest, which is how states are spr
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,22 @@ from sst2.environment import Launcher
 from sst2.errors import UserError
 from sst2.settings import Precision, Settings
 
+logger = logging.getLogger(__name__)
+
 BUCKET = 10_000_000  # numbers
-_OFFLOAD = ("offload_optimizer", "offload_param")
+_SENT_AS = "communication_data_type"
+_FLAGS = {
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+}
+_REFUSED = {
+    "optimizer": "train_sst2.py brings AdamW",
+    "scheduler": "--lr_scheduler_type is the schedule",
+    "data_types": "weights and gradients are of the types that --mixed_precision says",
+    "zero_force_ds_cpu_optimizer": "torch's AdamW works on the CPU as well",
+}
 
 
 def deepspeed_plugin(launcher: Launcher, settings: Settings, precision: str) -> DeepSpeedPlugin:
@@ -46,62 +61,90 @@ def precision_of_file(file: str) -> Precision | None:
 
 
 def deepspeed_config(launcher: Launcher, settings: Settings, precision: str) -> dict[str, Any]:
-    """The whole configuration, but for bucket sizes that are `auto`, which follow from the model.
+    """The whole configuration, without any `auto`.
 
     Raises:
         UserError: as above.
     """
     source = launcher.deepspeed_file or "the launcher's deepspeed_config"
     given = _read(launcher.deepspeed_file) if launcher.deepspeed_file else _of_launcher(launcher)
-    for key, owner in {"optimizer": "AdamW", "scheduler": "--lr_scheduler_type"}.items():
+    for key in ("zero_optimization", "fp16", "bf16"):
+        if not isinstance(given.get(key, {}), dict):
+            raise UserError(f"{source}: {key} must be an object, such as {{}}")
+    for key, why in _REFUSED.items():
         if key in given:
-            raise UserError(f"{source} has a section {key}, which {owner} owns: remove it")
-    zero = dict(given.get("zero_optimization") or {})
+            raise UserError(f"{source} has {key}: remove it, since {why}")
+    zero = given.get("zero_optimization", {})
     if zero.get("stage") not in (1, 2, 3):
         raise UserError(
             f"{source} asks for ZeRO stage {zero.get('stage')}: give 1, 2 or 3, or launch without DeepSpeed"
         )
-    for name in _OFFLOAD:
+    for name in ("offload_optimizer", "offload_param"):
         device = (zero.get(name) or {}).get("device", "none")
         if device not in ("none", "cpu"):
             raise UserError(
                 f"{source} offloads to {device}, which a model of this size does not need: give cpu or none"
             )
-    owned = {
-        # What DeepSpeed would divide by, and log. Gradients come to it as the mean over the step already.
-        "train_micro_batch_size_per_gpu": (settings.per_device_train_batch_size, "--per_device_train_batch_size"),
-        "gradient_accumulation_steps": (1, "--gradient_accumulation_steps"),
-        "gradient_clipping": (settings.max_grad_norm, "--max_grad_norm"),
+    owners = {
+        "train_batch_size": settings.global_batch_size,
+        "train_micro_batch_size_per_gpu": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps or 1,
+        "gradient_clipping": settings.max_grad_norm,
     }
-    config: dict[str, Any] = {key: value for key, value in given.items() if key != "train_batch_size"}
-    for key, (value, flag) in owned.items():
-        _refuse_conflict(source, key, given.get(key), getattr(settings, flag[2:]) or value, flag)
-        config[key] = value
-    _refuse_conflict(
-        source, "train_batch_size", given.get("train_batch_size"), settings.global_batch_size, "--global_batch_size"
-    )
+    for key, value in owners.items():
+        _refuse_conflict(source, key, given.get(key), value, _FLAGS[key])
     for name in ("fp16", "bf16"):
-        section = dict(given.get(name) or {})
-        enabled = section.get("enabled", "auto")
-        _refuse_conflict(source, f"{name}.enabled", enabled, precision == name, f"--mixed_precision {precision}")
-        config[name] = section | {"enabled": precision == name}
-    config["bf16"].setdefault("check_grad_overflow", True)  # so that a step that is not finite is skipped
-    if settings.gradient_compression == "bf16":
-        _refuse_conflict(
-            source, "communication_data_type", given.get("communication_data_type"), "bf16", "--gradient_compression"
+        enabled = given.get(name, {}).get("enabled")
+        _refuse_conflict(source, f"{name}.enabled", enabled, precision == name, "mixed_precision", precision)
+    compression = "bf16" if settings.gradient_compression == "bf16" else None
+    if compression:
+        _refuse_conflict(source, _SENT_AS, given.get(_SENT_AS), compression, "gradient_compression")
+    config = {key: value for key, value in given.items() if key != "train_batch_size" and value != "auto"}
+    config |= {
+        # What DeepSpeed would divide by, and log. Gradients come to it as the mean over the step already.
+        "train_micro_batch_size_per_gpu": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.max_grad_norm,
+        "fp16": given.get("fp16", {}) | {"enabled": precision == "fp16"},
+        # the check: so that a step that is not finite is skipped
+        "bf16": {"check_grad_overflow": True} | given.get("bf16", {}) | {"enabled": precision == "bf16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW
+        "zero_force_ds_cpu_optimizer": False,  # which is vectorised on the CPU too, and needs no compiler
+    }
+    if compression:
+        config[_SENT_AS] = compression
+    left = _names_of_auto(config)
+    if left:
+        raise UserError(
+            f'{source} leaves {left[0]} to be "auto", and nobody here decides it: give a value, or leave it out'
         )
-        config["communication_data_type"] = "bf16"
-    config["zero_optimization"] = zero
-    config["zero_allow_untested_optimizer"] = True  # torch's AdamW
-    config["zero_force_ds_cpu_optimizer"] = False  # which is vectorised on the CPU too, and needs no compiler
+    logger.info("DeepSpeed: %s", json.dumps(config))
     return config
+
+
+def _names_of_auto(config: dict[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            names += _names_of_auto(value, f"{prefix}{key}.")
+        elif value == "auto":
+            names.append(prefix + key)
+    return names
 
 
 def _of_launcher(launcher: Launcher) -> dict[str, Any]:
     # Gradients are sent behind the backward pass, in buckets that fit this model: DeepSpeed's own hold seven times the
     # whole of it, so that nothing would be sent before the end.
     zero: dict[str, Any] = {"stage": launcher.zero_stage, "overlap_comm": True, "contiguous_gradients": True}
-    zero |= {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    zero |= {"reduce_bucket_size": BUCKET}
+    if launcher.zero_stage < 3:
+        # Each gradient to the one rank that needs it; by default all ranks get all of them, which is twice as much.
+        zero |= {"allgather_bucket_size": BUCKET, "use_multi_rank_bucket_allreduce": False}
+    else:
+        # By default, the weights of a billion parameters stay gathered, which are all of this model's.
+        zero |= {"stage3_max_live_parameters": BUCKET, "stage3_max_reuse_distance": BUCKET}
+        zero |= {"stage3_prefetch_bucket_size": BUCKET}
     if launcher.offload_optimizer != "none":
         zero["offload_optimizer"] = {"device": launcher.offload_optimizer}
     if launcher.offload_param != "none":
@@ -132,8 +175,9 @@ def _read(file: str) -> dict[str, Any]:
     return content
 
 
-def _refuse_conflict(source: str, key: str, given: Any, owned: Any, flag: str) -> None:
+def _refuse_conflict(source: str, key: str, given: Any, owned: Any, flag: str, value: Any = None) -> None:
     if given not in (None, "auto") and given != owned:
+        own = f"--{flag} is {owned if value is None else value}" if owned is not None else f"--{flag} is not given"
         raise UserError(
-            f'{source} sets {key} to {given}, but {flag} owns it and says {owned}: write "auto" there, or agree'
+            f'{source} sets {key} to {given}, but {own}, which decides: write "auto" there, and give what you want by the flag'
         )
