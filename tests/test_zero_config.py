@@ -58,6 +58,10 @@ def test_a_file_owns_the_rest(launcher: Launcher, tmp_path: Path) -> None:
     assert config["zero_optimization"] == content["zero_optimization"]
     assert config["fp16"] == {"enabled": False, "initial_scale_power": 8}
     assert precision_of_file(str(given.deepspeed_file)) == "bf16"
+    # The sizes that the templates of transformers leave open are made to fit the model's width.
+    content["zero_optimization"] |= {"reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
+    zero = deepspeed_config(with_file(launcher, tmp_path, content), SETTINGS, "bf16")["zero_optimization"]
+    assert zero["reduce_bucket_size"] == "auto"
     # A value that agrees with its owner may stand there.
     agreeing = {"zero_optimization": {"stage": 1}, "gradient_clipping": 0.7, "train_batch_size": 64}
     config = deepspeed_config(with_file(launcher, tmp_path, agreeing), replace(SETTINGS, global_batch_size=64), "no")
@@ -68,19 +72,25 @@ def test_a_file_owns_the_rest(launcher: Launcher, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ({"gradient_clipping": 0.5}, "sets gradient_clipping to 0.5, but --max_grad_norm owns it and says 0.7"),
-        ({"train_batch_size": 64}, "sets train_batch_size to 64, but --global_batch_size owns it and says None"),
-        ({"train_micro_batch_size_per_gpu": 4}, "but --per_device_train_batch_size owns it and says 12"),
-        ({"gradient_accumulation_steps": 4}, "but --gradient_accumulation_steps owns it and says 1"),
-        ({"bf16": {"enabled": True}}, "sets bf16.enabled to True, but --mixed_precision no owns it and says False"),
-        ({"optimizer": {"type": "Adam"}}, "has a section optimizer, which AdamW owns: remove it"),
-        ({"scheduler": {"type": "WarmupLR"}}, "has a section scheduler, which --lr_scheduler_type owns: remove it"),
+        (
+            {"gradient_clipping": 0.5},
+            'sets gradient_clipping to 0.5, but --max_grad_norm is 0.7, which decides: write "auto" there, and use',
+        ),
+        ({"train_batch_size": 64}, "sets train_batch_size to 64, but --global_batch_size is not given, which decides"),
+        ({"train_micro_batch_size_per_gpu": 4}, "but --per_device_train_batch_size is 12, which decides"),
+        ({"gradient_accumulation_steps": 4}, "but --gradient_accumulation_steps is 1, which decides"),
+        ({"bf16": {"enabled": True}}, "sets bf16.enabled to True, but --mixed_precision is no, which decides"),
+        ({"optimizer": {"type": "Adam"}}, "has optimizer: remove it, since train_sst2.py brings AdamW"),
+        ({"scheduler": {"type": "WarmupLR"}}, "has scheduler: remove it, since --lr_scheduler_type is the schedule"),
         ({"zero_optimization": {"stage": 0}}, "asks for ZeRO stage 0: give 1, 2 or 3"),
         ({"zero_optimization": {}}, "asks for ZeRO stage None: give 1, 2 or 3"),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
             "offloads to nvme, which a model of",
         ),
+        ({"bf16": True}, "bf16 must be an object, such as {}"),
+        ({"data_types": {"grad_accum_dtype": "fp32"}}, "has data_types: remove it, since weights and gradients are of"),
+        ({"fp16": {"loss_scale": "auto"}}, 'leaves fp16.loss_scale to be "auto", and nobody here decides it: give'),
         ("{", "is not JSON: "),
         ("[1]", "holds no JSON object"),
     ],

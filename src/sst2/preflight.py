@@ -136,6 +136,8 @@ def first_sum(launcher: Launcher, store: Any, timeout: float) -> Iterator[Callab
         message = _why_no_sum(launcher, store, timeout)
         if message:
             print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        else:
+            time.sleep(5)  # who speaks would fail of a rank that is gone before
         leave_at_once(EXIT_FAILED)
 
     timer = threading.Timer(timeout, give_up)
@@ -157,6 +159,8 @@ def _add_up(launcher: Launcher, store: Any, device: torch.device) -> None:
 
 def _why_no_sum(launcher: Launcher, store: Any, timeout: float) -> str:
     """Nothing where another rank says it."""
+    if not _has(store, str(launcher.rank)):
+        return ""  # who keeps the store has ended, and has said why
     ranks = range(launcher.world_size)
     present = [rank for rank in ranks if _has(store, f"{rank} adds")]
     absent = [rank for rank in ranks if rank not in present]

@@ -1,5 +1,7 @@
 """DeepSpeed ZeRO: stage 1 spreads AdamW's state over the ranks, 2 the gradients as well, 3 the weights as well."""
 
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,8 @@ from torch import nn
 
 from sst2.strategies.sharded import Sharded
 from sst2.strategies.waiting import Waiting
+
+logger = logging.getLogger(__name__)
 
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's loss scaler in fp16
 
@@ -53,6 +57,7 @@ class Zero(Sharded):
         if accelerator.num_processes > 1:
             self._watch_backward()
         self._stage = engine.zero_optimization_stage()
+        logger.info("DeepSpeed: %s", json.dumps(self.describe()["deepspeed_config"]))
 
     @contextmanager
     def forward_pass(self, is_last: bool) -> Iterator[None]:

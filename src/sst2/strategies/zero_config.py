@@ -5,7 +5,6 @@ YAML, or the JSON file that it names, owns the rest, which is how states are spr
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,13 @@ from sst2.environment import Launcher
 from sst2.errors import UserError
 from sst2.settings import Precision, Settings
 
-logger = logging.getLogger(__name__)
-
 BUCKET = 10_000_000  # numbers
 _SENT_AS = "communication_data_type"
+_BY_WIDTH = (
+    "zero_optimization.reduce_bucket_size",
+    "zero_optimization.stage3_prefetch_bucket_size",
+    "zero_optimization.stage3_param_persistence_threshold",
+)
 _FLAGS = {
     "train_batch_size": "global_batch_size",
     "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
@@ -61,7 +63,7 @@ def precision_of_file(file: str) -> Precision | None:
 
 
 def deepspeed_config(launcher: Launcher, settings: Settings, precision: str) -> dict[str, Any]:
-    """The whole configuration, without any `auto`.
+    """The whole configuration. Three sizes may be `auto`, which accelerate makes to fit the model's width.
 
     Raises:
         UserError: as above.
@@ -114,12 +116,11 @@ def deepspeed_config(launcher: Launcher, settings: Settings, precision: str) -> 
     }
     if compression:
         config[_SENT_AS] = compression
-    left = _names_of_auto(config)
+    left = [name for name in _names_of_auto(config) if name not in _BY_WIDTH]
     if left:
         raise UserError(
             f'{source} leaves {left[0]} to be "auto", and nobody here decides it: give a value, or leave it out'
         )
-    logger.info("DeepSpeed: %s", json.dumps(config))
     return config
 
 
@@ -179,5 +180,5 @@ def _refuse_conflict(source: str, key: str, given: Any, owned: Any, flag: str, v
     if given not in (None, "auto") and given != owned:
         own = f"--{flag} is {owned if value is None else value}" if owned is not None else f"--{flag} is not given"
         raise UserError(
-            f'{source} sets {key} to {given}, but {own}, which decides: write "auto" there, and give what you want by the flag'
+            f'{source} sets {key} to {given}, but {own}, which decides: write "auto" there, and use the flag'
         )
