@@ -3,8 +3,8 @@
     python benchmarks/scaling.py --output benchmarks/results/scaling.json
 
 Strong: the same sentences a step, shared by more processes. Weak: the same sentences for each process. Each run is
-`train_sst2.py` on a model of DistilBERT-base's size with random weights, one thread a process, over gloo. All runs take
-turns, several rounds in one go.
+`train_sst2.py` on a model of DistilBERT-base's size with random weights, over gloo, each process on a core of its own.
+All runs take turns, several rounds in one go.
 """
 
 import argparse
@@ -175,7 +175,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 }
             )
     return {
-        "what": "Step times of train_sst2.py on several processes of one host, DistilBERT-base's size, one thread each",
+        "what": "Step times of train_sst2.py on several processes of one host, DistilBERT-base's size, a core each",
         "command": f"python benchmarks/scaling.py --processes {arguments.processes} --sentences {arguments.sentences} "
         f"--rounds {arguments.rounds} --precision {arguments.precision}",
         "machine": processor(),
@@ -209,7 +209,7 @@ def prepare(folder: Path, precision: str) -> tuple[list[str], int, int]:
 
 def run(folder: Path, ranks: int, sentences: int, flags: list[str]) -> dict[str, float]:
     command = [*launcher(ranks), str(SCRIPT), *flags, "--global_batch_size", str(sentences)]
-    start([*command, "--output_dir", str(folder / "run")])
+    start([*command, "--output_dir", str(folder / "run")], ranks)
     lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
     logged = [line for line in lines if line["split"] == "train" and line["step"] > WARM_UP]
     return {
@@ -220,7 +220,8 @@ def run(folder: Path, ranks: int, sentences: int, flags: list[str]) -> dict[str,
 
 def probe(ranks: int, num_bytes: int) -> list[float]:
     """Seconds of an all-reduce of one number, and of all gradients."""
-    output = start([*launcher(ranks), "--no-python", sys.executable, "-c", BANDWIDTH_PROBE], COUNT=str(num_bytes // 4))
+    command = [*launcher(ranks), "--no-python", sys.executable, "-c", BANDWIDTH_PROBE]
+    output = start(command, ranks, COUNT=str(num_bytes // 4))
     return [float(line) for line in output.split()]
 
 
@@ -228,9 +229,16 @@ def launcher(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
 
 
-def start(command: list[str], **variables: str) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def start(command: list[str], cores: int, **variables: str) -> str:
+    """Run on so many of the machine's cores, or a single process would take them all."""
+    done = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables,
+        preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout
