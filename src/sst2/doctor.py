@@ -32,7 +32,7 @@ from torch import distributed
 
 from sst2.arguments import is_reporting_process, process_rank
 from sst2.connect import connect
-from sst2.environment import choose_precision, processor
+from sst2.environment import choose_precision, processor, read_launcher
 from sst2.errors import EXIT_USER_ERROR, exit_codes, leave_at_once
 from sst2.hub import TIMEOUT
 from sst2.settings import DEFAULT_MODEL, Settings
@@ -132,9 +132,10 @@ def precision() -> Iterator[Finding]:
 def threads() -> Iterator[Finding]:
     """Cores for each process."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    used = torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes_here = read_launcher().local_world_size
+    used = torch.get_num_threads() * processes_here
     too_many = used > allowed
-    advice = f"set OMP_NUM_THREADS to {max(1, allowed // max(1, used // torch.get_num_threads()))}" if too_many else ""
+    advice = f"set OMP_NUM_THREADS to {max(1, allowed // processes_here)}" if too_many else ""
     yield Finding("threads", f"{used} on {allowed} cores", "note" if too_many else "ok", advice)
 
 
