@@ -37,8 +37,9 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     if launcher.uses_deepspeed:
         from sst2.strategies.zero_config import deepspeed_plugin, precision_of_file
 
-        if settings.mixed_precision is None and launcher.deepspeed_file:
-            precision, reason = choose_precision(precision_of_file(launcher.deepspeed_file))
+        asked = precision_of_file(launcher.deepspeed_file) if launcher.deepspeed_file else None
+        if settings.mixed_precision is None and asked:
+            precision, reason = choose_precision(asked)[0], "DeepSpeed's file says so"
         plugin = deepspeed_plugin(launcher, settings, precision)
         backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
     store = roll_call(launcher, settings.connect_timeout)
