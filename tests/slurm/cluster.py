@@ -1,0 +1,128 @@
+"""A real SLURM of two nodes on this machine: munge, slurmctld and two slurmd on loopback, without systemd.
+
+Needs Debian's slurmctld, slurmd, slurm-client and munge, and to be root.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONFIGURATION = """
+ClusterName=sst2
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+SlurmdTimeout=20
+KillWait=30
+MinJobAge=3600
+SchedulerParameters=sched_interval=1,bf_interval=1,requeue_delay=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2
+PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE MaxTime=INFINITE State=UP
+PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
+"""
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+
+
+class Cluster:
+    """The daemons, and the commands of those who use them."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self._daemons: dict[str, subprocess.Popen] = {}
+        for name in ("munge", "state", "spool-n1", "spool-n2"):
+            (folder / name).mkdir(parents=True)
+        host = socket.gethostname()
+        text = CONFIGURATION.format(host=host, folder=folder, port=port, first=port + 1, last=port + 2)
+        (folder / "slurm.conf").write_text(text)
+        key = folder / "munge" / "key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o600)
+        for path in (folder / "munge", key):
+            shutil.chown(path, "munge", "munge")
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+
+    def start(self) -> None:
+        munge = self.folder / "munge"
+        files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        flags = [f"--{flag}={munge / name}" for flag, name in files.items()]
+        self._start("munged", "runuser", "-u", "munge", "--", "munged", "--foreground", "--force", *flags)
+        self._start("slurmctld", "slurmctld", "-D")
+        while "Slurmctld(primary) at" not in (pings := self.run("scontrol", "ping")) or "UP" not in pings:
+            assert self._daemons["slurmctld"].poll() is None, self.logs()
+            time.sleep(0.1)
+        for node in ("n1", "n2"):
+            self.start_node(node)
+        self.wait_for_nodes()
+
+    def start_node(self, node: str) -> None:
+        self._start(node, "slurmd", "-D", "-N", node)
+
+    def kill_node(self, node: str) -> None:
+        self._daemons.pop(node).kill()
+
+    def wait_for_nodes(self, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while set(self.run("sinfo", "--Node", "--noheader", "--format=%N %T").splitlines()) != {"n1 idle", "n2 idle"}:
+            assert time.monotonic() < deadline, self.run("sinfo", "--Node") + self.logs()
+            time.sleep(0.2)
+
+    def run(self, *command: object, folder: Path | None = None) -> str:
+        words = [*map(str, command)]
+        done = subprocess.run(words, env=self.environment, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or command[0] in ("sinfo", "scontrol"), done.stderr
+        return done.stdout
+
+    def logs(self) -> str:
+        return "\n".join(file.read_text()[-2000:] for file in self.folder.glob("*.log"))
+
+    def stop(self) -> None:
+        subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], env=self.environment, check=False)
+        for process in reversed(self._daemons.values()):
+            process.terminate()
+        for process in self._daemons.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def _start(self, name: str, *command: str) -> None:
+        with open(self.folder / f"{name}.out", "a") as output:
+            self._daemons[name] = subprocess.Popen(
+                command, env=self.environment, stdout=output, stderr=output, start_new_session=True
+            )
+        if name == "munged":
+            while not (self.folder / "munge" / "socket").exists():
+                assert self._daemons[name].poll() is None, (self.folder / f"{name}.out").read_text()
+                time.sleep(0.05)
+
+
+@contextmanager
+def running_cluster(folder: Path, port: int) -> Iterator[Cluster]:
+    """Two idle nodes, taken down again at the end."""
+    cluster = Cluster(folder, port)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
