@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SLOW ?= slow and not gpu
+SLOW ?= slow and not gpu and not slurm
 
-.PHONY: help demo test test-slow test-gpu checks clean
+.PHONY: help demo test test-slow test-gpu test-slurm checks clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -19,6 +19,9 @@ test: $(VENV)/installed-dev  ## all tests that need no GPU and take no long time
 test-slow: $(VENV)/installed-dev  ## many processes, whole runs; with SST2_DATA_DIR and SST2_MODEL_DIR also real data
 	$(BIN)/python -m pytest -m "$(SLOW)"
 
+test-slurm: $(VENV)/installed-dev  ## a SLURM of two nodes on this machine: Debian's slurmctld slurmd slurm-client munge, root
+	$(BIN)/python -m pytest -m slurm
+
 test-gpu: $(VENV)/installed-dev  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
@@ -26,7 +29,7 @@ checks: $(VENV)/installed-dev  ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run slurm/*.sh
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)

@@ -64,9 +64,11 @@ echo "slurm/train.sh: job $SLURM_JOB_ID, start $((restarts + 1)), $SLURM_NNODES 
 # A signal to the whole job reaches this shell too. It must outlive it, to requeue.
 trap : TERM USR1 USR2 INT
 code=0
+# Tasks that have stopped do not end within the same second: with --kill-on-bad-exit, the first one's 75 would kill those
+# that still say goodbye, and their code would be another. --wait ends what a lost task leaves behind.
 # SLURM_NODEID differs from node to node, so it is read there, not here.
 # shellcheck disable=SC2016
-srun --kill-on-bad-exit=1 bash -c 'exec "$0" -m sst2.launch --machine_rank "$SLURM_NODEID" "$@"' \
+srun --kill-on-bad-exit=0 --wait=60 bash -c 'exec "$0" -m sst2.launch --machine_rank "$SLURM_NODEID" "$@"' \
     "$python" "${launch[@]}" "$project/train_sst2.py" "${flags[@]}" &
 step=$!
 while kill -0 "$step" 2>/dev/null; do
@@ -80,5 +82,6 @@ if [ "$code" -eq 75 ]; then
     fi
     echo "slurm/train.sh: stopped with a checkpoint: requeueing"
     scontrol requeue "$SLURM_JOB_ID" || true # which a preempted job is already
+    sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
 fi
 exit "$code"
