@@ -52,10 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:
         sys.exit(_exit_code(error.returncode))
-    except (
-        DistError,
-        RendezvousError,
-    ) as error:  # of the launchers on several machines, before any process has started
+    except (DistError, RendezvousError) as error:
+        # of the launchers on several machines, before any process has started
         print(
             f"sst2.launch: error: not all machines have come ({error}): start the same command on each of them, with "
             "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer",

@@ -22,12 +22,6 @@ _BY_WIDTH = (
     "zero_optimization.stage3_prefetch_bucket_size",
     "zero_optimization.stage3_param_persistence_threshold",
 )
-_FLAGS = {
-    "train_batch_size": "global_batch_size",
-    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "gradient_clipping": "max_grad_norm",
-}
 _REFUSED = {
     "optimizer": "train_sst2.py brings AdamW",
     "scheduler": "--lr_scheduler_type is the schedule",
@@ -58,8 +52,12 @@ def precision_of_file(file: str) -> Precision | None:
         UserError: the file cannot be read.
     """
     content = _read(file)
-    asked: list[Precision] = [name for name in ("bf16", "fp16") if (content.get(name) or {}).get("enabled") is True]
-    return asked[0] if asked else None
+    names: tuple[Precision, ...] = ("bf16", "fp16")
+    for name in names:
+        section = content.get(name)
+        if isinstance(section, dict) and section.get("enabled") is True:
+            return name
+    return None
 
 
 def deepspeed_config(launcher: Launcher, settings: Settings, precision: str) -> dict[str, Any]:
@@ -88,13 +86,13 @@ def deepspeed_config(launcher: Launcher, settings: Settings, precision: str) -> 
                 f"{source} offloads to {device}, which a model of this size does not need: give cpu or none"
             )
     owners = {
-        "train_batch_size": settings.global_batch_size,
-        "train_micro_batch_size_per_gpu": settings.per_device_train_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps or 1,
-        "gradient_clipping": settings.max_grad_norm,
+        "train_batch_size": ("global_batch_size", settings.global_batch_size),
+        "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", settings.per_device_train_batch_size),
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", settings.gradient_accumulation_steps or 1),
+        "gradient_clipping": ("max_grad_norm", settings.max_grad_norm),
     }
-    for key, value in owners.items():
-        _refuse_conflict(source, key, given.get(key), value, _FLAGS[key])
+    for key, (flag, value) in owners.items():
+        _refuse_conflict(source, key, given.get(key), value, flag)
     for name in ("fp16", "bf16"):
         enabled = given.get(name, {}).get("enabled")
         _refuse_conflict(source, f"{name}.enabled", enabled, precision == name, "mixed_precision", precision)
