@@ -51,7 +51,7 @@ class Watchdog:
             # A client of its own: a wait of the main thread on the shared one would keep this thread out.
             store = distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
             self._store = distributed.PrefixStore("sst2.watchdog", store)
-            self._store.set_timeout(timedelta(seconds=self._interval))
+            self._store.set_timeout(timedelta(seconds=max(5.0, self._timeout)))  # of a busy host, not of a step
             distributed_c10d._set_pg_timeout(timedelta(seconds=2 * self._timeout))
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -91,11 +91,14 @@ class Watchdog:
         """A line for every rank that has not arrived, or does not answer."""
         if self._store is None:
             return []
-        before = self._read()
-        for _ in range(3):  # while the others listen, this rank must be heard as well
-            self._stopped.wait(self._interval)
-            self._tell()
-        now = self._read()
+        try:
+            before = self._read()
+            for _ in range(3):  # while the others listen, this rank must be heard as well
+                self._stopped.wait(self._interval)
+                self._tell()
+            now = self._read()
+        except RuntimeError:
+            return ["where the other ranks are is not known: the process that keeps it does not answer"]
         lines = []
         for rank in range(self._world_size):
             if rank == self._rank:
@@ -109,9 +112,5 @@ class Watchdog:
         return lines or ["every other rank has arrived"]
 
     def _read(self) -> dict[int, dict[str, Any]]:
-        answers = {}
-        for rank in range(self._world_size):
-            with suppress(RuntimeError):
-                if self._store.check([str(rank)]):
-                    answers[rank] = json.loads(self._store.get(str(rank)))
-        return answers
+        heard = [rank for rank in range(self._world_size) if self._store.check([str(rank)])]
+        return {rank: json.loads(self._store.get(str(rank))) for rank in heard}
