@@ -32,7 +32,7 @@ from sst2.batching import deal, evaluation_loaders, forward_size, micro_batches,
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
 from sst2.connect import connect
-from sst2.data import Split, load_sentences, tokenize
+from sst2.data import Split, load_sentences, tokenize_all
 from sst2.environment import describe_environment, peak_memory_mib
 from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
@@ -45,6 +45,7 @@ from sst2.preflight import require_free_space
 from sst2.ranks import on_main
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 from sst2.settings import Settings
+from sst2.staging import stage
 from sst2.strategies import prepare
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
@@ -71,12 +72,13 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     accelerator, precision = connect(settings)
     require_hub_login(settings)
-    sentences = load_sentences(settings)
-    tokenizer = load_tokenizer(settings)
+    local = stage(settings)
+    sentences = load_sentences(local)
+    tokenizer = load_tokenizer(local)
     set_seed(settings.seed)  # every rank draws the same new head
-    model = load_model(settings, tokenizer)
+    model = load_model(local, tokenizer)
     model_config, model_bytes = model.config, num_bytes(model)
-    splits = {name: tokenize(name, data, tokenizer, settings.max_length) for name, data in sentences.items()}
+    splits = tokenize_all(sentences, tokenizer, settings)
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
 
     settings = replace(settings, mixed_precision=precision)

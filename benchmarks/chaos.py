@@ -22,8 +22,9 @@ from typing import Any
 
 import psutil
 
-from sst2.checkpoint_folder import DamagedCheckpointError, list_checkpoints, verify_checkpoint
+from sst2.checkpoint_folder import list_checkpoints
 from sst2.environment import processor
+from sst2.sealed_folder import DamagedFolderError, verify_sealed
 
 SCRIPT = Path(__file__).parent.parent / "train_sst2.py"
 SHARE_IN_START = 0.2  # of the kills, before the first step
@@ -57,8 +58,8 @@ class Run:
         found = []
         for place in list_checkpoints(self.checkpoints):
             try:
-                verify_checkpoint(place)
-            except DamagedCheckpointError as error:
+                verify_sealed(place)
+            except DamagedFolderError as error:
                 found.append(f"{place.name}: {error}")
         return found
 

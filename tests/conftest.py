@@ -144,6 +144,50 @@ def broken_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def hub_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The repositories that the job reads by default, small: all three splits of SST-2, and a DistilBERT."""
+    import datasets
+
+    from sst2.sample import sample_sentences
+
+    root = tmp_path_factory.mktemp("hub")
+    data = root / "datasets" / "nyu-mll/glue"
+    features = datasets.Features(
+        {
+            "sentence": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["negative", "positive"]),
+            "idx": datasets.Value("int32"),
+        }
+    )
+    configs = ""
+    for config in ("cola", "sst2"):  # as on the hub, the repository holds more than SST-2
+        configs += f"- config_name: {config}\n  data_files:\n"
+        for split, size in {"train": 80, "validation": 40, "test": 20}.items():
+            sentences, labels = sample_sentences("validation" if split == "validation" else "train")
+            rows = slice(1000, 1000 + size) if split == "test" else slice(size)
+            known = labels[rows] if split != "test" else [-1] * size
+            table = {"sentence": sentences[rows], "label": known, "idx": list(range(size))}
+            (data / config).mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict(table, features=features).to_parquet(
+                data / config / f"{split}-00000-of-00001.parquet"
+            )
+            configs += f"  - split: {split}\n    path: {config}/{split}-*\n"
+    (data / "README.md").write_text(f"---\nconfigs:\n{configs}---\n# GLUE\n")
+
+    model = root / "models" / "distilbert/distilbert-base-uncased"
+    model.mkdir(parents=True)
+    for file in tiny_model.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    # Bait: weights as a pickle, which the real repository has as well, and code that its configuration asks to run.
+    (model / "pytorch_model.bin").write_bytes(b"not to be read")
+    (model / "modeling_bait.py").write_text("raise SystemExit('not to be run')\n")
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "modeling_bait.Config", "AutoModel": "modeling_bait.Model"}
+    (model / "config.json").write_text(json.dumps(config))
+    return root
+
+
+@pytest.fixture(scope="session")
 def tsv_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Some sentences of the sample as GLUE writes them, 300 in train.tsv and 70 in dev.tsv."""
     from sst2.sample import sample_sentences

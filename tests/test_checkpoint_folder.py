@@ -17,7 +17,6 @@ import pytest
 
 from processes import kill_at_change, start
 from sst2.checkpoint_folder import (
-    DamagedCheckpointError,
     adopt_checkpoints,
     checkpoint_name,
     find_latest,
@@ -25,10 +24,9 @@ from sst2.checkpoint_folder import (
     newest_checkpoint,
     recover,
     rotate,
-    verify_checkpoint,
-    write_checkpoint,
 )
 from sst2.errors import UserError
+from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
 
 
 def write(folder: Path, step: int, content: str = "first", size: int = 10_000) -> Path:
@@ -39,7 +37,7 @@ def write(folder: Path, step: int, content: str = "first", size: int = 10_000) -
         (unfinished / "state").write_text(content)
         (unfinished / "empty").touch()
 
-    write_checkpoint(folder / checkpoint_name(step), write_files)
+    write_sealed(folder / checkpoint_name(step), write_files)
     return folder / checkpoint_name(step)
 
 
@@ -54,7 +52,7 @@ def test_what_is_written_is_listed_and_verified(tmp_path: Path) -> None:
     manifest = json.loads((place / "manifest.json").read_text())
     assert {name: file["size"] for name, file in manifest["files"].items()} == {"empty": 0, "model": size, "state": 5}
     assert manifest["files"]["model"]["sha256"] == hashlib.sha256((place / "model").read_bytes()).hexdigest()
-    verify_checkpoint(place)
+    verify_sealed(place)
 
 
 def test_all_is_on_disk_before_the_rename_and_the_rename_before_older_ones_go(
@@ -132,8 +130,8 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     whole, damaged = write(tmp_path, 3), write(tmp_path, 5)
     damage(damaged / file)
-    with pytest.raises(DamagedCheckpointError, match=reason):
-        verify_checkpoint(damaged)
+    with pytest.raises(DamagedFolderError, match=reason):
+        verify_sealed(damaged)
     assert find_latest(tmp_path) == whole
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert said.startswith(f"passing over {damaged}: {reason}")
@@ -160,10 +158,10 @@ def test_what_cannot_be_written_leaves_what_was_there(there_before: bool, tmp_pa
         raise OSError(errno.EIO, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output error"):
-        write_checkpoint(tmp_path / "step-00000005", write_files)
+        write_sealed(tmp_path / "step-00000005", write_files)
     assert names(tmp_path) == (["step-00000005"] if there_before else [])
     if there_before:
-        verify_checkpoint(tmp_path / "step-00000005")
+        verify_sealed(tmp_path / "step-00000005")
         assert (tmp_path / "step-00000005" / "state").read_text() == "first"
 
 
@@ -196,7 +194,7 @@ def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(
     adopt_checkpoints(there / "step-00000003", here, best_step=1)
     assert names(here) == ["step-00000001", "step-00000003"]
     for place in list_checkpoints(here):
-        verify_checkpoint(place)
+        verify_sealed(place)
     adopt_checkpoints(here / ".." / "here" / "step-00000003", here, best_step=2)  # the run's own: nothing to do
     assert names(here) == ["step-00000001", "step-00000003"]
     flip_a_bit(there / "step-00000002" / "state")
@@ -231,7 +229,7 @@ def test_a_kill_at_any_change_of_files_leaves_a_whole_checkpoint(before: list[in
         recover(folder)
         assert not list(folder.glob(".*"))
         for place in list_checkpoints(folder):
-            verify_checkpoint(place)
+            verify_sealed(place)
         found = find_latest(folder)
         assert found is not None
         assert found.name >= "step-00000003"

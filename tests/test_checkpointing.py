@@ -24,12 +24,13 @@ from torch import nn
 
 from conftest import Bomb
 from processes import kill_at_change, start
-from sst2.checkpoint_folder import checkpoint_name, list_checkpoints, verify_checkpoint, write_checkpoint
+from sst2.checkpoint_folder import checkpoint_name, list_checkpoints
 from sst2.checkpointing import BINDING_SETTINGS, Checkpointer, load_weights
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.optimization import build_optimizer, build_schedule
 from sst2.random_states import random_state, restore_random_state
+from sst2.sealed_folder import verify_sealed, write_sealed
 from sst2.settings import Settings
 from sst2.strategies import prepare
 from sst2.training_state import TrainingState
@@ -184,8 +185,8 @@ def seal(place: Path) -> None:
         for name, data in content.items():
             (folder / name).write_bytes(data)
 
-    write_checkpoint(place, write_files)
-    verify_checkpoint(place)
+    write_sealed(place, write_files)
+    verify_sealed(place)
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -235,9 +236,9 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     def write_later(place: Path, write_files: Callable[[Path], None]) -> None:
         go.wait()
-        write_checkpoint(place, write_files)
+        write_sealed(place, write_files)
 
-    monkeypatch.setattr("sst2.checkpointing.write_checkpoint", write_later)
+    monkeypatch.setattr("sst2.checkpointing.write_sealed", write_later)
     return go
 
 

@@ -24,7 +24,7 @@ from sst2.sample import sample_sentences
 Train = Callable[..., Finished]
 
 DATASET, MODEL = "nyu-mll/glue", "distilbert/distilbert-base-uncased"
-ROWS = {"train": 80, "validation": 40, "test": 20}
+ROWS = {"train": 80, "validation": 40, "test": 20}  # of hub_root
 SHORT = ("--max_train_steps", 3, "--per_device_train_batch_size", 8, "--logging_steps", 1)
 TOKEN = "hf_testsecret"
 CODE_OR_PICKLE = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5")
@@ -72,48 +72,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """The repositories that the job reads by default, small: all three splits of SST-2, and a DistilBERT."""
-    root = tmp_path_factory.mktemp("hub")
-    data = root / "datasets" / DATASET
-    features = datasets.Features(
-        {
-            "sentence": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["negative", "positive"]),
-            "idx": datasets.Value("int32"),
-        }
-    )
-    configs = ""
-    for config in ("cola", "sst2"):  # as on the hub, the repository holds more than SST-2
-        configs += f"- config_name: {config}\n  data_files:\n"
-        for split, size in ROWS.items():
-            sentences, labels = sample_sentences("validation" if split == "validation" else "train")
-            rows = slice(1000, 1000 + size) if split == "test" else slice(size)
-            known = labels[rows] if split != "test" else [-1] * size
-            table = {"sentence": sentences[rows], "label": known, "idx": list(range(size))}
-            (data / config).mkdir(parents=True, exist_ok=True)
-            datasets.Dataset.from_dict(table, features=features).to_parquet(
-                data / config / f"{split}-00000-of-00001.parquet"
-            )
-            configs += f"  - split: {split}\n    path: {config}/{split}-*\n"
-    (data / "README.md").write_text(f"---\nconfigs:\n{configs}---\n# GLUE\n")
-
-    model = root / "models" / MODEL
-    model.mkdir(parents=True)
-    for file in tiny_model.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    # Bait: weights as a pickle, which the real repository has as well, and code that its configuration asks to run.
-    (model / "pytorch_model.bin").write_bytes(b"not to be read")
-    (model / "modeling_bait.py").write_text("raise SystemExit('not to be run')\n")
-    config = json.loads((model / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "modeling_bait.Config", "AutoModel": "modeling_bait.Model"}
-    (model / "config.json").write_text(json.dumps(config))
-    return root
-
-
-@pytest.fixture(scope="module")
-def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with HubServer(root) as hub:
+def place(hub_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with HubServer(hub_root) as hub:
         yield Place(hub, tmp_path_factory.mktemp("home"))
 
 
@@ -128,9 +88,9 @@ def warm(place: Place, train: Train, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def closed_hub(root: Path) -> str:
+def closed_hub(hub_root: Path) -> str:
     """An address where nothing listens."""
-    with HubServer(root) as hub:
+    with HubServer(hub_root) as hub:
         pass
     return hub.url
 
@@ -287,8 +247,8 @@ def test_offline_with_a_cold_cache_says_what_to_do(place: Place, train: Train, t
     assert place.hub.requests == before
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(root: Path, train: Train, tmp_path: Path) -> None:
-    with HubServer(root, delay=30) as hub:
+def test_a_hub_that_does_not_answer_is_asked_once(hub_root: Path, train: Train, tmp_path: Path) -> None:
+    with HubServer(hub_root, delay=30) as hub:
         run = train(*SHORT, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "cold"))
     assert_refused(run, f"--dataset_name {DATASET}", "not in the cache")
     assert "the hub does not answer (ReadTimeout" in run.stderr

@@ -7,7 +7,7 @@ import difflib
 import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,7 +52,7 @@ def process_rank() -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
-    """Settings from the command line, a YAML file and the defaults, the first winning.
+    """Settings from the command line, a YAML file and the defaults, the first winning, for a run in its folder.
 
     Args:
         argv: the words after the program's name; `sys.argv` if None.
@@ -60,8 +60,26 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     Raises:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
     """
+    # One process looks at the run's folder: the others may start after it has begun to fill it.
+    checks = [check_run_dir] if process_rank() == 0 else []
+    return read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", *checks)
+
+
+def read_settings(
+    argv: Sequence[str] | None, program: str, description: str, *checks: Callable[[Settings], object]
+) -> Settings:
+    """Settings for any program that takes the flags of a run.
+
+    Args:
+        argv: the words after the program's name; `sys.argv` if None.
+        program, description: for `--help` and messages.
+        checks: called with the settings; what they raise is a mistake as well.
+
+    Raises:
+        SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _Parser(GROUPS, prog=PROGRAM, description="Fine-tune DistilBERT on SST-2.", allow_abbrev=False)
+    parser = _Parser(GROUPS, prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help="flags as YAML; the command line wins over it")
     command_line = parser.parse_args(argv)
     from_file = {} if command_line.config is None else _values_of_yaml(parser, command_line.config)
@@ -75,9 +93,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     del values["config"]
     try:  # an OSError: a path that the file system does not take
         settings = Settings(**values)
-        # One process looks at the run's folder: the others may start after it has begun to fill it.
-        if process_rank() == 0:
-            check_run_dir(settings)
+        for check in checks:
+            check(settings)
         return settings
     except (UserError, ValueError, OSError) as error:
         parser.error(str(error))

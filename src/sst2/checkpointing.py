@@ -22,20 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
-from sst2.checkpoint_folder import (
-    DamagedCheckpointError,
-    checkpoint_name,
-    find_latest,
-    list_checkpoints,
-    newest_checkpoint,
-    recover,
-    rotate,
-    verify_checkpoint,
-    write_checkpoint,
-)
+from sst2.checkpoint_folder import checkpoint_name, find_latest, list_checkpoints, newest_checkpoint, recover, rotate
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.random_states import random_state, restore_random_state
+from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
 from sst2.settings import Settings
 from sst2.strategies import DataParallel
 from sst2.training_state import TrainingState
@@ -185,8 +176,8 @@ class Checkpointer:
             return None
         if requested != "auto":
             try:
-                verify_checkpoint(Path(requested))
-            except DamagedCheckpointError as error:
+                verify_sealed(Path(requested))
+            except DamagedFolderError as error:
                 raise _damaged(Path(requested), error) from None
             return Path(requested)
         place = find_latest(self.folder)
@@ -251,7 +242,7 @@ class Checkpointer:
             (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
         try:
-            write_checkpoint(place, write_files)
+            write_sealed(place, write_files)
             rotate(self.folder, place, self._settings.checkpoints_total_limit, state.best_step)
         except Exception as error:  # whatever it is, the main thread must learn of it
             self._failure = (place, error)

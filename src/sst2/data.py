@@ -17,6 +17,7 @@ from sst2.hub import reading_from_hub, require_revision
 from sst2.reading import LabelledSentences, read_dataset, read_file
 from sst2.sample import sample_sentences
 from sst2.settings import SAMPLE, Settings
+from sst2.staging import local_copy
 
 logger = logging.getLogger(__name__)
 
@@ -83,17 +84,33 @@ def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
     return splits
 
 
+def tokenize_all(
+    sentences: dict[str, LabelledSentences], tokenizer: PreTrainedTokenizerBase, settings: Settings
+) -> dict[str, Split]:
+    """Every split of a run, tokenised by `tokenize`."""
+    return {
+        name: tokenize(name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir)
+        for name, data in sentences.items()
+    }
+
+
 def tokenize(
     name: str,
     data: LabelledSentences,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     cache_dir: Path | None = None,
+    stage_dir: str | None = None,
 ) -> Split:
     """Tokenise a split, or map the file that an earlier start left in the datasets cache.
 
     Any number of processes may call this at once: the first takes a file lock and writes, the others wait at the lock.
     No collective is involved, so that a long tokenisation cannot run into a process group's timeout.
+
+    Args:
+        max_length: tokens per sentence at most.
+        cache_dir: where the file is kept; the datasets cache if None.
+        stage_dir: folder of the node's own disk to map a copy in; the file itself if None.
     """
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "sst2-tokenized"
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -104,6 +121,8 @@ def tokenize(
         else:
             logger.info("%s: tokenising %d sentences", name, len(data))
             _write_tokenized(data.sentences, tokenizer, max_length, file)
+    if stage_dir is not None:
+        file = local_copy(file, stage_dir)
     column = datasets.Dataset.from_file(str(file)).data.column("input_ids").combine_chunks()
     return Split(
         name=name,

@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import platform
+import re
 import resource
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -172,6 +174,18 @@ def use_all_cores() -> None:
     # physical ones: a core's second thread has no matrix unit to give
     cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def expand_path(text: str) -> Path:
+    """A path with ~ and variables such as $TMPDIR looked up on this node.
+
+    Raises:
+        UserError: a variable is not set.
+    """
+    path = os.path.expandvars(os.path.expanduser(text))
+    if missing := re.search(r"\$\{?(\w+)", path):
+        raise UserError(f"{text}: {missing[1]} is not set on {socket.gethostname()}: set it, or name a folder")
+    return Path(path)
 
 
 def peak_memory_mib(device: torch.device) -> float:

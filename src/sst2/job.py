@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 from transformers import DistilBertConfig, PreTrainedTokenizerBase
 
 from sst2.batching import BatchPlan
-from sst2.checkpoint_folder import DamagedCheckpointError, checkpoint_name, newest_checkpoint, verify_checkpoint
+from sst2.checkpoint_folder import checkpoint_name, newest_checkpoint
 from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
 from sst2.errors import TrainingDivergedError
 from sst2.preemption import Requests
 from sst2.ranks import on_main
 from sst2.run_folder import RunFolder
+from sst2.sealed_folder import DamagedFolderError, verify_sealed
 from sst2.settings import Settings
 from sst2.strategies import DataParallel
 from sst2.tracking import Tracker
@@ -142,7 +143,7 @@ class Job:
 def _damage(place: Path) -> str:
     """What is wrong with a checkpoint. One that is missing was never saved: an earlier start did not ask for it."""
     try:
-        verify_checkpoint(place)
-    except DamagedCheckpointError as error:
+        verify_sealed(place)
+    except DamagedFolderError as error:
         return str(error)
     return ""

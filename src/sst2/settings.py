@@ -122,6 +122,9 @@ class RunArguments:
     connect_timeout: float = flag(
         300.0, "seconds to wait at the start for all processes; those that have not come are named", "SECONDS"
     )
+    stage_dir: str | None = flag(
+        None, "folder of each node's own disk to copy model and data to, once a node; $TMPDIR is looked up there", "DIR"
+    )
     report_to: list[str] = flag(["tensorboard"], "trackers of accelerate besides TensorBoard", "TRACKER")
     push_to_hub: bool = flag(False, "upload the exported model when all is done")
     hub_model_id: str | None = flag(None, "repository to upload to; default: the run's name in your account", "NAME")

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, run_to_the_end, running
-from sst2.checkpoint_folder import newest_checkpoint, verify_checkpoint
+from sst2.checkpoint_folder import newest_checkpoint
+from sst2.sealed_folder import verify_sealed
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def saved_state(job: Job) -> dict[str, Any]:
     """How far the run is by its newest checkpoint, which must be whole."""
     newest = newest_checkpoint(job.run_dir / "checkpoints")
     assert newest is not None
-    verify_checkpoint(newest)
+    verify_sealed(newest)
     return json.loads((newest / "state.json").read_text())["training_state"]
 
 

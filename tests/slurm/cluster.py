@@ -31,7 +31,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
-SlurmdTimeout=20
+SlurmdTimeout=10
 KillWait=30
 MinJobAge=3600
 SchedulerParameters=sched_interval=1,bf_interval=1,requeue_delay=1

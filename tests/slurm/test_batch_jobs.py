@@ -1,26 +1,41 @@
-"""`sbatch slurm/train.sh` on a real SLURM of two nodes: it finishes, comes back when stopped, and fails visibly."""
+"""The scripts in slurm/ on a real SLURM of two nodes: jobs finish, come back when stopped, and fail visibly."""
 
-import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
-import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
+from batch import Job, submit
 from cluster import Cluster, running_cluster
 from conftest import REPOSITORY
+from hub_server import HubServer
 from processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 SAMPLE = ["--smoke", "--max_train_steps", 80, "--logging_steps", 1, "--checkpointing_steps", 20, "--log_sample_ids"]
 SAMPLE += ["--global_batch_size", 32]
-OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+TWO_NODES = ("--nodes", 2)
+# A disk on which a checkpoint takes so long that a test can hit it. PYTHONPATH names the folder of this file.
+SLOW_DISK = """
+import os, threading, time
+
+def slow(descriptor, fsync=os.fsync):
+    if threading.current_thread().name == "checkpoint writer":
+        time.sleep(0.5)
+    fsync(descriptor)
+
+os.fsync = slow
+"""
+
+Submit = Callable[..., Job]
 
 
 @pytest.fixture(scope="module")
@@ -33,142 +48,205 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-@dataclass
-class Job:
-    """A batch job."""
-
-    cluster: Cluster
-    number: str
-    output: Path
-    run_dir: Path
-
-    @property
-    def facts(self) -> dict[str, str]:
-        text = self.cluster.run("scontrol", "show", "job", self.number)
-        return dict(word.split("=", 1) for word in text.split() if "=" in word)
-
-    @property
-    def said(self) -> str:
-        return self.output.read_text() if self.output.exists() else ""
-
-    def wait_for(self, condition: Callable[[], object], seconds: float = 180) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"{self.facts}\n{self.said}"
-            time.sleep(0.1)
-
-    def wait_for_step(self, step: int) -> None:
-        log = self.run_dir / "metrics.jsonl"
-        self.wait_for(lambda: log.exists() and f'"split": "train", "step": {step},' in log.read_text())
-
-    def end(self) -> dict[str, str]:
-        """Wait for it; one that was requeued need not wait for its turn."""
-
-        def is_over() -> bool:
-            facts = self.facts
-            if facts["JobState"] == "PENDING" and facts["Restarts"] != "0":
-                subprocess.run(
-                    ["scontrol", "update", f"JobId={self.number}", "StartTime=now"],
-                    env=self.cluster.environment,
-                    capture_output=True,
-                    check=False,
-                )
-            return facts["JobState"] in OVER
-
-        self.wait_for(is_over)
-        return self.facts
-
-    @property
-    def weights(self) -> str:
-        return hashlib.sha256((self.run_dir / "model" / "model.safetensors").read_bytes()).hexdigest()
-
-
-Submit = Callable[..., Job]
-
-
 @pytest.fixture
-def submit(cluster: Cluster, tmp_path: Path) -> Iterator[Submit]:
-    jobs = []
+def start(cluster: Cluster, tmp_path: Path) -> Iterator[Submit]:
+    """Submit jobs, and see that none is left."""
+    jobs: list[Job] = []
 
-    def submit(*flags: object, options: tuple[object, ...] = ("--nodes", 2)) -> Job:
-        output, run_dir = tmp_path / f"{len(jobs)}.out", tmp_path / f"run-{len(jobs)}"
-        command = ["sbatch", "--parsable", f"--chdir={REPOSITORY}", f"--output={output}", *options, "slurm/train.sh"]
-        number = cluster.run(*command, *flags, "--output_dir", run_dir, folder=REPOSITORY).strip()
-        jobs.append(Job(cluster, number, output, run_dir))
+    def start(*flags: object, options: tuple[object, ...] = TWO_NODES, **variables: str) -> Job:
+        folder = tmp_path / str(len(jobs))
+        folder.mkdir()
+        jobs.append(submit(cluster, folder, flags, options, **variables))
         return jobs[-1]
 
-    yield submit
-    for job in jobs:
-        subprocess.run(["scancel", job.number], env=cluster.environment, check=False)
-        job.wait_for(lambda job=job: job.facts["JobState"] in OVER)
+    yield start
+    subprocess.run(["scancel", "--user=root"], env=cluster.environment, check=False)
+    cluster.wait_for_nodes()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Hash of the weights, and sentence ids, of a job that nobody disturbs."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    command = ["sbatch", "--parsable", f"--chdir={REPOSITORY}", f"--output={folder / 'out'}", "--nodes", 2]
-    number = cluster.run(*command, "slurm/train.sh", *SAMPLE, "--output_dir", folder / "run", folder=REPOSITORY).strip()
-    job = Job(cluster, number, folder / "out", folder / "run")
-    assert job.end()["JobState"] == "COMPLETED", job.said
-    assert "start 1, 2 nodes, 2 processes" in job.said
-    environment = json.loads((job.run_dir / "environment.json").read_text())
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job that nobody disturbs."""
+    job = submit(cluster, tmp_path_factory.mktemp("undisturbed"), SAMPLE, TWO_NODES)
+    facts = job.end()
+    assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), job.said
+    return job
+
+
+def assert_same_result(job: Job, undisturbed: Job, starts: int | None = None) -> None:
+    facts = job.end()
+    assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), job.said
+    if starts is not None:
+        assert facts["Restarts"] == str(starts - 1), job.said
+    assert job.said.count("resuming from ") == int(facts["Restarts"]) >= 1
+    assert job.sample_ids == undisturbed.sample_ids
+    assert job.curve == undisturbed.curve  # each step once
+    assert job.weights == undisturbed.weights
+
+
+def test_two_nodes_work_on_one_run(undisturbed: Job) -> None:
+    assert "start 1, 2 nodes, 2 processes" in undisturbed.said
+    environment = json.loads((undisturbed.run_dir / "environment.json").read_text())
     assert environment["world_size"] == 2
-    assert environment["variables"]["SLURM_JOB_ID"] == number
-    assert len(list((job.run_dir / "tensorboard").iterdir())) == 1
-    return {"weights": job.weights, "ids": (job.run_dir / "samples.jsonl").read_text()}
+    assert environment["variables"]["SLURM_JOB_ID"] == undisturbed.number
+    assert {"metrics.json", "predictions.csv", "model"} <= {path.name for path in undisturbed.run_dir.iterdir()}
+    assert len([*undisturbed.run_dir.rglob("events.out.tfevents.*")]) == 1
+    assert [step for step, _ in undisturbed.curve] == [*range(1, 81)]
 
 
-def assert_undisturbed(job: Job, undisturbed: dict[str, str]) -> None:
-    assert (job.run_dir / "samples.jsonl").read_text() == undisturbed["ids"]
-    assert job.weights == undisturbed["weights"]
-
-
-def test_a_signal_has_the_job_saved_requeued_and_finished(submit: Submit, undisturbed: dict[str, str]) -> None:
-    job = submit(*SAMPLE)
+def test_a_signal_has_the_job_saved_requeued_and_finished(start: Submit, undisturbed: Job) -> None:
+    job = start(*SAMPLE)
     job.wait_for_step(30)
     job.cluster.run("scancel", "--signal=USR1", job.number)
     job.wait_for(lambda: "stopped with a checkpoint: requeueing" in job.said)
-    facts = job.end()
-    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.said
     assert "stopped by SIGUSR1" in job.said
-    assert_undisturbed(job, undisturbed)
+    assert_same_result(job, undisturbed, starts=2)
 
 
-def test_a_job_of_higher_priority_takes_the_nodes_for_a_while(submit: Submit, undisturbed: dict[str, str]) -> None:
-    job = submit(*SAMPLE)
+def test_a_job_of_higher_priority_takes_the_nodes_for_a_while(start: Submit, undisturbed: Job) -> None:
+    job = start(*SAMPLE)
     job.wait_for_step(30)
     options = ("--partition=high", "--nodes=2", "--exclusive", "--wrap", "sleep 2")
     job.cluster.run("sbatch", "--output=/dev/null", *options)
     job.wait_for(lambda: "stopped by SIGTERM" in job.said)
+    assert_same_result(job, undisturbed, starts=2)
+
+
+def test_the_time_limit_is_heard_before_it_strikes(start: Submit, undisturbed: Job) -> None:
+    # Evaluations make it long enough: SLURM looks at its clock twice a minute.
+    job = start(*SAMPLE, "--eval_steps", 2, options=(*TWO_NODES, "--time=1", "--signal=USR1@50"))
+    job.wait_for(lambda: "stopped by SIGUSR1" in job.said)
+    job.wait_for(lambda: "stopped with a checkpoint: requeueing" in job.said)
+    assert_same_result(job, undisturbed)
+
+
+def test_requeued_amid_a_checkpoint(start: Submit, undisturbed: Job, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    job = start(*SAMPLE, PYTHONPATH=path)
+    job.wait_for(lambda: [*job.run_dir.glob("checkpoints/.step-*.unfinished")])
+    job.cluster.run("scontrol", "requeue", job.number)
+    assert [*job.run_dir.glob("checkpoints/.step-*.unfinished")], "the checkpoint was too fast for this test"
+    job.wait_for(lambda: "stopped by SIGTERM" in job.said)
+    assert_same_result(job, undisturbed, starts=2)
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_node_is_lost(start: Submit, undisturbed: Job, cluster: Cluster, node: str) -> None:
+    job = start(*SAMPLE)
+    job.wait_for_step(30)
+    cluster.kill_node(node)
+    try:
+        job.wait_for(lambda: job.facts["Restarts"] == "1")
+    finally:
+        cluster.start_node(node)
+    assert_same_result(job, undisturbed, starts=2)
+
+
+def test_a_job_that_is_cancelled_does_not_come_back(start: Submit) -> None:
+    job = start(*SAMPLE)
+    job.wait_for_step(10)
+    job.cluster.run("scancel", job.number)
     facts = job.end()
-    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.said
-    assert_undisturbed(job, undisturbed)
+    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0"), job.said
+    assert re.search(r"goes on from .*/checkpoints/step-000000\d\d", job.said)
+    assert "requeueing" not in job.said
 
 
-def test_a_mistake_is_not_tried_again_and_says_so_last(submit: Submit) -> None:
-    job = submit("--smoke", "--learning_rate", 7)
+def test_a_mistake_is_not_tried_again_and_says_so_last(start: Submit) -> None:
+    job = start("--smoke", "--learning_rate", 7)
     facts = job.end()
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0"), job.said
-    said = [line for line in job.said.splitlines() if not line.startswith("srun: ")]
-    assert said[-1].startswith("train_sst2.py: error: --learning_rate 7.0 cannot work"), job.said
+    last = job.said.splitlines()[-1]
+    assert "exit code 2, not requeued: train_sst2.py: error: --learning_rate 7.0 cannot work" in last
     assert not job.run_dir.exists()
 
 
-def test_what_is_preempted_for_ever_is_stopped_with_its_checkpoint(submit: Submit, cluster: Cluster) -> None:
-    cluster.environment["SST2_REQUEUES"] = "1"
-    try:
-        job = submit(*SAMPLE)
-    finally:
-        del cluster.environment["SST2_REQUEUES"]
-    for start, step in ((1, 15), (2, 40)):
-        job.wait_for_step(step)
-        cluster.run("scancel", "--signal=USR1", job.number)
-        job.wait_for(lambda start=start: job.said.count("stopped by SIGUSR1") == 2 * start)  # a line of each node
-        if start == 1:
-            job.wait_for(lambda: job.facts["Restarts"] == "1")
-            cluster.run("scontrol", "update", f"JobId={job.number}", "StartTime=now")
+def test_what_is_preempted_for_ever_is_stopped_with_its_checkpoint(start: Submit) -> None:
+    job = start(*SAMPLE, SST2_REQUEUES="1")
+    for number, step in ((1, 15), (2, 40)):
+        job.wait_for(lambda step=step: job.come_back() or f'"step": {step},' in read(job.run_dir / "metrics.jsonl"))
+        job.cluster.run("scancel", "--signal=USR1", job.number)
+        job.wait_for(lambda number=number: job.said.count("stopped by SIGUSR1") == 2 * number)  # a line of each node
     facts = job.end()
     assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "1"), job.said
     assert "requeued 1 times (SST2_REQUEUES): stopping for good; the last checkpoint is whole" in job.said
     assert re.search(r"goes on from .*/checkpoints/step-000000[4-9]\d", job.said)
+
+
+def test_deepspeed_is_one_variable_away(start: Submit, undisturbed: Job) -> None:
+    job = start(*SAMPLE, SST2_CONFIG="deepspeed_zero1", DS_ACCELERATOR="cpu")
+    assert job.end()["JobState"] == "COMPLETED", job.said
+    environment = json.loads((job.run_dir / "environment.json").read_text())
+    assert (environment["strategy"], environment["world_size"]) == ("deepspeed", 2)
+    assert job.sample_ids == undisturbed.sample_ids
+
+
+def test_a_sweep_of_which_one_task_is_preempted(start: Submit, cluster: Cluster, tmp_path: Path) -> None:
+    variables = {"SST2_SEEDS": "1 2 3 4", "SST2_LEARNING_RATES": "1e-3", "SST2_AT_ONCE": "2"}
+    variables |= {"SST2_SWEEP_DIR": str(tmp_path / "sweep"), "SST2_BASELINE": str(tmp_path / "sweep" / "lr1e-3-seed1")}
+    flags = ["--smoke", "--max_train_steps", "60", "--logging_steps", "1", "--global_batch_size", "32"]
+    options = [f"--chdir={REPOSITORY}", f"--output={tmp_path}/%x-%j.out"]
+    said = subprocess.check_output(
+        [REPOSITORY / "slurm" / "sweep.sh", *options, "--", *flags], env=cluster.environment | variables, text=True
+    )
+    array, table = re.findall(r"job (\d+): ", said)
+    tasks = {
+        number: Job(cluster, f"{array}_{number}", tmp_path, tmp_path / "sweep" / f"lr1e-3-seed{number + 1}")
+        for number in range(4)
+    }
+    tasks[0].wait_for_step(10)
+    node = tasks[0].facts["NodeList"]
+    cluster.run("sbatch", "--output=/dev/null", "--partition=high", "--nodelist", node, "--exclusive", "--wrap", "true")
+    for task in tasks.values():
+        task.end()
+    assert [task.facts["JobState"] for task in tasks.values()] == ["COMPLETED"] * 4
+    assert [task.facts["Restarts"] for task in tasks.values()] == ["1", "0", "0", "0"]
+    comparison = Job(cluster, table, tmp_path / f"compare-{table}.out", tmp_path / "sweep" / "comparison")
+    assert comparison.end()["JobState"] == "COMPLETED", comparison.said
+    lines = read(comparison.run_dir / "runs.csv").splitlines()
+    assert lines[0].startswith("run,seed,accuracy,")
+    assert [line.split(",")[1] for line in lines[1:]] == ["1", "2", "3", "4"]
+    assert "| 4 " in comparison.said  # runs of the one configuration
+    assert (comparison.run_dir / "comparison.png").stat().st_size > 0
+
+
+def test_fetched_on_the_login_node_run_without_a_hub(start: Submit, hub_root: Path, tmp_path: Path) -> None:
+    variables = {"HF_HOME": str(tmp_path / "huggingface"), "HF_HUB_OFFLINE": "0"}
+    flags = ["--max_train_steps", "3", "--per_device_train_batch_size", "8"]
+    with HubServer(hub_root) as hub:
+        variables["HF_ENDPOINT"] = hub.url
+        said = subprocess.check_output(
+            [REPOSITORY / "slurm" / "prefetch.sh", *flags],
+            env=os.environ | {"SST2_PYTHON": sys.executable} | variables,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert hub.requests
+    assert "all there, without asking the hub" in said
+    stage = tmp_path / "of-the-node"
+    job = start(*flags, "--stage_dir", stage, options=("--nodes=1",), **variables)  # the hub is gone
+    facts = job.end()
+    assert facts["JobState"] == "COMPLETED", job.said
+    assert "the hub does not answer" in job.said
+    assert [path.name.split("-")[0] for path in sorted(stage.iterdir()) if path.suffix != ".lock"]
+
+
+def test_tensorboard_listens_on_loopback_alone(
+    cluster: Cluster, start: Submit, undisturbed: Job, tmp_path: Path
+) -> None:
+    output = tmp_path / "tensorboard.out"
+    command = ["sbatch", "--parsable", f"--output={output}", "slurm/tensorboard.sh", undisturbed.run_dir]
+    job = Job(cluster, cluster.run(*command, folder=REPOSITORY).strip(), output, tmp_path)
+    job.wait_for(lambda: "Press CTRL+C" in job.said)
+    tunnel = re.search(r"ssh -N -L 6006:127\.0\.0\.1:(\d+) -J \S+ \S+", job.said)
+    assert tunnel
+    port = int(tunnel[1])
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", timeout=30) as answer:
+        assert "train/loss" in answer.read().decode()
+    addresses = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert addresses == {"127.0.0.1"}
+
+
+def read(file: Path) -> str:
+    return file.read_text() if file.exists() else ""

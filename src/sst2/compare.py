@@ -1,0 +1,241 @@
+"""Put runs side by side: what differs in their settings, what they reached, and whether that is more than chance.
+
+    python -m sst2.compare runs/*
+    python -m sst2.compare runs/* --baseline runs/first --output runs/comparison
+
+Prints one table of runs and one of configurations, in which runs that differ by their seed alone stand together.
+`--output DIR` writes them as comparison.md, runs.csv, configurations.csv and comparison.png as well.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sst2.arguments import is_run
+from sst2.errors import UserError, exit_codes
+from sst2.run_folder import RunFolder, write_text
+from sst2.settings import Settings
+from sst2.statistics import Difference, compare_accuracy, mean_interval
+
+PROGRAM = "python -m sst2.compare"
+# Settings that say where, how often and in what portions something is done, and nothing of the result.
+OF_NO_ACCOUNT = (
+    "output_dir report_to logging_steps log_sample_ids checkpointing_steps checkpoints_total_limit step_timeout "
+    "connect_timeout stage_dir per_device_eval_batch_size per_device_train_batch_size gradient_accumulation_steps"
+).split()
+TOO_FEW_SEEDS = 3  # up to which the spread over seeds is little more than a guess
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run. `metrics` and `correct` are None where it has not finished.
+
+    Attributes:
+        settings: that decide on the result, the seed among them.
+        metrics: as in `metrics.json`.
+        sentences: what it was evaluated on, with the labels.
+        correct: (sentences,) bool, whether each prediction is right.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    metrics: dict[str, Any] | None = None
+    sentences: tuple[tuple[str, str], ...] = ()
+    correct: np.ndarray | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.metrics is not None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Raises UserError: a folder is no run, a file in it cannot be read, or nothing has finished."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Put runs side by side.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
+    parser.add_argument("--baseline", type=Path, metavar="RUN", help="run whose configuration the others are tested on")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write the tables and a plot to")
+    arguments = parser.parse_args(argv)
+    folders = [folder for folder in arguments.runs if is_run(folder)]
+    if not folders:
+        raise UserError(f"{arguments.runs[0]} holds no run: give folders with a config.yaml, such as runs/*")
+    runs = [read_run(folder) for folder in folders]
+    baseline = None
+    if arguments.baseline:
+        if not is_run(arguments.baseline):
+            raise UserError(f"--baseline {arguments.baseline} holds no run: give a folder with a config.yaml")
+        baseline = read_run(arguments.baseline)
+        if not baseline.is_finished:
+            raise UserError(f"--baseline {arguments.baseline} has not finished: there is no metrics.json")
+        if arguments.baseline.resolve() not in [folder.resolve() for folder in folders]:
+            runs.insert(0, baseline)
+    if not any(run.is_finished for run in runs):
+        raise UserError(f"none of {len(runs)} runs has finished, {runs[0].name} for one: there is no metrics.json")
+
+    differing = differing_settings(runs)
+    of_runs = table_of_runs(runs, differing)
+    of_groups = table_of_groups(runs, [name for name in differing if name != "seed"], baseline)
+    text = f"{markdown(of_runs)}\n{markdown(of_groups)}\n{remarks(runs, baseline)}"
+    print(text)
+    if arguments.output:
+        from sst2.plots import plot_accuracy
+
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.output / "comparison.md", text)
+        write_text(arguments.output / "runs.csv", as_csv(of_runs))
+        write_text(arguments.output / "configurations.csv", as_csv(of_groups))
+        finished = [run for run in runs if run.metrics]
+        labels = [_label(run, differing) or run.name for run in finished]
+        plot_accuracy(arguments.output / "comparison.png", labels, [run.metrics for run in finished if run.metrics])
+
+
+def read_run(folder: Path) -> Run:
+    """Read the files of one run.
+
+    Raises:
+        UserError: one of them is damaged or missing.
+    """
+    place = RunFolder(folder)
+    try:
+        settings = yaml.safe_load(place.config.read_text(encoding="utf-8"))
+        deciding = {name: value for name, value in settings.items() if name not in OF_NO_ACCOUNT}
+        if not place.metrics.is_file():
+            return Run(str(folder), deciding)
+        metrics = json.loads(place.metrics.read_text(encoding="utf-8"))
+        with open(place.predictions, encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == metrics["split"]]
+        sentences = tuple((row["sentence"], row["label"]) for row in rows)
+        correct = np.array([row["label"] == row["prediction"] for row in rows])
+        if len(rows) != metrics["count"]:
+            raise ValueError(f"{place.predictions.name} has {len(rows)} sentences, metrics.json {metrics['count']}")
+    except (OSError, ValueError, LookupError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} cannot be read ({error}): leave it out, or run it again") from None
+    return Run(str(folder), deciding, metrics, sentences, correct)
+
+
+def differing_settings(runs: list[Run]) -> list[str]:
+    """Names of the settings that are not the same in all runs, in the order of the flags."""
+    names = [*vars(Settings())]
+    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+
+
+def grouped(runs: list[Run]) -> list[list[Run]]:
+    """The finished runs, those together that differ by their seed alone."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.is_finished:
+            groups.setdefault(_configuration(run), []).append(run)
+    return list(groups.values())
+
+
+def table_of_runs(runs: list[Run], differing: list[str]) -> list[list[str]]:
+    """A line of names, and a line for each run."""
+    lines = [["run", *differing, "accuracy", "95 % interval", "f1", "loss", "step", "sentences/s"]]
+    for run in runs:
+        settings = [_word(run.settings.get(name)) for name in differing]
+        if run.metrics is None:
+            lines.append([run.name, *settings, "not finished", "", "", "", "", ""])
+            continue
+        low, high = run.metrics["accuracy_ci95"]
+        figures = [f"{run.metrics['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{run.metrics['f1']:.4f}"]
+        figures += [
+            f"{run.metrics['loss']:.4f}",
+            str(run.metrics["step"]),
+            f"{run.metrics['sentences_per_second']:.0f}",
+        ]
+        lines.append([run.name, *settings, *figures])
+    return lines
+
+
+def table_of_groups(runs: list[Run], differing: list[str], baseline: Run | None) -> list[list[str]]:
+    """A line of names, and a line for each configuration, with its difference to the baseline's where there is one."""
+    groups = grouped(runs)
+    names = ["configuration", "runs", "accuracy", "95 % interval of the mean", "f1", "loss", "sentences/s"]
+    lines = [names + (["difference to baseline", "95 % interval", "p"] if baseline else [])]
+    reference = next(
+        (group for group in groups if baseline and _configuration(group[0]) == _configuration(baseline)), []
+    )
+    for group in groups:
+        metrics = [run.metrics for run in group if run.metrics]
+        _, _, interval = mean_interval([float(values["accuracy"]) for values in metrics])
+        line = [_label(group[0], differing) or "all", str(len(group)), _mean(metrics, "accuracy", 4)]
+        line.append(f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "one seed")
+        line += [_mean(metrics, "f1", 4), _mean(metrics, "loss", 4), _mean(metrics, "sentences_per_second", 0)]
+        if baseline:
+            line += _against(group, reference)
+        lines.append(line)
+    return lines
+
+
+def remarks(runs: list[Run], baseline: Run | None) -> str:
+    """What a reader must know to read the tables."""
+    lines = ["Intervals: of a run, Wilson's over its sentences; of a mean, Student's t over seeds. ± is one deviation."]
+    if baseline:
+        lines.append(
+            f"Baseline: the configuration of {baseline.name}. Differences on the same sentences: paired bootstrap over "
+            "sentences and seeds; p by McNemar's exact test where one run meets one, else by the bootstrap. Not "
+            "corrected for the number of comparisons."
+        )
+    if any(1 < len(group) <= TOO_FEW_SEEDS for group in grouped(runs)):
+        lines.append(f"With {TOO_FEW_SEEDS} seeds or fewer, the spread over seeds is little more than a guess.")
+    if any((run.metrics or {}).get("selected", "").endswith("flatters these figures") for run in runs):
+        lines.append("Some of these models were selected on the sentences they are compared on, which flatters them.")
+    if missing := [run.name for run in runs if not run.is_finished]:
+        lines.append(f"Not finished, and in no mean: {', '.join(missing)}.")
+    return "\n".join(lines) + "\n"
+
+
+def markdown(table: list[list[str]]) -> str:
+    """The table with columns of even width, which reads well in a terminal too."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [" | ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in table]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def as_csv(table: list[list[str]]) -> str:
+    stream = StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(table)
+    return stream.getvalue()
+
+
+def _against(group: list[Run], reference: list[Run]) -> list[str]:
+    if group == reference:
+        return ["baseline", "", ""]
+    if len({run.sentences for run in group + reference}) > 1:
+        return ["other sentences", "", ""]
+    found: Difference = compare_accuracy(_correct(group), _correct(reference))
+    return [f"{found.value:+.4f}", f"{found.low:+.4f} to {found.high:+.4f}", f"{found.p_value:.3g} ({found.test})"]
+
+
+def _correct(group: list[Run]) -> np.ndarray:
+    return np.stack([run.correct for run in group if run.correct is not None])
+
+
+def _configuration(run: Run) -> str:
+    return repr(sorted((name, value) for name, value in run.settings.items() if name != "seed"))
+
+
+def _label(run: Run, differing: list[str]) -> str:
+    return ", ".join(f"{name} {_word(run.settings.get(name))}" for name in differing)
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _mean(metrics: list[dict[str, Any]], name: str, digits: int) -> str:
+    mean, deviation, _ = mean_interval([float(values[name]) for values in metrics])
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(metrics) > 1 else "")
+
+
+if __name__ == "__main__":
+    with exit_codes(PROGRAM):
+        main(sys.argv[1:])

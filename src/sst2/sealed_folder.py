@@ -1,0 +1,113 @@
+"""Folders that are complete or absent, whatever happens while they are written.
+
+The files are written under a hidden name, listed with size and SHA-256 in `manifest.json`, brought to disk, and put in
+place by one rename. Nothing here knows what is in them.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sst2.run_folder import sync
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+UNFINISHED, REPLACED = "unfinished", "replaced"  # what a kill may leave: .NAME.unfinished
+
+
+class DamagedFolderError(Exception):
+    """The folder is not what was once written. The message says what is wrong with it."""
+
+
+def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
+    """Write a folder, in place of the one that may be there.
+
+    Args:
+        write_files: writes all files into the folder that it is given.
+
+    Raises:
+        OSError: the disk is full, or worse; whatever was at `place` before is still there.
+    """
+    unfinished = hidden(place, UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        write_files(unfinished)
+        files = {str(file.relative_to(unfinished)): _describe(file) for file in _files(unfinished)}
+        manifest = {"format": FORMAT, "files": files}
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        commit(unfinished, place)
+    except Exception as error:
+        # torch.save says "unexpected pos 8000960 vs 8000912"
+        is_full = unfinished.exists() and shutil.disk_usage(unfinished).free < 1 << 20
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+
+
+def verify_sealed(place: Path) -> None:
+    """Compare every file with the manifest, byte for byte.
+
+    Raises:
+        DamagedFolderError: a file is missing, has another size or other content, or there is no manifest.
+    """
+    try:
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise DamagedFolderError(f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}")
+        files = {str(name): dict(description) for name, description in manifest["files"].items()}
+    except FileNotFoundError:
+        raise DamagedFolderError(f"{MANIFEST if place.is_dir() else 'it'} is missing") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedFolderError(f"{MANIFEST} cannot be read: {error}") from None
+    for name, expected in files.items():
+        try:
+            size = (place / name).stat().st_size
+            if size != expected.get("size"):
+                raise DamagedFolderError(f"{name} has {size} bytes instead of {expected.get('size')}")
+            if _describe(place / name) != expected:
+                raise DamagedFolderError(f"{name} has another SHA-256 than {MANIFEST} says")
+        except OSError as error:
+            raise DamagedFolderError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def commit(unfinished: Path, place: Path) -> None:
+    """Bring a folder and all that is in it to disk, and rename it to its place."""
+    for path in (*unfinished.rglob("*"), unfinished):
+        sync(path)
+    replaced = hidden(place, REPLACED)
+    if place.exists():  # written once more: a run resumed from an earlier step passes here again
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(place, replaced)  # `recover` brings it back if the next line is never reached
+    try:
+        os.rename(unfinished, place)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, place)
+        raise
+    for folder in (place.parent, place.parent.parent):  # both may be new
+        sync(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def hidden(place: Path, suffix: str) -> Path:
+    """The name beside `place` under which something unfinished lies."""
+    return place.with_name(f".{place.name}.{suffix}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    digest, block = hashlib.sha256(), bytearray(1 << 24)  # long blocks: between two of them Python's lock is contended
+    with open(file, "rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(memoryview(block)[:count])
+        return {"size": stream.tell(), "sha256": digest.hexdigest()}

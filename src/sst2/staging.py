@@ -1,0 +1,125 @@
+"""Model and data on each node's own disk: copied there once, verified, and read by all processes of the node.
+
+A thousand processes that start at once ask a shared file system for the same few hundred megabytes a thousand times.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from sst2.environment import expand_path
+from sst2.errors import UserError
+from sst2.hub import reading_from_hub
+from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
+from sst2.settings import DATA_FILES, SAMPLE, Settings
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILES = ("*.json", "*.txt", "*.safetensors")  # what transformers reads of a checkpoint
+_SOURCE = "source.json"
+
+
+def stage(settings: Settings) -> Settings:
+    """Settings that name copies on this node's disk in place of model and data; the same ones without `--stage_dir`.
+
+    The sentences of a hub's data set are read where they are, once; what training reads all the time are token ids, of
+    which `tokenize` makes the copy.
+
+    Raises:
+        UserError: the folder cannot be written, or has no room.
+    """
+    if settings.stage_dir is None:
+        return settings
+    copies: dict[str, Any] = {}
+    name = settings.model_name_or_path
+    if name != SAMPLE:
+        folder = Path(name) if Path(name).is_dir() else _snapshot(settings)
+        copies["model_name_or_path"] = str(local_copy(folder, settings.stage_dir, MODEL_FILES))
+    for flag in ("dataset_name", *DATA_FILES):
+        value = getattr(settings, flag)
+        if value is not None and Path(value).exists():
+            copies[flag] = str(local_copy(Path(value), settings.stage_dir))
+    return replace(settings, **copies)
+
+
+def local_copy(source: Path, stage_dir: str, patterns: tuple[str, ...] = ()) -> Path:
+    """A verified copy of a file or folder below `stage_dir`. Any number of processes may ask for it at once.
+
+    A copy that an earlier start has left is compared with its manifest, byte for byte, and with the source by names,
+    sizes and times; only if something differs is it made anew.
+
+    Args:
+        source: file or folder.
+        stage_dir: variables such as $TMPDIR are looked up on this node.
+        patterns: of the files directly in a folder to copy; all files at any depth if none.
+
+    Raises:
+        UserError: the folder cannot be written, or has no room.
+    """
+    folder = expand_path(stage_dir)
+    files = _files(source, patterns)
+    facts = {str(name): [status.st_size, status.st_mtime_ns] for name, status in files.items()}
+    key = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    place = folder / f"{source.name}-{key}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f".{place.name}.lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # all look at once
+            if not _is_current(place, facts):
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the first one copies
+                if not _is_current(place, facts):
+                    _copy(source, files, facts, place)
+    except OSError as error:
+        raise UserError(
+            f"--stage_dir {folder} on {socket.gethostname()} cannot be written ({error.strerror}): make room, name "
+            "another folder, or leave the flag out"
+        ) from None
+    return place / source.name
+
+
+def _snapshot(settings: Settings) -> Path:
+    """Where the hub's cache has the model."""
+    name, revision = settings.model_name_or_path, settings.model_revision
+    with reading_from_hub("--model_name_or_path", name, "model", revision):
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+
+
+def _files(source: Path, patterns: tuple[str, ...]) -> dict[Path, os.stat_result]:
+    """Files to copy, by their names in the copy. The hub's cache is made of links: what they point to is copied."""
+    if source.is_file():
+        return {Path(source.name): source.stat()}
+    found = [file for pattern in patterns or ("**/*",) for file in source.glob(pattern) if file.is_file()]
+    return {source.name / file.relative_to(source): file.stat() for file in sorted(found)}
+
+
+def _is_current(place: Path, facts: dict[str, list[int]]) -> bool:
+    try:
+        verify_sealed(place)
+        return json.loads((place / _SOURCE).read_text(encoding="utf-8")) == facts
+    except (DamagedFolderError, OSError, ValueError) as error:
+        if place.exists():
+            logger.warning("copying anew what is damaged: %s (%s)", place, error)
+        return False
+
+
+def _copy(source: Path, files: dict[Path, os.stat_result], facts: dict[str, list[int]], place: Path) -> None:
+    def write(folder: Path) -> None:
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.parent / name, folder / name)
+            if (folder / name).stat().st_size != facts[str(name)][0]:
+                raise UserError(f"{source.parent / name} changed while it was copied to --stage_dir: start again")
+        (folder / _SOURCE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+    size = sum(size for size, _ in facts.values())
+    logger.info("copying %s (%.1f MB) to %s", source, size / 1e6, place)
+    write_sealed(place, write)

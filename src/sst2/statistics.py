@@ -1,0 +1,85 @@
+"""What the figures of several runs say: intervals over seeds, and tests on the sentences that two runs share.
+
+Runs are compared on the same sentences, which takes out what makes a sentence hard for all of them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much one configuration is more accurate than another.
+
+    Attributes:
+        value: accuracy of the first minus that of the second, means over their runs.
+        low, high: 95 % interval from a paired bootstrap (percentiles).
+        p_value: two-sided, that of McNemar's exact test for one run against another, of the bootstrap for several.
+        test: which of the two it is.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    test: str
+
+
+def mean_interval(values: list[float]) -> tuple[float, float, tuple[float, float] | None]:
+    """Mean, sample standard deviation (n - 1), and 95 % interval of the mean by Student's t; None for one value."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, 0.0, None
+    deviation = float(np.std(values, ddof=1))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
+    return mean, deviation, (mean - reach, mean + reach)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p-value of McNemar's exact test: do two runs err on different numbers of sentences?
+
+    Only sentences count that one of them has right and the other wrong; under the null hypothesis each of these is as
+    likely to be the first's as the second's (McNemar, 1947; exact binomial form).
+
+    Args:
+        first, second: (sentences,) bool, whether the prediction is right.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
+    """Compare two configurations on the same sentences.
+
+    The paired bootstrap draws sentences with replacement, the same for both sides, and, where a side has several runs,
+    runs as well: the interval speaks of new sentences and new seeds (Efron & Tibshirani, 1993, chapter 13).
+
+    Args:
+        first, second: (runs, sentences) bool, whether each run's prediction is right.
+        seed: of the bootstrap.
+    """
+    generator = np.random.default_rng(seed)
+    sentences = first.shape[1]
+    drawn = np.zeros(RESAMPLES)
+    for number in range(RESAMPLES):
+        rows = np.asarray(generator.integers(sentences, size=sentences))
+        drawn[number] = _resampled_mean(first, rows, generator) - _resampled_mean(second, rows, generator)
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    value = float(first.mean() - second.mean())
+    if len(first) == len(second) == 1:
+        return Difference(value, float(low), float(high), mcnemar(first[0], second[0]), "McNemar")
+    # The share of resamples beyond 0, on the smaller side, twice; never 0, as if there had been one more.
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return Difference(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)), "bootstrap")
+
+
+def _resampled_mean(correct: np.ndarray, rows: np.ndarray, generator: np.random.Generator) -> float:
+    runs = generator.integers(len(correct), size=len(correct)) if len(correct) > 1 else [0]
+    return float(correct[runs][:, rows].mean())

@@ -1,0 +1,85 @@
+"""Batch jobs of slurm/train.sh that a test can submit, watch and wait for."""
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import Cluster
+from conftest import REPOSITORY
+
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+
+
+@dataclass
+class Job:
+    """A batch job."""
+
+    cluster: Cluster
+    number: str
+    output: Path
+    run_dir: Path
+
+    @property
+    def facts(self) -> dict[str, str]:
+        text = self.cluster.run("scontrol", "show", "job", self.number)
+        return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text() if self.output.exists() else ""
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 180) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{self.facts}\n{self.said}\n{self.cluster.logs()}"
+            time.sleep(0.1)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until at least `step` steps are logged. The job needs `--logging_steps 1`."""
+        log = self.run_dir / "metrics.jsonl"
+        self.wait_for(lambda: log.exists() and f'"split": "train", "step": {step},' in log.read_text())
+
+    def come_back(self) -> None:
+        """Start now if the job has been requeued: SLURM would have it wait for two minutes."""
+        facts = self.facts
+        if facts["JobState"] == "PENDING" and facts["Restarts"] != "0" and facts["Reason"] == "BeginTime":
+            command = ["scontrol", "update", f"JobId={self.number}", "StartTime=now"]
+            subprocess.run(command, env=self.cluster.environment, capture_output=True, check=False)
+
+    def end(self) -> dict[str, str]:
+        """Wait until it is over, however often it has to start. Returns its facts."""
+
+        def is_over() -> bool:
+            self.come_back()
+            return self.facts["JobState"] in OVER
+
+        self.wait_for(is_over, 300)
+        return self.facts
+
+    @property
+    def weights(self) -> str:
+        return hashlib.sha256((self.run_dir / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+    @property
+    def sample_ids(self) -> str:
+        return (self.run_dir / "samples.jsonl").read_text()
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """Step and loss of every logged step, as often as it was logged."""
+        lines = map(json.loads, (self.run_dir / "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
+
+
+def submit(cluster: Cluster, folder: Path, flags: Sequence[object], options: Sequence[object], **variables: str) -> Job:
+    """`sbatch slurm/train.sh`, with its output and its run below `folder`."""
+    environment = os.environ | cluster.environment | variables
+    command = ["sbatch", "--parsable", f"--chdir={folder}", f"--output={folder / 'output'}", *options]
+    words = [*map(str, [*command, "slurm/train.sh", *flags, "--output_dir", folder / "run"])]
+    number = subprocess.check_output(words, env=environment, cwd=REPOSITORY, text=True).strip()
+    return Job(cluster, number, folder / "output", folder / "run")
