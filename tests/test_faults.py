@@ -218,10 +218,10 @@ def test_one_rank_of_two_stands_still(
         finished = job.wait(60)
         assert finished.code == 1
         assert not job.processes()
-    assert "rank 0 has been at step " in finished.stderr
-    assert "rank 1 does not answer; it was last at step " in finished.stderr, finished.stderr
+    assert "rank 0 has been at " in finished.stderr
+    assert "rank 1 does not answer; it was last at " in finished.stderr, finished.stderr
     assert "rank 0, stack of thread MainThread:" in finished.stderr
-    assert "in train_step" in finished.stderr
+    assert "in fit" in finished.stderr  # wherever in it: the moment is not the test's to choose
     assert "error: rank 0: another process is gone, or did not answer in time" in finished.stderr
     assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
 
