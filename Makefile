@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SLOW ?= slow and not gpu and not slurm
+SLOW ?= slow and not gpu
 
 .PHONY: help demo test test-slow test-gpu test-slurm checks clean
 
@@ -16,7 +16,7 @@ demo: $(VENV)/installed  ## the whole job on the embedded sample, on a CPU, with
 test: $(VENV)/installed-dev  ## all tests that need no GPU and take no long time
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-slow: $(VENV)/installed-dev  ## many processes, whole runs; with SST2_DATA_DIR and SST2_MODEL_DIR also real data
+test-slow: $(VENV)/installed-dev  ## many processes, SLURM; with SST2_DATA_DIR and SST2_MODEL_DIR also real data
 	$(BIN)/python -m pytest -m "$(SLOW)"
 
 test-slurm: $(VENV)/installed-dev  ## a SLURM of two nodes on this machine: Debian's slurmctld slurmd slurm-client munge, root

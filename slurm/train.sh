@@ -43,7 +43,10 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
     say "error: this is a batch script: sbatch slurm/train.sh" >&2
     exit 2
 fi
-script=$(fact job "$SLURM_JOB_ID" Command) # SLURM runs a copy of it from a folder of its own
+# A task of an array goes by its number in it: one of them has the id of the whole array, and so of all tasks.
+id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+id=${id:-$SLURM_JOB_ID}
+script=$(fact job "$id" Command) # SLURM runs a copy of it from a folder of its own
 export SST2_PROJECT=${SST2_PROJECT:-$(cd "$SLURM_SUBMIT_DIR" && realpath "$(dirname "$script")/..")}
 if [ ! -f "$SST2_PROJECT/train_sst2.py" ]; then
     say "error: no train_sst2.py in $SST2_PROJECT: give the project's folder as SST2_PROJECT" >&2
@@ -90,18 +93,17 @@ for flag in "$@"; do
     esac
     flags+=("$flag")
 done
-task=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 if [ -n "${SST2_SWEEP:-}" ]; then
     read -ra more < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<< "$SST2_SWEEP")
     flags+=("${more[@]}")
 fi
 case " ${flags[*]} " in
     *" --output_dir"*) ;;
-    *) flags+=(--output_dir "runs/$SLURM_JOB_NAME-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}$task") ;;
+    *) flags+=(--output_dir "runs/$SLURM_JOB_NAME-$id") ;;
 esac
 [ "$resumes" = no ] || flags+=(--resume_from_checkpoint auto)
 
-say "job $SLURM_JOB_ID, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $SST2_HEAD:$SST2_PORT"
+say "job $id, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $SST2_HEAD:$SST2_PORT"
 
 # Tasks that have stopped do not end within the same second: with --kill-on-bad-exit, the first one's 75 would kill
 # those that still say goodbye, and their code would be another. --wait ends what a lost task leaves behind. Without a
@@ -126,11 +128,11 @@ fi
 
 # A job that is still running was asked to stop by a signal or a file, and this script brings it back. One that SLURM has
 # ended already comes back if it was preempted or requeued, and does not if somebody has cancelled it.
-state=$(fact job "$SLURM_JOB_ID" JobState)
-if [ "$code" -eq 75 ] && { [ "$state" = RUNNING ] || [ "$(fact job "$SLURM_JOB_ID" Reason)" = TimeLimit ]; }; then
+state=$(fact job "$id" JobState)
+if [ "$code" -eq 75 ] && { [ "$state" = RUNNING ] || [ "$(fact job "$id" Reason)" = TimeLimit ]; }; then
     [ "$restarts" -lt "$cap" ] || give_up
     say "stopped with a checkpoint: requeueing"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$id"
     sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
 elif [ "$code" -eq 75 ]; then
     say "stopped with a checkpoint by SLURM"
@@ -139,7 +141,7 @@ elif [ "$code" -ne 0 ]; then
     reason=$(awk '
         /^slurm\/train.sh: job/ { line = "" }
         /: error: / && !/^srun: / { line = $0 }
-        END { print line }' "$(fact job "$SLURM_JOB_ID" StdOut)") || true
+        END { print line }' "$(fact job "$id" StdOut)") || true
     say "exit code $code, not requeued: ${reason:-see above}" >&2
 fi
 exit "$code"

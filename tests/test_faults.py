@@ -154,20 +154,22 @@ def delete_the_manifest(place: Path) -> str:
     return "manifest.json is missing"
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, truncate, delete_the_manifest])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
-    damage: Callable[[Path], str], long_job: list[object], undisturbed: dict[str, Any], tmp_path: Path
+def test_damaged_checkpoints_are_named_and_the_one_before_is_taken(
+    long_job: list[object], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    with running(long_job, tmp_path / "run") as job:
+    flags = [*long_job, "--checkpoints_total_limit", 4]
+    with running(flags, tmp_path / "run") as job:
         job.wait_for_step(33)
         job.process.send_signal(signal.SIGUSR1)
         assert job.wait().code == 75
-    *_, before, newest = list_checkpoints(tmp_path / "run" / "checkpoints")
-    reason = damage(newest)
-    with running([*long_job, "--resume_from_checkpoint", "auto"], tmp_path / "run") as job:
+    whole, *damaged = list_checkpoints(tmp_path / "run" / "checkpoints")
+    ways = (flip_a_byte, truncate, delete_the_manifest)
+    reasons = {place: damage(place) for place, damage in zip(damaged, ways, strict=True)}
+    with running([*flags, "--resume_from_checkpoint", "auto"], tmp_path / "run") as job:
         finished = job.wait()
-    assert f"passing over {newest}: {reason}" in finished.stderr
-    assert f"resuming from {before}" in finished.stderr
+    for place, reason in reasons.items():
+        assert f"passing over {place}: {reason}" in finished.stderr
+    assert f"resuming from {whole}" in finished.stderr
     assert results(tmp_path / "run") == undisturbed
 
 

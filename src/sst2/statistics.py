@@ -55,7 +55,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
-def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
+def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Difference:
     """Compare two configurations on the same sentences.
 
     The paired bootstrap draws sentences with replacement, the same for both sides, and, where a side has several runs,
@@ -64,11 +64,12 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Di
     Args:
         first, second: (runs, sentences) bool, whether each run's prediction is right.
         seed: of the bootstrap.
+        resamples: of the bootstrap.
     """
     generator = np.random.default_rng(seed)
     sentences = first.shape[1]
-    drawn = np.zeros(RESAMPLES)
-    for number in range(RESAMPLES):
+    drawn = np.zeros(resamples)
+    for number in range(resamples):
         rows = np.asarray(generator.integers(sentences, size=sentences))
         drawn[number] = _resampled_mean(first, rows, generator) - _resampled_mean(second, rows, generator)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -77,7 +78,7 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Di
         return Difference(value, float(low), float(high), mcnemar(first[0], second[0]), "McNemar")
     # The share of resamples beyond 0, on the smaller side, twice; never 0, as if there had been one more.
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)), "bootstrap")
+    return Difference(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (resamples + 1)), "bootstrap")
 
 
 def _resampled_mean(correct: np.ndarray, rows: np.ndarray, generator: np.random.Generator) -> float:

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 CONFIGURATION = """
 ClusterName=sst2
@@ -42,6 +44,12 @@ PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE Ma
 PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+
+
+def missing() -> str:
+    """What this machine lacks for a cluster of its own; nothing if it can have one."""
+    lacking = [program for program in PROGRAMS if shutil.which(program) is None]
+    return "needs to be root" if os.geteuid() else f"needs {', '.join(lacking)}" if lacking else ""
 
 
 class Cluster:
@@ -78,8 +86,16 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._start(node, "slurmd", "-D", "-N", node)
 
-    def kill_node(self, node: str) -> None:
-        self._daemons.pop(node).kill()
+    def kill_node(self, node: str, with_processes: bool = False) -> None:
+        """Kill the node's daemon, and also all that it has started, as a node does that loses power."""
+        daemon = self._daemons.pop(node)
+        daemon.kill()
+        daemon.wait()
+        if with_processes:
+            for process in psutil.process_iter():
+                with suppress(psutil.Error):
+                    if process.environ().get("SLURMD_NODENAME") == node:
+                        process.kill()
 
     def wait_for_nodes(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds

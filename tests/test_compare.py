@@ -1,0 +1,156 @@
+"""Runs side by side: which settings differ, what goes into a mean, and what is refused."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from sst2.arguments import to_yaml
+from sst2.compare import PROGRAM, main
+from sst2.errors import exit_codes
+from sst2.metrics import SentimentMetric
+from sst2.settings import Settings
+
+Compare = Callable[..., tuple[int, str, str]]
+
+
+def write_run(folder: Path, accuracy: float, finished: bool = True, sentences: int = 100, **settings: Any) -> Path:
+    """A folder as a run leaves it, with a model that has the first sentences right."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(Settings(output_dir=str(folder), smoke=True, **SAMPLE | settings)))
+    if not finished:
+        return folder
+    labels = np.arange(sentences) % 2
+    right = np.arange(sentences) < round(accuracy * sentences)
+    predicted = np.where(right, labels, 1 - labels)
+    logits = np.stack([1.0 - predicted, predicted], axis=1)
+    metrics = SentimentMetric().compute(predictions=logits, references=labels, lengths=np.full(sentences, 5))
+    metrics |= {"split": "validation", "step": 40, "sentences_per_second": 321.0, "selected": "the last one"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    names = ("negative", "positive")
+    with open(folder / "predictions.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "row", "sentence", "label", "prediction", "probability_positive"])
+        for row in range(sentences):
+            writer.writerow(["validation", row, f"film, {row}", names[labels[row]], names[predicted[row]], "0.5"])
+            writer.writerow(["test", row, f"other {row}", "", names[0], "0.5"])
+    return folder
+
+
+SAMPLE = {"model_name_or_path": "sample", "dataset_name": "sample"}
+
+
+@pytest.fixture
+def compare(capsys: pytest.CaptureFixture[str]) -> Compare:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            with exit_codes(PROGRAM):
+                main([*map(str, arguments)])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed, accuracies in ((1, (0.80, 0.90)), (2, (0.82, 0.91)), (3, (0.81, 0.92))):
+        for rate, accuracy in zip((2e-5, 5e-5), accuracies, strict=True):
+            write_run(tmp_path / "runs" / f"lr{rate:g}-seed{seed}", accuracy, learning_rate=rate, seed=seed)
+    return tmp_path / "runs"
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_runs_that_differ_by_their_seed_alone_make_a_mean(compare: Compare, runs: Path) -> None:
+    code, said, _ = compare(*sorted(runs.iterdir()))
+    assert code == 0
+    table = cells(said)
+    assert table[0][:4] == ["run", "learning_rate", "seed", "accuracy"]  # what differs, and no folder
+    assert [line[2] for line in table[2:8]] == ["1", "2", "3", "1", "2", "3"]
+    assert table[2][3:5] == ["0.8000", "0.7112 to 0.8666"]  # Wilson, 80 of 100
+    assert table[8][:3] == ["configuration", "runs", "accuracy"]
+    assert table[10][:3] == ["learning_rate 2e-05", "3", "0.8100 ± 0.0100"]
+    assert table[11][:3] == ["learning_rate 5e-05", "3", "0.9100 ± 0.0100"]
+    assert table[11][3] == "0.8852 to 0.9348"  # 0.91 ± 4.303 * 0.01 / sqrt(3)
+    assert "little more than a guess" in said
+
+
+def test_a_baseline_is_tested_against_on_the_same_sentences(compare: Compare, runs: Path, tmp_path: Path) -> None:
+    code, said, _ = compare(*sorted(runs.iterdir()), "--baseline", runs / "lr2e-05-seed1", "--output", tmp_path / "out")
+    assert code == 0
+    baseline, better = cells(said)[-2:]
+    assert baseline[-3:] == ["baseline", "", ""]
+    assert better[-3] == "+0.1000"
+    assert better[-1].endswith("(bootstrap)")
+    assert "Not corrected for the number of comparisons" in " ".join(said.split())
+    assert (tmp_path / "out" / "comparison.md").read_text().strip() == said.strip()
+    with open(tmp_path / "out" / "runs.csv", newline="") as file:
+        assert [row["accuracy"] for row in csv.DictReader(file)] == [line[3] for line in cells(said)[2:8]]
+    with open(tmp_path / "out" / "configurations.csv", newline="") as file:
+        assert len([*csv.DictReader(file)]) == 2
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_run_against_one_is_mcnemars_test(compare: Compare, runs: Path) -> None:
+    code, said, _ = compare(runs / "lr5e-05-seed1", "--baseline", runs / "lr2e-05-seed1")
+    assert code == 0
+    assert cells(said)[-1][-3:] == ["+0.1000", "+0.0500 to +0.1600", "0.00195 (McNemar)"]  # 10 of 10: 2 / 2**10
+    assert [line[0] for line in cells(said)[2:4]] == [str(runs / "lr2e-05-seed1"), str(runs / "lr5e-05-seed1")]
+
+
+def test_what_has_not_finished_is_named_and_in_no_mean(compare: Compare, runs: Path) -> None:
+    write_run(runs / "lr2e-05-seed4", 0, finished=False, learning_rate=2e-5, seed=4)
+    code, said, _ = compare(*sorted(runs.iterdir()))
+    assert code == 0
+    assert ["lr2e-05-seed4" in line[0] and line[3] for line in cells(said)[2:9]].count("not finished") == 1
+    assert cells(said)[-2][1] == "3"
+    assert f"Not finished, and in no mean: {runs / 'lr2e-05-seed4'}" in said
+
+
+def test_other_sentences_are_not_compared(compare: Compare, runs: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", 0.9, sentences=50, max_eval_samples=50)
+    code, said, _ = compare(runs / "lr2e-05-seed1", other, "--baseline", runs / "lr2e-05-seed1")
+    assert code == 0
+    assert cells(said)[-1][-3] == "other sentences"
+
+
+def test_settings_of_no_account_do_not_make_another_configuration(compare: Compare, runs: Path) -> None:
+    for number, folder in enumerate(sorted(runs.iterdir())):
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        settings |= {"logging_steps": number + 1, "gradient_accumulation_steps": number + 1}
+        mark = (folder / "config.yaml").read_text().splitlines()[0]
+        (folder / "config.yaml").write_text(f"{mark}\n{yaml.safe_dump(settings)}")
+    _, said, _ = compare(*sorted(runs.iterdir()))
+    assert len(cells(said)) == 2 + 6 + 2 + 2
+
+
+def test_mistakes_are_one_line(compare: Compare, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run = runs / "lr2e-05-seed1"
+    unfinished = write_run(tmp_path / "unfinished", 0, finished=False)
+    damaged = Path(shutil.copytree(run, tmp_path / "damaged"))
+    (damaged / "predictions.csv").write_text("split,row,sentence,label,prediction\n")
+    mistakes = {
+        (tmp_path / "empty",): "holds no run",
+        (run, "--baseline", tmp_path / "empty"): "--baseline",
+        (run, "--baseline", unfinished): "has not finished",
+        (unfinished,): "none of 1 runs has finished",
+        (damaged,): "predictions.csv has 0 sentences, metrics.json 100",
+    }
+    for arguments, message in mistakes.items():
+        code, said, error = compare(*arguments)
+        assert (code, said) == (2, "")
+        assert error.count("\n") == 1
+        assert message in error
