@@ -134,8 +134,8 @@ if [ "$code" -eq 75 ] && { [ "$state" = RUNNING ] || [ "$(fact job "$id" Reason)
     say "stopped with a checkpoint: requeueing"
     scontrol requeue "$id"
     sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
-elif [ "$code" -eq 75 ]; then
-    say "stopped with a checkpoint by SLURM"
+elif [ "$code" -ne 0 ] && [ "$state" != RUNNING ]; then
+    say "stopped by SLURM, exit code $code"
 elif [ "$code" -ne 0 ]; then
     # again, below what srun has said of each task
     reason=$(awk '

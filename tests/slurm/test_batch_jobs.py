@@ -144,6 +144,10 @@ def test_a_node_is_lost(start: Submit, undisturbed: Job, cluster: Cluster, node:
         job.wait_for(lambda: job.facts["Restarts"] == "1")
     finally:
         cluster.start_node(node)
+    # A new start beside what is left of the old one on the node would have SLURM drain the node. Left alone, it comes
+    # two minutes later; here, it comes when the old one has ended.
+    job.wait_for(lambda: "stopped by SLURM" in job.said)
+    cluster.wait_for_nodes()
     assert_same_result(job, undisturbed, starts=2)
 
 
