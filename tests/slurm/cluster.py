@@ -97,6 +97,10 @@ class Cluster:
                     if process.environ().get("SLURMD_NODENAME") == node:
                         process.kill()
 
+    def steps(self) -> list[psutil.Process]:
+        """What watches over the processes of jobs, one a job and node, and one for the batch script."""
+        return [process for process in psutil.process_iter(["name"]) if process.info["name"] == "slurmstepd"]
+
     def wait_for_nodes(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while set(self.run("sinfo", "--Node", "--noheader", "--format=%N %T").splitlines()) != {"n1 idle", "n2 idle"}:

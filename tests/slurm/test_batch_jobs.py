@@ -146,8 +146,7 @@ def test_a_node_is_lost(start: Submit, undisturbed: Job, cluster: Cluster, node:
         cluster.start_node(node)
     # A new start beside what is left of the old one on the node would have SLURM drain the node. Left alone, it comes
     # two minutes later; here, it comes when the old one has ended.
-    job.wait_for(lambda: "stopped by SLURM" in job.said)
-    cluster.wait_for_nodes()
+    job.wait_for(lambda: not cluster.steps())
     assert_same_result(job, undisturbed, starts=2)
 
 
