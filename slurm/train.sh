@@ -136,6 +136,10 @@ if [ "$code" -eq 75 ] && { [ "$state" = RUNNING ] || [ "$(fact job "$id" Reason)
     sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
 elif [ "$code" -ne 0 ] && [ "$state" != RUNNING ]; then
     say "stopped by SLURM, exit code $code"
+elif [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "$code" -ne 3 ] && ! timeout 60 srun --overlap true; then
+    # The processes on the other nodes notice at once what SLURM takes minutes to see (SlurmdTimeout).
+    say "exit code $code, and a node does not answer: waiting for SLURM to requeue the job"
+    sleep 900
 elif [ "$code" -ne 0 ]; then
     # again, below what srun has said of each task
     reason=$(awk '

@@ -92,10 +92,11 @@ class Cluster:
         daemon.kill()
         daemon.wait()
         if with_processes:
-            for process in psutil.process_iter():
-                with suppress(psutil.Error):
-                    if process.environ().get("SLURMD_NODENAME") == node:
-                        process.kill()
+            tasks = [process for process in psutil.process_iter() if _node_of(process) == node]
+            watchers = {parent for task in tasks for parent in task.parents() if parent in self.steps()}
+            for process in (*watchers, *tasks):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def steps(self) -> list[psutil.Process]:
         """What watches over the processes of jobs, one a job and node, and one for the batch script."""
@@ -135,6 +136,13 @@ class Cluster:
             while not (self.folder / "munge" / "socket").exists():
                 assert self._daemons[name].poll() is None, (self.folder / f"{name}.out").read_text()
                 time.sleep(0.05)
+
+
+def _node_of(process: psutil.Process) -> str | None:
+    """The node that a process of a job runs on."""
+    with suppress(psutil.Error):
+        return process.environ().get("SLURMD_NODENAME")
+    return None
 
 
 @contextmanager
