@@ -106,9 +106,10 @@ esac
 say "job $id, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $SST2_HEAD:$SST2_PORT"
 
 # Tasks that have stopped do not end within the same second: with --kill-on-bad-exit, the first one's 75 would kill
-# those that still say goodbye, and their code would be another. --wait ends what a lost task leaves behind. Without a
-# binding, all cores of the job serve all processes; sbatch does not pass --cpus-per-task on to srun.
-step=(--kill-on-bad-exit=0 --wait=60 --cpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+# those that still say goodbye, and their code would be another. --wait is how long the last one may still work, on an
+# upload for one; and longer than SLURM takes to see that a node is lost (SlurmdTimeout), which the others see at once.
+# Without a binding, all cores of the job serve all processes; sbatch does not pass --cpus-per-task on to srun.
+step=(--kill-on-bad-exit=0 --wait=900 --cpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
 case ${SST2_CONTAINER:-} in
     "" | *.sif) ;; # apptainer is started by slurm/python.sh
     *)
@@ -136,10 +137,6 @@ if [ "$code" -eq 75 ] && { [ "$state" = RUNNING ] || [ "$(fact job "$id" Reason)
     sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
 elif [ "$code" -ne 0 ] && [ "$state" != RUNNING ]; then
     say "stopped by SLURM, exit code $code"
-elif [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "$code" -ne 3 ] && ! timeout 60 srun --overlap true; then
-    # The processes on the other nodes notice at once what SLURM takes minutes to see (SlurmdTimeout).
-    say "exit code $code, and a node does not answer: waiting for SLURM to requeue the job"
-    sleep 900
 elif [ "$code" -ne 0 ]; then
     # again, below what srun has said of each task
     reason=$(awk '

@@ -138,7 +138,7 @@ def test_a_node_is_lost(start: Submit, undisturbed: Job, cluster: Cluster, node:
     # Where SLURM's daemon alone dies, the processes on that node work on until they lose the others: as when the
     # network between them fails. Evaluations make the job longer than SLURM waits for a node.
     job = start(*SAMPLE, "--eval_steps", 1)
-    job.wait_for_step(10)
+    job.wait_for_step(22)
     cluster.kill_node(node, with_processes)
     try:
         job.wait_for(lambda: job.facts["Restarts"] == "1")
