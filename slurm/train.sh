@@ -110,6 +110,7 @@ say "job $id, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $S
 # upload for one; and longer than SLURM takes to see that a node is lost (SlurmdTimeout), which the others see at once.
 # Without a binding, all cores of the job serve all processes; sbatch does not pass --cpus-per-task on to srun.
 step=(--kill-on-bad-exit=0 --wait=900 --cpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
+step+=(--export=ALL) # what this script has set, also where jobs start with --export=NONE
 case ${SST2_CONTAINER:-} in
     "" | *.sif) ;; # apptainer is started by slurm/python.sh
     *)
