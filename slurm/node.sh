@@ -5,6 +5,12 @@
 #   node.sh [flags of accelerate launch, the script, its flags]
 set -euo pipefail
 
+if [ "${SLURM_GPUS_ON_NODE:-}" != "$SST2_GPUS" ]; then
+    echo "slurm/node.sh: error: ${SLURM_GPUS_ON_NODE:-no} GPUs on $(hostname), $SST2_GPUS on the first node: ask for" \
+        "as many on each, by --gpus-per-node" >&2
+    exit 2
+fi
+
 # The interface that leads to the first node, or, from there, to the last. NCCL uses InfiniBand whatever this says.
 if [ -z "${SST2_INTERFACE:-}" ] && [ "$SLURM_NNODES" -gt 1 ]; then
     peer=$SST2_HEAD

@@ -8,11 +8,15 @@ command=()
 python=${SST2_PYTHON:-python}
 case ${SST2_CONTAINER:-} in
     *.sif)
-        command=(apptainer exec --bind "$project,$PWD${HF_HOME:+,$HF_HOME}${SST2_MOUNTS:+,$SST2_MOUNTS}" --pwd "$PWD")
+        folders=$project,$PWD${HF_HOME:+,$HF_HOME}${SST2_MOUNTS:+,$SST2_MOUNTS}
+        for folder in "${TMPDIR:-}" "${SLURM_TMPDIR:-}"; do # of the node, for --stage_dir
+            if [ -d "$folder" ]; then folders+=,$folder; fi
+        done
+        command=(apptainer exec --bind "$folders" --pwd "$PWD")
         [ -z "${SLURM_GPUS_ON_NODE:-}" ] || command+=(--nv)
         command+=("$SST2_CONTAINER")
         ;;
-    "")
+    *)
         if [ -z "${SST2_PYTHON:-}" ] && [ -x "$project/.venv/bin/python" ]; then python=$project/.venv/bin/python; fi
         ;;
 esac

@@ -48,13 +48,13 @@ for rate in "${rates[@]}"; do
 done
 export SST2_SWEEP
 array=$(sbatch --parsable --job-name=sweep --array="0-$((${#runs[@]} - 1))%${SST2_AT_ONCE:-4}" --output=%x-%A_%a.out \
-    "${options[@]}" "$here/train.sh" "$@")
+    "${options[@]}" --export=ALL "$here/train.sh" "$@")
 array=${array%%;*} # on a federation, the cluster's name follows
+echo "slurm/sweep.sh: job $array: ${#runs[@]} tasks, ${SST2_AT_ONCE:-4} at once"
 
 # When all have ended, well or not: the table says which have not finished. A task that is requeued has not ended.
 compare=("$here/python.sh" -m sst2.compare "${runs[@]}" --output "$folder/comparison")
 [ -z "${SST2_BASELINE:-}" ] || compare+=(--baseline "$SST2_BASELINE")
 table=$(sbatch --parsable --job-name=compare --dependency="afterany:$array" --output=%x-%j.out \
-    "${options[@]}" --array= --nodes=1 --ntasks=1 --time=00:15:00 --wrap "$(printf '%q ' "${compare[@]}")")
-echo "slurm/sweep.sh: job $array: ${#runs[@]} tasks, ${SST2_AT_ONCE:-4} at once"
+    "${options[@]}" --export=ALL --array= --nodes=1 --ntasks=1 --time=00:15:00 --wrap "$(printf '%q ' "${compare[@]}")")
 echo "slurm/sweep.sh: job ${table%%;*}: then the table, in $folder/comparison"

@@ -17,7 +17,7 @@
 # Settings, as variables of the environment:
 #   SST2_TENSORBOARD_PORT   on the node (6006 and a number of the job or user, the next one that is free)
 #   SST2_LOGIN              user@host that ssh reaches from outside (you, at the host that the job was submitted from)
-#   SST2_PYTHON, SST2_CONTAINER, SST2_PROJECT as in slurm/train.sh
+#   SST2_PYTHON, SST2_CONTAINER (a .sif file) as in slurm/train.sh
 set -euo pipefail
 
 folder=${1:-runs}
@@ -25,11 +25,11 @@ if [ ! -d "$folder" ]; then
     echo "slurm/tensorboard.sh: error: $folder is not a folder: name the one that holds the runs" >&2
     exit 2
 fi
-script=${BASH_SOURCE[0]}
-if [ -n "${SLURM_JOB_ID:-}" ]; then # which runs a copy of it from a folder of its own
+here=$(dirname "${BASH_SOURCE[0]}")
+if [ ! -f "$here/python.sh" ]; then # under sbatch, which runs a copy of the script from a folder of SLURM's own
     script=$(scontrol show --oneliner job "$SLURM_JOB_ID" | sed -n 's/.* Command=\([^ ]*\).*/\1/p')
+    here=$(cd "$SLURM_SUBMIT_DIR" && realpath "$(dirname "$script")")
 fi
-project=${SST2_PROJECT:-$(cd "${SLURM_SUBMIT_DIR:-.}" && realpath "$(dirname "$script")/..")}
 port=${SST2_TENSORBOARD_PORT:-}
 if [ -z "$port" ]; then
     port=$((6006 + ${SLURM_JOB_ID:-$(id -u)} % 1000))
@@ -41,4 +41,4 @@ jump="$login"
 if [ -n "${SLURM_JOB_ID:-}" ]; then jump="-J $login $(id -un)@$(hostname)"; fi
 echo "slurm/tensorboard.sh: on your own machine:  ssh -N -L 6006:127.0.0.1:$port $jump"
 echo "slurm/tensorboard.sh: and in its browser:   http://127.0.0.1:6006"
-exec "$project/slurm/python.sh" -m tensorboard.main --logdir "$folder" --host 127.0.0.1 --port "$port"
+exec "$here/python.sh" -m tensorboard.main --logdir "$folder" --host 127.0.0.1 --port "$port"

@@ -2,8 +2,8 @@
 # Fine-tune on any number of nodes, preempted and requeued as often as the cluster likes.
 #
 #   sbatch slurm/train.sh --output_dir /shared/runs/first --checkpointing_steps 500
-#   sbatch --nodes 4 --gpus-per-node 8 --partition preemptible slurm/train.sh --global_batch_size 1024
-#   SST2_CONFIG=deepspeed_zero3 sbatch --nodes 2 --gpus-per-node 4 slurm/train.sh
+#   sbatch --nodes 4 --gpus-per-node 8 --cpus-per-task 16 slurm/train.sh --global_batch_size 1024
+#   SST2_CONFIG=deepspeed_zero3 sbatch --nodes 2 --gpus-per-node 4 --cpus-per-task 8 slurm/train.sh
 #
 # What stands before slurm/train.sh goes to sbatch, and wins over the lines below; what stands after it goes to
 # train_sst2.py. The run's folder must be one that all nodes see; without --output_dir it is runs/JOBNAME-JOBID in the
@@ -12,7 +12,7 @@
 #SBATCH --job-name=sst2
 #SBATCH --nodes=1               # hosts; each gets one launcher, which starts a process for every GPU of the job there
 #SBATCH --ntasks-per-node=1     # that launcher
-#SBATCH --cpus-per-task=2       # cores for all processes of a node; without GPUs, as many as there are
+#SBATCH --cpus-per-task=2       # cores for all processes of a node: two a GPU; without GPUs, all there are
 #SBATCH --time=04:00:00         # the limit after which the job stops, saves, and is requeued
 #SBATCH --signal=USR1@120       # asks for that 120 s earlier: at least twice the time of a step and a checkpoint
 #SBATCH --requeue               # a preempted job, and one whose node has failed, comes back
@@ -32,27 +32,45 @@
 #   SST2_SWEEP        flags of one array task a line; slurm/sweep.sh fills it
 
 set -euo pipefail
-# A signal to the whole job reaches this shell too. It must outlive it, to requeue.
-stopped=no
-trap 'stopped=yes' TERM USR1 USR2 INT
 
 say() { echo "slurm/train.sh: $*"; }
-fact() { scontrol show --oneliner "$1" "$2" | sed -n "s/.* $3=\([^ ]*\).*/\1/p"; }
-
-if [ -z "${SLURM_JOB_ID:-}" ]; then
-    say "error: this is a batch script: sbatch slurm/train.sh" >&2
+refuse() {
+    say "error: $*" >&2
     exit 2
-fi
-# A task of an array goes by its number in it: one of them has the id of the whole array, and so of all tasks.
-id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-id=${id:-$SLURM_JOB_ID}
+}
+# A controller that is busy, as when it preempts many jobs at once, answers at the third or tenth time.
+patiently() {
+    for _ in {1..12}; do
+        if "$@"; then return 0; fi
+        sleep 5
+    done
+    return 1
+}
+show() { scontrol show --oneliner "$1" "$2" | sed -n "s/.*\b$3=\([^ ]*\).*/\1/p"; }
+fact() { patiently show "$@"; }
+
+[ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a batch script: sbatch slurm/train.sh"
+
+# A signal to this shell must not end it: it is to requeue the job. One that came for it alone (--signal=B:USR1) goes on
+# to the processes, which do not mind to be told twice.
+stopped=no step=
+trap 'stopped=yes' TERM INT
+trap 'stopped=yes; [ -z "$step" ] || kill -s USR1 "$step" || true' USR1 USR2
+
+# A task of an array goes by its number in it: one of them has the id of the whole array, and so of all tasks. The
+# variables may also be left over from a job that has submitted this one.
+id=$SLURM_JOB_ID
+task=${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}
+if [ "$task" != _ ] && [ "$(show job "$task" JobId 2> /dev/null)" = "$SLURM_JOB_ID" ]; then id=$task; fi
+
 script=$(fact job "$id" Command) # SLURM runs a copy of it from a folder of its own
 export SST2_PROJECT=${SST2_PROJECT:-$(cd "$SLURM_SUBMIT_DIR" && realpath "$(dirname "$script")/..")}
-if [ ! -f "$SST2_PROJECT/train_sst2.py" ]; then
-    say "error: no train_sst2.py in $SST2_PROJECT: give the project's folder as SST2_PROJECT" >&2
-    exit 2
-fi
-restarts=${SLURM_RESTART_COUNT:-0}
+[ -f "$SST2_PROJECT/train_sst2.py" ] || refuse "no train_sst2.py in $SST2_PROJECT: give its folder as SST2_PROJECT"
+for name in SST2_PROCESSES SST2_PORT SST2_REQUEUES; do
+    case ${!name:-0} in *[!0-9]*) refuse "$name is ${!name}: give a number" ;; esac
+done
+
+restarts=$(fact job "$id" Restarts)
 cap=${SST2_REQUEUES:-100}
 give_up() {
     say "error: requeued $cap times (SST2_REQUEUES): stopping for good; the last checkpoint is whole" >&2
@@ -71,74 +89,82 @@ if [ -z "${SST2_PORT:-}" ]; then
 fi
 
 # How many processes, and under which configuration.
-processes=${SST2_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+export SST2_GPUS=${SLURM_GPUS_ON_NODE:-}
+processes=${SST2_PROCESSES:-${SST2_GPUS:-1}}
 world=$((processes * SLURM_NNODES))
-if [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then kind=gpu precision=bf16; else kind=cpu precision=no; fi
+if [ -n "$SST2_GPUS" ]; then kind=gpu precision=bf16; else kind=cpu precision=no; fi
 if [ "$world" -gt 1 ]; then config=multi_node; else config=single_$kind; fi
 config=${SST2_CONFIG:-$config}
 [ -f "$config" ] || config=$SST2_PROJECT/accelerate_configs/${config%.yaml}.yaml
+[ -f "$config" ] || refuse "SST2_CONFIG is $SST2_CONFIG: give a YAML file, or one of $SST2_PROJECT/accelerate_configs"
 launch=(--config_file "$config" --num_processes "$world" --num_machines "$SLURM_NNODES")
 launch+=(--main_process_ip "$SST2_HEAD" --main_process_port "$SST2_PORT" --deepspeed_multinode_launcher standard)
 [ -n "${SST2_CONFIG:-}" ] || launch+=(--mixed_precision "$precision")
 
-# The flags of this start. One that follows another goes on with what is there.
-flags=()
-resumes=yes
-for flag in "$@"; do
-    case $flag in
-        --overwrite_output_dir | --resume_from_checkpoint*)
-            if [ "$restarts" -eq 0 ]; then resumes=no; fi # as the user says
-            if [ "$restarts" -gt 0 ] && [ "$flag" = --overwrite_output_dir ]; then continue; fi
-            ;;
-    esac
-    flags+=("$flag")
-done
+flags=("$@")
 if [ -n "${SST2_SWEEP:-}" ]; then
     read -ra more < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<< "$SST2_SWEEP")
     flags+=("${more[@]}")
 fi
-case " ${flags[*]} " in
-    *" --output_dir"*) ;;
-    *) flags+=(--output_dir "runs/$SLURM_JOB_NAME-$id") ;;
-esac
-[ "$resumes" = no ] || flags+=(--resume_from_checkpoint auto)
+# For train_sst2.py: its folder where nothing names one, and that a folder which this job has begun is gone on with.
+export SST2_OUTPUT_DIR="runs/$SLURM_JOB_NAME-$id" SST2_BATCH_JOB=$SLURM_JOB_ID
 
 say "job $id, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $SST2_HEAD:$SST2_PORT"
+if [ "${SLURM_CPUS_ON_NODE:-$processes}" -lt "$processes" ]; then
+    say "$SLURM_CPUS_ON_NODE cores for $processes processes slow each other down: --cpus-per-task $((2 * processes))"
+fi
 
 # Tasks that have stopped do not end within the same second: with --kill-on-bad-exit, the first one's 75 would kill
 # those that still say goodbye, and their code would be another. --wait is how long the last one may still work, on an
-# upload for one; and longer than SLURM takes to see that a node is lost (SlurmdTimeout), which the others see at once.
-# Without a binding, all cores of the job serve all processes; sbatch does not pass --cpus-per-task on to srun.
-step=(--kill-on-bad-exit=0 --wait=900 --cpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
-step+=(--export=ALL) # what this script has set, also where jobs start with --export=NONE
+# upload for one; and longer than SLURM takes to see that a node is lost, which the others see at once: a job that has
+# ended by then would not be requeued. Without --cpus-per-task and a binding, all cores of the job serve all processes.
+patience=$(scontrol show config | sed -n 's/^SlurmdTimeout *= *\([0-9]*\).*/\1/p') || true
+srun=(srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=0)
+srun+=(--wait="$((${patience:-300} + 600))" --cpu-bind=none)
+srun+=(--export=ALL) # what this script has set, also where jobs start with --export=NONE
 case ${SST2_CONTAINER:-} in
     "" | *.sif) ;; # apptainer is started by slurm/python.sh
     *)
         mounts=$SST2_PROJECT:$SST2_PROJECT,$PWD:$PWD
         for folder in ${HF_HOME:-} ${SST2_MOUNTS:+${SST2_MOUNTS//,/ }}; do mounts+=,$folder:$folder; done
-        step+=(--container-image="$SST2_CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD")
+        srun+=(--container-image="$SST2_CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD")
+        export SST2_PYTHON=${SST2_PYTHON:-python} # the image's, not the project's .venv
         ;;
 esac
+unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK # some versions of srun take it for --cpus-per-task
 code=75
 if [ "$stopped" = no ]; then
-    code=0
-    srun "${step[@]}" bash "$SST2_PROJECT/slurm/node.sh" "${launch[@]}" "$SST2_PROJECT/train_sst2.py" "${flags[@]}" &
-    while kill -0 $! 2> /dev/null; do
-        wait $! && code=0 || code=$?
-    done
+    "${srun[@]}" bash "$SST2_PROJECT/slurm/node.sh" "${launch[@]}" "$SST2_PROJECT/train_sst2.py" "${flags[@]}" &
+    step=$!
+    while kill -0 "$step" 2> /dev/null; do wait "$step" || true; done # which a signal interrupts
+    wait "$step" && code=0 || code=$?
 fi
+case $code in
+    # Stopped before it could listen, so that nothing is lost.
+    $((128 + 15)) | $((128 + 10)) | $((128 + 12)) | $((128 + 2))) code=75 ;;
+esac
 
-# A job that is still running was asked to stop by a signal or a file, and this script brings it back. One that SLURM has
-# ended already comes back if it was preempted or requeued, and does not if somebody has cancelled it.
-state=$(fact job "$id" JobState)
-if [ "$code" -eq 75 ] && { [ "$state" = RUNNING ] || [ "$(fact job "$id" Reason)" = TimeLimit ]; }; then
+# A job that is still running was asked to stop by a signal or a file, and this script brings it back. One that SLURM
+# has ended already comes back if it was preempted or requeued, and does not if somebody has cancelled it.
+is_mine_to_requeue() {
+    [ "$(fact job "$id" JobState)" = RUNNING ] || [ "$(fact job "$id" Reason)" = TimeLimit ]
+}
+# shellcheck disable=SC2329 # patiently calls it
+requeue() { ! is_mine_to_requeue || scontrol requeue "$id"; }
+
+if [ "$code" -eq 0 ]; then
+    exit 0
+elif ! is_mine_to_requeue; then
+    say "stopped by SLURM, exit code $code"
+elif [ "$code" -eq 75 ]; then
     [ "$restarts" -lt "$cap" ] || give_up
     say "stopped with a checkpoint: requeueing"
-    scontrol requeue "$id"
-    sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
-elif [ "$code" -ne 0 ] && [ "$state" != RUNNING ]; then
-    say "stopped by SLURM, exit code $code"
-elif [ "$code" -ne 0 ]; then
+    if patiently requeue; then
+        sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
+    else
+        say "error: could not be requeued: the same sbatch line with the same --output_dir goes on" >&2
+    fi
+else
     # again, below what srun has said of each task
     reason=$(awk '
         /^slurm\/train.sh: job/ { line = "" }

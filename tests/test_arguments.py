@@ -1,5 +1,6 @@
 """The command line: defaults, YAML files, and answers that come at once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import SCRIPT
-from sst2.arguments import parse_arguments, to_yaml
+from sst2.arguments import MARK, parse_arguments, to_yaml
 from sst2.settings import Settings
 
 
@@ -109,3 +110,32 @@ def test_help_and_a_wrong_flag_answer_without_importing_torch(tmp_path: Path) ->
         )
         assert done.returncode == code, done.stderr
         assert output in done.stdout + done.stderr
+
+
+def test_a_batch_job_goes_on_with_the_run_that_it_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv("SST2_BATCH_JOB", "17")
+    monkeypatch.setenv("SST2_OUTPUT_DIR", str(run))
+
+    def choices(*flags: str) -> tuple[str | None, bool, str | None]:
+        settings = parse_arguments(["--smoke", *flags])
+        return settings.output_dir, settings.overwrite_output_dir, settings.resume_from_checkpoint
+
+    assert choices() == (str(run), False, "auto")
+    assert choices("--output-dir", str(tmp_path / "named"))[0] == str(tmp_path / "named")
+    run.mkdir()
+    (run / "config.yaml").write_text(f"{MARK}\n")
+    checkpoint = run / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    for owner in (None, "16"):  # of nobody, of an earlier job: the flags mean what they say
+        if owner:
+            (run / "environment.json").write_text(json.dumps({"variables": {"SLURM_JOB_ID": owner}}))
+        assert choices("--overwrite-output-dir") == (str(run), True, None)
+        assert choices("--resume_from_checkpoint", str(checkpoint)) == (str(run), False, str(checkpoint))
+    (run / "environment.json").write_text(json.dumps({"variables": {"SLURM_JOB_ID": "17"}}))
+    assert choices("--overwrite_output_dir", "True") == (str(run), False, "auto")
+    assert choices("--resume_from_checkpoint", str(checkpoint)) == (str(run), False, "auto")
+    monkeypatch.delenv("SST2_BATCH_JOB")
+    assert choices("--output_dir", str(run), "--overwrite_output_dir") == (str(run), True, None)

@@ -93,7 +93,7 @@ def test_a_baseline_is_tested_against_on_the_same_sentences(compare: Compare, ru
     baseline, better = cells(said)[-2:]
     assert baseline[-3:] == ["baseline", "", ""]
     assert better[-3] == "+0.1000"
-    assert better[-1].endswith("(bootstrap)")
+    assert better[-1].endswith("(Welch)")
     assert "Not corrected for the number of comparisons" in " ".join(said.split())
     assert (tmp_path / "out" / "comparison.md").read_text().strip() == said.strip()
     with open(tmp_path / "out" / "runs.csv", newline="") as file:
@@ -136,21 +136,51 @@ def test_settings_of_no_account_do_not_make_another_configuration(compare: Compa
     assert len(cells(said)) == 2 + 6 + 2 + 2
 
 
+def test_what_is_missing_is_said(compare: Compare, runs: Path, tmp_path: Path) -> None:
+    unfinished = write_run(tmp_path / "unfinished", 0, finished=False)
+    run = runs / "lr2e-05-seed1"
+    code, said, _ = compare(run, run, runs / ".." / "runs" / run.name, runs / "typo", "--baseline", unfinished)
+    assert code == 0
+    assert f"No run there, or none that has begun: {runs / 'typo'}." in said
+    assert f"The baseline {unfinished} has not finished: nothing is tested." in said
+    assert [line[1] for line in cells(said)[-1:]] == ["1"]  # given three times, counted once
+
+
+def test_a_run_of_an_earlier_version_ran_by_the_defaults(compare: Compare, runs: Path) -> None:
+    config = runs / "lr2e-05-seed1" / "config.yaml"
+    config.write_text("".join(line for line in config.open() if not line.startswith(("stage_dir", "weight_decay"))))
+    _, said, _ = compare(*sorted(runs.iterdir()))
+    assert cells(said)[-2][1] == "3"
+
+
+def test_a_bar_in_a_setting_does_not_end_its_cell(compare: Compare, tmp_path: Path) -> None:
+    one, other = (write_run(tmp_path / name, 0.9, dataset_revision=name) for name in ("a|b", "c"))
+    _, said, _ = compare(one, other)
+    assert "| a\\|b " in said
+
+
 def test_mistakes_are_one_line(compare: Compare, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
     run = runs / "lr2e-05-seed1"
     unfinished = write_run(tmp_path / "unfinished", 0, finished=False)
-    damaged = Path(shutil.copytree(run, tmp_path / "damaged"))
-    (damaged / "predictions.csv").write_text("split,row,sentence,label,prediction\n")
+    shortened, damaged, list_ = (Path(shutil.copytree(run, tmp_path / name)) for name in ("short", "damaged", "list"))
+    (shortened / "predictions.csv").write_text("split,row,sentence,label,prediction\n")
+    (damaged / "metrics.json").write_text('{"split": "validation", "count": 100, "accuracy": 0.9}')
+    (list_ / "metrics.json").write_text("[1]")
     mistakes = {
         (tmp_path / "empty",): "holds no run",
         (run, "--baseline", tmp_path / "empty"): "--baseline",
-        (run, "--baseline", unfinished): "has not finished",
         (unfinished,): "none of 1 runs has finished",
-        (damaged,): "predictions.csv has 0 sentences, metrics.json 100",
+        (shortened,): "predictions.csv has 0 sentences, metrics.json 100",
+        (damaged,): "metrics.json lacks accuracy_ci95",
+        (list_,): "cannot be read",
     }
     for arguments, message in mistakes.items():
         code, said, error = compare(*arguments)
         assert (code, said) == (2, "")
         assert error.count("\n") == 1
         assert message in error
+    code, _, error = compare(run, "--output", tmp_path / "file")
+    assert code == 2
+    assert "--output" in error

@@ -1,5 +1,6 @@
 """The launcher passes signals on to its processes, waits for them, and ends as they do."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,23 @@ def test_what_has_stopped_is_not_started_again(tmp_path: Path) -> None:
     with launched(*SEVERAL, "--max_restarts", "3", script) as process:
         assert process.wait(60) == 75
     assert len((tmp_path / "starts").read_text()) <= 2
+
+
+def test_it_listens_before_its_long_imports(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("")
+    with launched(tmp_path / "script.py") as process:
+        folder = Path("/proc") / str(process.pid)
+
+        def listens() -> bool:
+            caught = re.search(r"^SigCgt:\s*(\w+)", (folder / "status").read_text(), re.MULTILINE)
+            return caught is not None and bool(int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+        while not listens():
+            assert process.poll() is None
+            time.sleep(0.001)
+        assert "libtorch" not in (folder / "maps").read_text()
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(30) == 75
 
 
 @COUNTS

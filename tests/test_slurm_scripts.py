@@ -50,10 +50,11 @@ def test_a_sif_file_is_entered_with_the_folders_that_a_run_needs(tmp_path: Path)
         "SST2_CONTAINER": "/images/torch.sif",
         "SST2_MOUNTS": "/data,/shared/runs",
         "HF_HOME": "/shared/hf",
+        "TMPDIR": str(stand_in.parent),
     }
     for gpus, flag in (({}, ""), ({"SLURM_GPUS_ON_NODE": "2"}, " --nv")):
         done = run("python.sh", "-m", "sst2.doctor", folder=tmp_path, **variables, **gpus)
-        folders = f"{REPOSITORY},{tmp_path},/shared/hf,/data,/shared/runs"
+        folders = f"{REPOSITORY},{tmp_path},/shared/hf,/data,/shared/runs,{stand_in.parent}"
         assert done.stdout.strip() == (
             f"exec --bind {folders} --pwd {tmp_path}{flag} /images/torch.sif python -m sst2.doctor"
         )

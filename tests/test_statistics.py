@@ -38,25 +38,41 @@ def test_one_run_against_one_is_mcnemars_case() -> None:
     assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach), abs=2e-3)
 
 
-def test_several_runs_share_what_is_hard_in_a_sentence() -> None:
+def runs_of(generator: np.random.Generator, count: int, accuracy: float, spread: float) -> np.ndarray:
+    """Runs whose accuracies differ by seed, on sentences of which some are hard for all of them."""
+    accuracies = generator.normal(accuracy, spread, size=(count, 1))
+    return generator.random((count, 872)) < accuracies
+
+
+def test_several_against_several_is_welchs_case() -> None:
     generator = np.random.default_rng(2)
-    is_hard = generator.random(872) < 0.2
-    first = np.array([generator.random(872) < np.where(is_hard, 0.55, 0.99) for _ in range(4)])
-    second = np.array([generator.random(872) < np.where(is_hard, 0.40, 0.98) for _ in range(4)])
+    first, second = runs_of(generator, 5, 0.93, 0.005), runs_of(generator, 4, 0.90, 0.005)
     found = compare_accuracy(first, second)
-    assert found.test == "bootstrap"
+    assert found.test == "Welch"
+    expected = stats.ttest_ind(first.mean(axis=1), second.mean(axis=1), equal_var=False).pvalue
+    assert found.p_value == pytest.approx(expected)
     assert found.low < found.value < found.high
-    assert found.p_value < 0.01
-    assert compare_accuracy(second, first).value == -found.value
-    same = compare_accuracy(first, first)
-    assert (same.value, same.p_value) == (0.0, 1.0)
+    assert compare_accuracy(second, first).value == pytest.approx(-found.value)
     assert compare_accuracy(first, second) == found  # the same draws every time
+    same = compare_accuracy(first, first)
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert same.p_value == pytest.approx(1.0)
+    constant = np.ones((3, 10), dtype=bool)
+    assert compare_accuracy(constant, constant).p_value == 1.0
+    assert compare_accuracy(constant, ~constant).p_value == 0.0
 
 
-def test_where_nothing_differs_few_comparisons_say_so() -> None:
+def test_one_against_several_is_left_to_the_bootstrap() -> None:
+    generator = np.random.default_rng(4)
+    found = compare_accuracy(runs_of(generator, 1, 0.95, 0.0), runs_of(generator, 3, 0.90, 0.0))
+    assert found.test == "bootstrap"
+    assert 0 < found.p_value < 0.05
+
+
+def test_where_only_seeds_differ_about_one_comparison_in_twenty_says_otherwise() -> None:
     generator = np.random.default_rng(3)
-    p_values = []
-    for _ in range(60):
-        both = generator.random((2, 3, 200)) < 0.9
-        p_values.append(compare_accuracy(*both, resamples=400).p_value)
-    assert np.mean(np.array(p_values) < 0.05) < 0.15
+    p_values = [
+        compare_accuracy(runs_of(generator, 5, 0.9, 0.01), runs_of(generator, 5, 0.9, 0.01), resamples=10).p_value
+        for _ in range(1000)
+    ]
+    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.07

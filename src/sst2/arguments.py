@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `--help` and a wrong flag answer at once
 """
 
 import difflib
+import json
 import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, Namespace
@@ -61,19 +62,24 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
     """
     # One process looks at the run's folder: the others may start after it has begun to fill it.
-    checks = [check_run_dir] if process_rank() == 0 else []
-    return read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", *checks)
+    check = check_run_dir if process_rank() == 0 else None
+    return read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", go_on_with_own_run, check)
 
 
 def read_settings(
-    argv: Sequence[str] | None, program: str, description: str, *checks: Callable[[Settings], object]
+    argv: Sequence[str] | None,
+    program: str,
+    description: str,
+    adapt: Callable[[dict[str, Any]], None] | None = None,
+    check: Callable[[Settings], object] | None = None,
 ) -> Settings:
     """Settings for any program that takes the flags of a run.
 
     Args:
         argv: the words after the program's name; `sys.argv` if None.
         program, description: for `--help` and messages.
-        checks: called with the settings; what they raise is a mistake as well.
+        adapt: changes the values before they become settings.
+        check: called with the settings; what it raises is a mistake as well.
 
     Raises:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
@@ -92,12 +98,36 @@ def read_settings(
     values = vars(parser.parse_args(argv))
     del values["config"]
     try:  # an OSError: a path that the file system does not take
+        if adapt:
+            adapt(values)
         settings = Settings(**values)
-        for check in checks:
+        if check:
             check(settings)
         return settings
     except (UserError, ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def go_on_with_own_run(values: dict[str, Any]) -> None:
+    """In a batch job that may start many times: go on with the run that an earlier start of the same job has begun.
+
+    slurm/train.sh says which job this is, and which folder the run has where no flag names one. Until the job has made
+    the folder its own, `--overwrite_output_dir` and `--resume_from_checkpoint` mean what they say, at every start.
+
+    Args:
+        values: of the flags; changed in place.
+    """
+    job = os.environ.get("SST2_BATCH_JOB")
+    if not job:
+        return
+    values["output_dir"] = values["output_dir"] or os.environ.get("SST2_OUTPUT_DIR")
+    record = Path(os.path.expanduser(values["output_dir"] or "")) / "environment.json"
+    try:
+        is_own = json.loads(record.read_text(encoding="utf-8"))["variables"]["SLURM_JOB_ID"] == job
+    except (OSError, ValueError, LookupError, TypeError):
+        is_own = False
+    if is_own or not (values["overwrite_output_dir"] or values["resume_from_checkpoint"]):
+        values |= {"overwrite_output_dir": False, "resume_from_checkpoint": "auto"}
 
 
 def to_yaml(settings: Settings) -> str:

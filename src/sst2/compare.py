@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sst2.arguments import is_run
+from sst2.arguments import OF_ONE_START, is_run
 from sst2.errors import UserError, exit_codes
 from sst2.run_folder import RunFolder, write_text
 from sst2.settings import Settings
@@ -31,6 +31,7 @@ OF_NO_ACCOUNT = (
     "output_dir report_to logging_steps log_sample_ids checkpointing_steps checkpoints_total_limit step_timeout "
     "connect_timeout stage_dir per_device_eval_batch_size per_device_train_batch_size gradient_accumulation_steps"
 ).split()
+FIGURES = ("accuracy", "accuracy_ci95", "f1", "loss", "step", "sentences_per_second")
 TOO_FEW_SEEDS = 3  # up to which the spread over seeds is little more than a guess
 
 
@@ -63,37 +64,61 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="run whose configuration the others are tested on")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write the tables and a plot to")
     arguments = parser.parse_args(argv)
-    folders = [folder for folder in arguments.runs if is_run(folder)]
+    folders = list({folder.resolve(): folder for folder in arguments.runs if is_run(folder)}.values())
     if not folders:
         raise UserError(f"{arguments.runs[0]} holds no run: give folders with a config.yaml, such as runs/*")
     runs = [read_run(folder) for folder in folders]
-    baseline = None
-    if arguments.baseline:
-        if not is_run(arguments.baseline):
-            raise UserError(f"--baseline {arguments.baseline} holds no run: give a folder with a config.yaml")
-        baseline = read_run(arguments.baseline)
-        if not baseline.is_finished:
-            raise UserError(f"--baseline {arguments.baseline} has not finished: there is no metrics.json")
-        if arguments.baseline.resolve() not in [folder.resolve() for folder in folders]:
-            runs.insert(0, baseline)
+    baseline = _baseline(arguments.baseline, runs)
     if not any(run.is_finished for run in runs):
         raise UserError(f"none of {len(runs)} runs has finished, {runs[0].name} for one: there is no metrics.json")
 
     differing = differing_settings(runs)
     of_runs = table_of_runs(runs, differing)
     of_groups = table_of_groups(runs, [name for name in differing if name != "seed"], baseline)
-    text = f"{markdown(of_runs)}\n{markdown(of_groups)}\n{remarks(runs, baseline)}"
+    without = [str(folder) for folder in arguments.runs if not is_run(folder)]
+    text = f"{markdown(of_runs)}\n{markdown(of_groups)}\n{remarks(runs, baseline, without)}"
     print(text)
     if arguments.output:
-        from sst2.plots import plot_accuracy
+        write(arguments.output, text, of_runs, of_groups, runs, differing)
 
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.output / "comparison.md", text)
-        write_text(arguments.output / "runs.csv", as_csv(of_runs))
-        write_text(arguments.output / "configurations.csv", as_csv(of_groups))
-        finished = [run for run in runs if run.metrics]
-        labels = [_label(run, differing) or run.name for run in finished]
-        plot_accuracy(arguments.output / "comparison.png", labels, [run.metrics for run in finished if run.metrics])
+
+def _baseline(folder: Path | None, runs: list[Run]) -> Run | None:
+    """The run that others are tested against. It is put before the runs if it is not among them."""
+    if folder is None:
+        return None
+    if not is_run(folder):
+        raise UserError(f"--baseline {folder} holds no run: give a folder with a config.yaml")
+    for run in runs:
+        if Path(run.name).resolve() == folder.resolve():
+            return run
+    runs.insert(0, read_run(folder))
+    return runs[0]
+
+
+def write(
+    folder: Path,
+    text: str,
+    of_runs: list[list[str]],
+    of_groups: list[list[str]],
+    runs: list[Run],
+    differing: list[str],
+) -> None:
+    """Write the tables and a plot.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    from sst2.plots import plot_accuracy
+
+    finished = [(_label(run, differing) or run.name, run.metrics) for run in runs if run.metrics]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "comparison.md", text)
+        write_text(folder / "runs.csv", as_csv(of_runs))
+        write_text(folder / "configurations.csv", as_csv(of_groups))
+        plot_accuracy(folder / "comparison.png", *map(list, zip(*finished, strict=True)))
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written ({error.strerror}): name another folder") from None
 
 
 def read_run(folder: Path) -> Run:
@@ -104,8 +129,9 @@ def read_run(folder: Path) -> Run:
     """
     place = RunFolder(folder)
     try:
-        settings = yaml.safe_load(place.config.read_text(encoding="utf-8"))
-        deciding = {name: value for name, value in settings.items() if name not in OF_NO_ACCOUNT}
+        # A run of an earlier version lacks the settings that came later, and ran as their defaults say.
+        settings = vars(Settings()) | yaml.safe_load(place.config.read_text(encoding="utf-8"))
+        deciding = {name: value for name, value in settings.items() if name not in (*OF_NO_ACCOUNT, *OF_ONE_START)}
         if not place.metrics.is_file():
             return Run(str(folder), deciding)
         metrics = json.loads(place.metrics.read_text(encoding="utf-8"))
@@ -113,9 +139,11 @@ def read_run(folder: Path) -> Run:
             rows = [row for row in csv.DictReader(file) if row["split"] == metrics["split"]]
         sentences = tuple((row["sentence"], row["label"]) for row in rows)
         correct = np.array([row["label"] == row["prediction"] for row in rows])
+        if missing := [name for name in FIGURES if name not in metrics]:
+            raise ValueError(f"{place.metrics.name} lacks {missing[0]}")
         if len(rows) != metrics["count"]:
             raise ValueError(f"{place.predictions.name} has {len(rows)} sentences, metrics.json {metrics['count']}")
-    except (OSError, ValueError, LookupError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, csv.Error, yaml.YAMLError) as error:
         raise UserError(f"{folder} cannot be read ({error}): leave it out, or run it again") from None
     return Run(str(folder), deciding, metrics, sentences, correct)
 
@@ -168,32 +196,42 @@ def table_of_groups(runs: list[Run], differing: list[str], baseline: Run | None)
         line = [_label(group[0], differing) or "all", str(len(group)), _mean(metrics, "accuracy", 4)]
         line.append(f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "one seed")
         line += [_mean(metrics, "f1", 4), _mean(metrics, "loss", 4), _mean(metrics, "sentences_per_second", 0)]
-        if baseline:
+        if reference:
             line += _against(group, reference)
         lines.append(line)
     return lines
 
 
-def remarks(runs: list[Run], baseline: Run | None) -> str:
-    """What a reader must know to read the tables."""
+def remarks(runs: list[Run], baseline: Run | None, without: list[str]) -> str:
+    """What a reader must know to read the tables.
+
+    Args:
+        without: folders in which there is no run.
+    """
     lines = ["Intervals: of a run, Wilson's over its sentences; of a mean, Student's t over seeds. ± is one deviation."]
-    if baseline:
+    if baseline and baseline.is_finished:
         lines.append(
-            f"Baseline: the configuration of {baseline.name}. Differences on the same sentences: paired bootstrap over "
-            "sentences and seeds; p by McNemar's exact test where one run meets one, else by the bootstrap. Not "
-            "corrected for the number of comparisons."
+            f"Baseline: the configuration of {baseline.name}. Differences on the same sentences; their intervals by a "
+            "paired bootstrap over sentences. p, where one run meets one, by McNemar's exact test: of these two models, "
+            "not of other seeds; where several meet several, by Welch's t-test: of other seeds. Not corrected for the "
+            "number of comparisons."
         )
+    elif baseline:
+        lines.append(f"The baseline {baseline.name} has not finished: nothing is tested.")
     if any(1 < len(group) <= TOO_FEW_SEEDS for group in grouped(runs)):
         lines.append(f"With {TOO_FEW_SEEDS} seeds or fewer, the spread over seeds is little more than a guess.")
     if any((run.metrics or {}).get("selected", "").endswith("flatters these figures") for run in runs):
         lines.append("Some of these models were selected on the sentences they are compared on, which flatters them.")
-    if missing := [run.name for run in runs if not run.is_finished]:
-        lines.append(f"Not finished, and in no mean: {', '.join(missing)}.")
+    if unfinished := [run.name for run in runs if not run.is_finished]:
+        lines.append(f"Not finished, and in no mean: {', '.join(unfinished)}.")
+    if without:
+        lines.append(f"No run there, or none that has begun: {', '.join(without)}.")
     return "\n".join(lines) + "\n"
 
 
 def markdown(table: list[list[str]]) -> str:
     """The table with columns of even width, which reads well in a terminal too."""
+    table = [[word.replace("|", "\\|") for word in line] for line in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [" | ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in table]
     lines.insert(1, " | ".join("-" * width for width in widths))

@@ -18,10 +18,6 @@ from contextlib import suppress
 from types import FrameType
 
 import psutil
-from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED
 from sst2.preemption import SIGNALS
@@ -39,11 +35,17 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: with the exit code of the process that ended first in failure; 128 + the signal if one killed it;
             75 if it was one of the forwarded signals, which strikes only a process that has not begun to listen.
     """
+    for number in SIGNALS:
+        signal.signal(number, _forward)
+    # Only now, since they take seconds in which a signal may come.
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
     # torchrun's own handlers for the others would give the processes 30 seconds. Read by its argument parser.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
-    for number in SIGNALS:
-        signal.signal(number, _forward)
     arguments = launch_command_parser().parse_args(argv)
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
     arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"

@@ -7,6 +7,7 @@ must see), also with `HF_HUB_OFFLINE=1`.
 """
 
 import sys
+from dataclasses import replace
 
 import huggingface_hub
 
@@ -22,6 +23,7 @@ PROGRAM = "python -m sst2.prefetch"
 def main(settings: Settings) -> None:
     """Raises UserError: model or data cannot be had, or do not fit the flags."""
     start_logging(is_main=True)
+    settings = replace(settings, stage_dir=None)  # which is of the compute nodes
     tokenizer = load_tokenizer(settings)
     model = load_model(settings, tokenizer)
     splits = tokenize_all(load_sentences(settings), tokenizer, settings)

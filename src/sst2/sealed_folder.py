@@ -38,7 +38,7 @@ def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
     try:
         unfinished.mkdir(parents=True)
         write_files(unfinished)
-        files = {str(file.relative_to(unfinished)): _describe(file) for file in _files(unfinished)}
+        files = {str(file.relative_to(unfinished)): describe_file(file) for file in _files(unfinished)}
         manifest = {"format": FORMAT, "files": files}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         commit(unfinished, place)
@@ -71,7 +71,7 @@ def verify_sealed(place: Path) -> None:
             size = (place / name).stat().st_size
             if size != expected.get("size"):
                 raise DamagedFolderError(f"{name} has {size} bytes instead of {expected.get('size')}")
-            if _describe(place / name) != expected:
+            if describe_file(place / name) != expected:
                 raise DamagedFolderError(f"{name} has another SHA-256 than {MANIFEST} says")
         except OSError as error:
             raise DamagedFolderError(f"{name} cannot be read: {error.strerror}") from None
@@ -105,7 +105,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _describe(file: Path) -> dict[str, Any]:
+def describe_file(file: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, as they stand in a manifest."""
     digest, block = hashlib.sha256(), bytearray(1 << 24)  # long blocks: between two of them Python's lock is contended
     with open(file, "rb", buffering=0) as stream:
         while count := stream.readinto(block):

@@ -19,7 +19,7 @@ import huggingface_hub
 from sst2.environment import expand_path
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub
-from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
+from sst2.sealed_folder import DamagedFolderError, describe_file, verify_sealed, write_sealed
 from sst2.settings import DATA_FILES, SAMPLE, Settings
 
 logger = logging.getLogger(__name__)
@@ -65,19 +65,24 @@ def local_copy(source: Path, stage_dir: str, patterns: tuple[str, ...] = ()) -> 
     Raises:
         UserError: the folder cannot be written, or has no room.
     """
+    source = source.resolve()
     folder = expand_path(stage_dir)
-    files = _files(source, patterns)
-    facts = {str(name): [status.st_size, status.st_mtime_ns] for name, status in files.items()}
-    key = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    place = folder / f"{source.name}-{key}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f".{place.name}.lock", "w", encoding="utf-8") as lock:
+        files = _files(source, patterns)
+        facts = _facts(files)
+    except OSError as error:
+        raise UserError(f"{source} cannot be read, to copy it to --stage_dir ({error.strerror})") from None
+    place = folder / f"{source.name}-{hashlib.sha256(str(source).encode()).hexdigest()[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid != os.geteuid():
+            raise UserError(f"--stage_dir {folder} on {socket.gethostname()} is somebody else's: name one of your own")
+        with open(os.open(folder / f".{place.name}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)  # all look at once
             if not _is_current(place, facts):
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the first one copies
                 if not _is_current(place, facts):
-                    _copy(source, files, facts, place)
+                    _copy(files, facts, place)
     except OSError as error:
         raise UserError(
             f"--stage_dir {folder} on {socket.gethostname()} cannot be written ({error.strerror}): make room, name "
@@ -93,12 +98,18 @@ def _snapshot(settings: Settings) -> Path:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
 
 
-def _files(source: Path, patterns: tuple[str, ...]) -> dict[Path, os.stat_result]:
+def _files(source: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
     """Files to copy, by their names in the copy. The hub's cache is made of links: what they point to is copied."""
-    if source.is_file():
-        return {Path(source.name): source.stat()}
+    if not source.is_dir():
+        return {source.name: source}
     found = [file for pattern in patterns or ("**/*",) for file in source.glob(pattern) if file.is_file()]
-    return {source.name / file.relative_to(source): file.stat() for file in sorted(found)}
+    return {str(source.name / file.relative_to(source)): file for file in sorted(found)}
+
+
+def _facts(files: dict[str, Path]) -> dict[str, list[int]]:
+    """By what a change of the source is noticed."""
+    statuses = {name: file.stat() for name, file in files.items()}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
 
 
 def _is_current(place: Path, facts: dict[str, list[int]]) -> bool:
@@ -111,15 +122,14 @@ def _is_current(place: Path, facts: dict[str, list[int]]) -> bool:
         return False
 
 
-def _copy(source: Path, files: dict[Path, os.stat_result], facts: dict[str, list[int]], place: Path) -> None:
+def _copy(files: dict[str, Path], facts: dict[str, list[int]], place: Path) -> None:
     def write(folder: Path) -> None:
-        for name in files:
+        for name, file in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.parent / name, folder / name)
-            if (folder / name).stat().st_size != facts[str(name)][0]:
-                raise UserError(f"{source.parent / name} changed while it was copied to --stage_dir: start again")
+            shutil.copyfile(file, folder / name)
+            if describe_file(folder / name) != describe_file(file) or _facts({name: file}) != {name: facts[name]}:
+                raise UserError(f"{file} changed while it was copied to --stage_dir, or was not read well: start again")
         (folder / _SOURCE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
-    size = sum(size for size, _ in facts.values())
-    logger.info("copying %s (%.1f MB) to %s", source, size / 1e6, place)
+    logger.info("copying %.1f MB to %s", sum(size for size, _ in facts.values()) / 1e6, place)
     write_sealed(place, write)

@@ -76,8 +76,10 @@ class Cluster:
         flags = [f"--{flag}={munge / name}" for flag, name in files.items()]
         self._start("munged", "runuser", "-u", "munge", "--", "munged", "--foreground", "--force", *flags)
         self._start("slurmctld", "slurmctld", "-D")
+        deadline = time.monotonic() + 60
         while "Slurmctld(primary) at" not in (pings := self.run("scontrol", "ping")) or "UP" not in pings:
             assert self._daemons["slurmctld"].poll() is None, self.logs()
+            assert time.monotonic() < deadline, self.logs()
             time.sleep(0.1)
         for node in ("n1", "n2"):
             self.start_node(node)
