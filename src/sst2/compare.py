@@ -212,8 +212,8 @@ def remarks(runs: list[Run], baseline: Run | None, without: list[str]) -> str:
     if baseline and baseline.is_finished:
         lines.append(
             f"Baseline: the configuration of {baseline.name}. Differences on the same sentences; their intervals by a "
-            "paired bootstrap over sentences. p, where one run meets one, by McNemar's exact test: of these two models, "
-            "not of other seeds; where several meet several, by Welch's t-test: of other seeds. Not corrected for the "
+            "paired bootstrap over sentences. p, where one run meets one, by McNemar's exact test: of two models, not "
+            "of other seeds; where several meet several, by Welch's t-test: of other seeds. Not corrected for the "
             "number of comparisons."
         )
     elif baseline:
