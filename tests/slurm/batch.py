@@ -23,6 +23,7 @@ class Job:
     number: str
     output: Path
     run_dir: Path
+    hurried: str = ""  # the last start that did not have to wait
 
     @property
     def facts(self) -> dict[str, str]:
@@ -45,10 +46,15 @@ class Job:
         self.wait_for(lambda: log.exists() and f'"split": "train", "step": {step},' in log.read_text())
 
     def come_back(self) -> None:
-        """Start now if the job has been requeued: SLURM would have it wait for two minutes."""
+        """Have a requeued job start soon: SLURM would have it wait for two minutes.
+
+        Not at once: within the same second, SLURM takes the new start's credential for the old one's, and kills it.
+        """
         facts = self.facts
-        if facts["JobState"] == "PENDING" and facts["Restarts"] != "0" and facts["Reason"] == "BeginTime":
-            command = ["scontrol", "update", f"JobId={self.number}", "StartTime=now"]
+        waits = facts["JobState"] == "PENDING" and facts["Reason"] == "BeginTime"
+        if waits and facts["Restarts"] not in ("0", self.hurried):
+            self.hurried = facts["Restarts"]
+            command = ["scontrol", "update", f"JobId={self.number}", "StartTime=now+2"]
             subprocess.run(command, env=self.cluster.environment, capture_output=True, check=False)
 
     def end(self) -> dict[str, str]:
