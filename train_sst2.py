@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.batching import deal, evaluation_loaders, forward_size, micro_batches, pad, plan_batches, to_device
+from sst2.batching import collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
 from sst2.connect import connect
@@ -85,7 +85,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
     strategy = prepare(accelerator, model, build_optimizer(model, settings), settings.gradient_compression == "bf16")
     schedule = build_schedule(strategy.optimizer, settings)
-    loaders = evaluation_loaders(splits, settings.per_device_eval_batch_size, tokenizer.pad_token_id, accelerator)
+    loaders = evaluation_loaders(splits, settings, tokenizer.pad_token_id, accelerator)
 
     state = TrainingState()
     checkpoints = Checkpointer(run.checkpoints, accelerator, strategy, schedule, model_bytes, settings, splits)
@@ -174,21 +174,20 @@ def train_step(job: Job) -> dict[str, float]:
     train, world_size, device = job.splits["train"], accelerator.num_processes, accelerator.device
     rows = job.plan.rows(state.step)
     hands = deal(rows, train.lengths, world_size)
-    at_once = forward_size(settings.per_device_train_batch_size, device)
-    passes = micro_batches(hands, accelerator.process_index, at_once)
+    passes = micro_batches(hands, accelerator.process_index, forward_size(settings, device))
     loss_sum, padded_tokens = torch.zeros((), device=device), 0
     strategy.model.train()
     for number, (micro_rows, weight) in enumerate(passes, start=1):
         job.watchdog.at(f"step {state.step + 1}, forward pass {number}")
-        batch = to_device(pad(train, micro_rows, job.tokenizer.pad_token_id), device)
+        batch = collate(train, micro_rows, job.tokenizer.pad_token_id, settings.batching).to(device)
         with strategy.forward_pass(is_last=number == len(passes)):
-            logits = strategy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            loss = weight * F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+            logits = strategy.model(**batch.inputs).logits
+            loss = weight * F.cross_entropy(logits.float(), batch.labels, reduction="sum")
             job.watchdog.at(f"step {state.step + 1}, backward pass {number}")
             # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
             strategy.backward(loss * world_size / len(rows))
         loss_sum += loss.detach()
-        padded_tokens += batch["input_ids"].numel()
+        padded_tokens += batch.inputs["input_ids"].numel()
     job.watchdog.at(f"step {state.step + 1}, update")
     grad_norm = strategy.update(settings.max_grad_norm)
     own_sums = torch.tensor([float(loss_sum), padded_tokens, strategy.waiting.take()], device=device)
@@ -247,8 +246,8 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
     for batch in job.loaders[split.name]:
         job.watchdog.at(f"the evaluation on {split.name} after step {job.state.step}")
         heed(job)
-        output = job.strategy.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        gathered = job.accelerator.gather_for_metrics((batch["rows"], output.logits.float()))
+        logits_of_batch = job.strategy.model(**batch.inputs).logits
+        gathered = job.accelerator.gather_for_metrics((batch.rows, logits_of_batch.float()))
         job.watchdog.start()
         rows.append(gathered[0].cpu())
         logits.append(gathered[1].cpu())

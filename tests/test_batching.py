@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.batching import BatchPlan, deal, epoch_order, evaluation_loader, micro_batches, pad, plan_batches
+from sst2.batching import BatchPlan, collate, deal, epoch_order, evaluation_loader, micro_batches, plan_batches
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.settings import Settings
@@ -69,17 +69,29 @@ def test_devices_get_about_as_many_tokens() -> None:
 
 
 def test_padding_follows_the_sentences() -> None:
-    batch = pad(make_split([3, 1, 4]), np.array([2, 0]), pad_token_id=0)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [1, 2, 3, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert batch["labels"].tolist() == [0, 0]
-    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+    batch = collate(make_split([3, 1, 4]), [2, 0], 0, "padded")
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, 7, 8], [1, 2, 3, 0]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert (batch.labels.tolist(), batch.rows.tolist()) == ([0, 0], [2, 0])
+    assert all(tensor.dtype == torch.int64 for tensor in [*batch.inputs.values(), batch.labels, batch.rows])
+
+
+def test_packing_lays_sentences_end_to_end() -> None:
+    batch = collate(make_split([3, 1, 4]), [2, 0], 0, "packed")
+    assert batch.inputs["input_ids"].tolist() == [5, 6, 7, 8, 1, 2, 3]
+    assert batch.inputs["position_ids"].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    pack = batch.inputs["pack"]
+    assert pack.starts.tolist() == [0, 4]
+    assert pack.grid.tolist() == [[0, 1, 2, 3], [4, 5, 6, 0]]
+    assert pack.is_token.tolist() == [[True] * 4, [True] * 3 + [False]]
+    assert pack.slots.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert (batch.labels.tolist(), batch.rows.tolist()) == ([0, 0], [2, 0])
 
 
 def test_evaluation_loader_leaves_the_random_state_alone() -> None:
-    loader = evaluation_loader(make_split([5, 2, 9, 3]), batch_size=3, pad_token_id=0)
+    loader = evaluation_loader(make_split([5, 2, 9, 3]), 3, pad_token_id=0, batching="padded")
     before = torch.get_rng_state()
-    rows = [row for batch in loader for row in batch["rows"].tolist()]
+    rows = [row for batch in loader for row in batch.rows.tolist()]
     assert rows == [1, 3, 0, 2]  # by length
     assert torch.equal(before, torch.get_rng_state())
 

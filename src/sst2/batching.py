@@ -5,8 +5,10 @@ of devices, only has to know k.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from sst2.data import Split
 from sst2.errors import UserError
-from sst2.settings import Settings
+from sst2.packed import Pack
+from sst2.settings import Batching, Settings
 
 
 @dataclass(frozen=True)
@@ -135,26 +138,52 @@ def plan_batches(settings: Settings, num_sentences: int, world_size: int) -> tup
     return settings, BatchPlan(num_sentences, batch, settings.seed, total)
 
 
-def forward_size(per_device_batch_size: int, device: torch.device) -> int:
+def forward_size(settings: Settings, device: torch.device) -> int:
     """Sentences in one forward pass of a device.
 
-    A GPU takes all it may. A CPU is as fast with few sentences as with many, and a few of about one length need little
-    padding: with 8, training on SST-2 ran 1.4 to 1.7 times as fast as with 32
-    (benchmarks/results/cpu_forward_size.json).
+    A GPU takes all it may, and packed sentences need no padding in any number. A CPU is as fast with few sentences as
+    with many, and a few of about one length need little padding: with 8, training on SST-2 ran 1.4 to 1.7 times as fast
+    as with 32 (benchmarks/results/cpu_forward_size.json).
     """
-    return min(per_device_batch_size, 8) if device.type == "cpu" else per_device_batch_size
+    size = settings.per_device_train_batch_size
+    return min(size, 8) if device.type == "cpu" and settings.batching == "padded" else size
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sentences as the model takes them.
+
+    Attributes:
+        inputs: arguments of the model; `input_ids` among them, with as many entries as the model has tokens to look at.
+        labels: (sentences,) int64.
+        rows: (sentences,) int64, row numbers of the split.
+    """
+
+    inputs: dict[str, Any]
+    labels: torch.Tensor
+    rows: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device, non_blocking=True), self.rows.to(device, non_blocking=True))
+
+
+def collate(split: Split, rows: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:
+    """The batch of these rows of a split, on the CPU."""
+    rows = np.asarray(rows)
+    inputs = pack(split, rows) if batching == "packed" else pad(split, rows, pad_token_id)
+    return Batch(inputs, torch.from_numpy(split.labels[rows]), torch.from_numpy(rows.astype(np.int64)))
 
 
 def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """A batch padded to its longest sentence.
+    """Sentences padded to the longest of them.
 
     Args:
-        rows: (batch,) row numbers of the split.
+        rows: (sentences,) row numbers of the split.
 
     Returns:
-        `input_ids` and `attention_mask`: (batch, longest sentence) int64; `labels` and `rows`: (batch,) int64.
+        `input_ids` and `attention_mask`: (sentences, longest) int64.
     """
-    rows = np.asarray(rows)
     lengths = split.lengths[rows]
     columns = np.arange(lengths.max())
     attention_mask = columns < lengths[:, None]
@@ -162,32 +191,56 @@ def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Te
     arrays = {
         "input_ids": np.where(attention_mask, split.input_ids[positions], pad_token_id),
         "attention_mask": attention_mask,
-        "labels": split.labels[rows],
-        "rows": rows,
     }
     return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
 
+def pack(split: Split, rows: np.ndarray) -> dict[str, Any]:
+    """Sentences end to end.
+
+    Args:
+        rows: (sentences,) row numbers of the split.
+
+    Returns:
+        `input_ids` and `position_ids`: (tokens,) int64; `pack`: where the sentences lie.
+    """
+    lengths = split.lengths[rows]
+    ends = np.cumsum(lengths)
+    starts, sentence = ends - lengths, np.repeat(np.arange(len(rows)), lengths)
+    position = np.arange(ends[-1]) - starts[sentence]
+    columns = np.arange(lengths.max())
+    is_token = columns < lengths[:, None]
+    arrays = {
+        "input_ids": split.input_ids[split.offsets[rows][sentence] + position],
+        "position_ids": position,
+    }
+    places = Pack(
+        starts=torch.from_numpy(starts),
+        grid=torch.from_numpy(np.where(is_token, starts[:, None] + columns, 0)),
+        is_token=torch.from_numpy(is_token),
+        slots=torch.from_numpy(sentence * len(columns) + position),
+    )
+    return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()} | {"pack": places}
+
+
 def evaluation_loaders(
-    splits: dict[str, Split], batch_size: int, pad_token_id: int, accelerator: Accelerator
+    splits: dict[str, Split], settings: Settings, pad_token_id: int, accelerator: Accelerator
 ) -> dict[str, DataLoader]:
     """A loader for every split but `train`, each rank's batches its own."""
     evaluated = {name: split for name, split in splits.items() if name != "train"}
     return {
-        name: accelerator.prepare(evaluation_loader(split, batch_size, pad_token_id))
+        name: accelerator.prepare(
+            evaluation_loader(split, settings.per_device_eval_batch_size, pad_token_id, settings.batching)
+        )
         for name, split in evaluated.items()
     }
 
 
-def evaluation_loader(split: Split, batch_size: int, pad_token_id: int) -> DataLoader:
-    """Padded batches of a whole split in order of length, which wastes little on padding."""
+def evaluation_loader(split: Split, batch_size: int, pad_token_id: int, batching: Batching) -> DataLoader:
+    """Batches of a whole split in order of length, which wastes little on padding."""
     return DataLoader(
         np.argsort(split.lengths, kind="stable").tolist(),
         batch_size=batch_size,
-        collate_fn=partial(pad, split, pad_token_id=pad_token_id),
+        collate_fn=partial(collate, split, pad_token_id=pad_token_id, batching=batching),
         generator=torch.Generator(),  # its own: iterating must not touch the random state that dropout draws from
     )
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, DistilBertForSequenceClassification, DistilBertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, DistilBertTokenizer, PreTrainedTokenizerBase
 
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub
+from sst2.packed import PackedClassifier
 from sst2.reading import LABEL_NAMES
 from sst2.sample import sample_config, sample_tokenizer
 from sst2.settings import SAMPLE, Settings
@@ -45,7 +46,7 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> DistilBertForSequenceClassification:
+def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PackedClassifier:
     """DistilBERT with a two-class head, in float32 whatever the checkpoint was stored in.
 
     Only safetensors are read and no remote code runs. The head is new, drawn from torch's random state, unless the
@@ -61,7 +62,7 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Distil
     if settings.model_name_or_path == SAMPLE:
         config = sample_config(len(tokenizer))
         config.update(options)
-        model = DistilBertForSequenceClassification(config)
+        model = PackedClassifier(config)
     else:
         model = _load_checkpoint(settings, options)
     _check_fit(settings, model, tokenizer)
@@ -73,11 +74,11 @@ def num_bytes(model: torch.nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _load_checkpoint(settings: Settings, options: dict[str, Any]) -> DistilBertForSequenceClassification:
+def _load_checkpoint(settings: Settings, options: dict[str, Any]) -> PackedClassifier:
     name, revision = settings.model_name_or_path, settings.model_revision
     with reading_from_hub("--model_name_or_path", name, "model", revision):
         try:
-            loaded: Any = DistilBertForSequenceClassification.from_pretrained(
+            loaded: Any = PackedClassifier.from_pretrained(
                 name,
                 revision=revision,
                 dtype=torch.float32,
@@ -97,9 +98,7 @@ def _load_checkpoint(settings: Settings, options: dict[str, Any]) -> DistilBertF
     return model
 
 
-def _check_fit(
-    settings: Settings, model: DistilBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def _check_fit(settings: Settings, model: PackedClassifier, tokenizer: PreTrainedTokenizerBase) -> None:
     name, config = settings.model_name_or_path, model.config
     if settings.max_length > config.max_position_embeddings:
         raise UserError(

@@ -24,6 +24,8 @@ ZERO = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero
 SAMPLE = ["--smoke", "--max_train_steps", 30, "--global_batch_size", 50, "--per_device_train_batch_size", 4]
 SAMPLE += ["--dropout", 0, "--logging_steps", 1, "--log_sample_ids"]
 
+HUNDRED = ["--max_train_steps", 100, "--per_device_train_batch_size", 50]
+
 Train = Callable[..., Finished]
 
 
@@ -71,6 +73,25 @@ def test_every_way_to_launch_takes_the_course_of_one_process(
     assert sum(line["token_imbalance"] for line in logged) / len(logged) < 0.1
     assert all(0 < line["waiting_share"] < 1 for line in logged)
     assert run.metrics["count"] == 600
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"), [("single_cpu", 1), ("multi_cpu", 2), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2)]
+)
+def test_packed_batches_take_the_course_of_padded_ones(
+    name: str, processes: int, hundred_padded_steps: list[float], train: Train
+) -> None:
+    run = train(*SAMPLE, *HUNDRED, "--batching", "packed", launcher=launcher(name, processes))
+    assert run.code == 0, run.stderr
+    assert [line["loss"] for line in run.logged("train")] == pytest.approx(hundred_padded_steps, rel=1e-5)
+    assert all(line["padding_share"] == 0 for line in run.logged("train"))
+
+
+@pytest.fixture(scope="module")
+def hundred_padded_steps(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of one process."""
+    results = run_to_the_end([*SAMPLE, *HUNDRED], tmp_path_factory.mktemp("padded") / "run")
+    return [line["loss"] for line in results["curves"] if line["split"] == "train"]
 
 
 @pytest.mark.parametrize("name", ["multi_cpu", "deepspeed_zero1"])
