@@ -17,6 +17,7 @@ from transformers import DistilBertForSequenceClassification, DistilBertModel
 from conftest import Bomb
 from sst2.errors import UserError
 from sst2.modeling import load_model, load_tokenizer
+from sst2.packed import PackedClassifier
 from sst2.sample import sample_tokenizer
 from sst2.settings import SAMPLE, Settings
 
@@ -163,7 +164,7 @@ def test_code_in_a_checkpoint_is_not_run(model_type: str, folder: Path, tmp_path
     remote = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"auto_map": remote}))
     if model_type == "distilbert":
-        assert type(load(folder)) is DistilBertForSequenceClassification
+        assert type(load(folder)) is PackedClassifier
     else:
         with pytest.raises(UserError, match=f"--model_name_or_path {folder}"):
             load(folder)
