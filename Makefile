@@ -14,7 +14,7 @@ demo: $(VENV)/installed  ## the whole job on the embedded sample, on a CPU, with
 		--smoke --output_dir runs/demo --overwrite_output_dir
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU and take no long time
-	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-slow: $(VENV)/installed-dev  ## many processes, SLURM; with SST2_DATA_DIR and SST2_MODEL_DIR also real data
 	$(BIN)/python -m pytest -m "$(SLOW)"

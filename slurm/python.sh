@@ -20,4 +20,5 @@ case ${SST2_CONTAINER:-} in
         if [ -z "${SST2_PYTHON:-}" ] && [ -x "$project/.venv/bin/python" ]; then python=$project/.venv/bin/python; fi
         ;;
 esac
+if [ -n "${SST2_CONTAINER:-}" ]; then export PYTHONPATH=$project/src${PYTHONPATH:+:$PYTHONPATH}; fi
 exec "${command[@]}" "$python" "$@"

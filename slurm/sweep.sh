@@ -55,6 +55,6 @@ echo "slurm/sweep.sh: job $array: ${#runs[@]} tasks, ${SST2_AT_ONCE:-4} at once"
 # When all have ended, well or not: the table says which have not finished. A task that is requeued has not ended.
 compare=("$here/python.sh" -m sst2.compare "${runs[@]}" --output "$folder/comparison")
 [ -z "${SST2_BASELINE:-}" ] || compare+=(--baseline "$SST2_BASELINE")
-table=$(sbatch --parsable --job-name=compare --dependency="afterany:$array" --output=%x-%j.out \
-    "${options[@]}" --export=ALL --array= --nodes=1 --ntasks=1 --time=00:15:00 --wrap "$(printf '%q ' "${compare[@]}")")
+table=$(sbatch --parsable --job-name=compare --output=%x-%j.out "${options[@]}" --dependency="afterany:$array" \
+    --export=ALL --array= --nodes=1 --ntasks=1 --time=00:15:00 --wrap "$(printf '%q ' "${compare[@]}")")
 echo "slurm/sweep.sh: job ${table%%;*}: then the table, in $folder/comparison"

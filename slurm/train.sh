@@ -31,6 +31,7 @@
 #   SST2_PROJECT      the project's folder (the one that this script was submitted from)
 #   SST2_SWEEP        flags of one array task a line; slurm/sweep.sh fills it
 
+# shellcheck disable=SC2329 # functions that patiently calls
 set -euo pipefail
 
 say() { echo "slurm/train.sh: $*"; }
@@ -46,8 +47,10 @@ patiently() {
     done
     return 1
 }
-show() { scontrol show --oneliner "$1" "$2" | sed -n "s/.*\b$3=\([^ ]*\).*/\1/p"; }
-fact() { patiently show "$@"; }
+# One line, of this job alone: the id of an array's task may be that of the whole array, which lists them all.
+record() { scontrol show --oneliner job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "; }
+word() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p"; }
+address() { scontrol show --oneliner node "$1" | word NodeAddr | grep .; }
 
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a batch script: sbatch slurm/train.sh"
 
@@ -57,20 +60,19 @@ stopped=no step=
 trap 'stopped=yes' TERM INT
 trap 'stopped=yes; [ -z "$step" ] || kill -s USR1 "$step" || true' USR1 USR2
 
-# A task of an array goes by its number in it: one of them has the id of the whole array, and so of all tasks. The
-# variables may also be left over from a job that has submitted this one.
+job=$(patiently record) || refuse "SLURM's controller does not answer: submit again"
+task=$(word ArrayJobId <<< "$job")_$(word ArrayTaskId <<< "$job")
 id=$SLURM_JOB_ID
-task=${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}
-if [ "$task" != _ ] && [ "$(show job "$task" JobId 2> /dev/null)" = "$SLURM_JOB_ID" ]; then id=$task; fi
+if [ "$task" != _ ]; then id=$task; fi
+restarts=$(word Restarts <<< "$job")
 
-script=$(fact job "$id" Command) # SLURM runs a copy of it from a folder of its own
+script=$(word Command <<< "$job") # SLURM runs a copy of it from a folder of its own
 export SST2_PROJECT=${SST2_PROJECT:-$(cd "$SLURM_SUBMIT_DIR" && realpath "$(dirname "$script")/..")}
 [ -f "$SST2_PROJECT/train_sst2.py" ] || refuse "no train_sst2.py in $SST2_PROJECT: give its folder as SST2_PROJECT"
 for name in SST2_PROCESSES SST2_PORT SST2_REQUEUES; do
     case ${!name:-0} in *[!0-9]*) refuse "$name is ${!name}: give a number" ;; esac
 done
 
-restarts=$(fact job "$id" Restarts)
 cap=${SST2_REQUEUES:-100}
 give_up() {
     say "error: requeued $cap times (SST2_REQUEUES): stopping for good; the last checkpoint is whole" >&2
@@ -79,13 +81,14 @@ give_up() {
 [ "$restarts" -le "$cap" ] || give_up
 
 # Who meets where. The address is the one by which SLURM itself reaches the node: names need not be known everywhere.
-export SST2_HEAD SST2_OTHER SST2_PORT
+export SST2_HEAD SST2_OTHER
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-SST2_HEAD=$(fact node "$(head -n 1 <<< "$nodes")" NodeAddr)
-SST2_OTHER=$(fact node "$(tail -n 1 <<< "$nodes")" NodeAddr)
-if [ -z "${SST2_PORT:-}" ]; then
-    SST2_PORT=$((10000 + SLURM_JOB_ID % 20000)) # below those that systems hand out by themselves
-    while (: < "/dev/tcp/$SST2_HEAD/$SST2_PORT") 2> /dev/null; do SST2_PORT=$((SST2_PORT + 1)); done
+SST2_HEAD=$(patiently address "$(head -n 1 <<< "$nodes")") || refuse "SLURM does not say where the first node is"
+SST2_OTHER=$(patiently address "$(tail -n 1 <<< "$nodes")") || refuse "SLURM does not say where the last node is"
+port=${SST2_PORT:-}
+if [ -z "$port" ]; then
+    port=$((10000 + SLURM_JOB_ID % 20000)) # below those that systems hand out by themselves
+    while (: < "/dev/tcp/$SST2_HEAD/$port") 2> /dev/null; do port=$((port + 1)); done
 fi
 
 # How many processes, and under which configuration.
@@ -98,18 +101,18 @@ config=${SST2_CONFIG:-$config}
 [ -f "$config" ] || config=$SST2_PROJECT/accelerate_configs/${config%.yaml}.yaml
 [ -f "$config" ] || refuse "SST2_CONFIG is $SST2_CONFIG: give a YAML file, or one of $SST2_PROJECT/accelerate_configs"
 launch=(--config_file "$config" --num_processes "$world" --num_machines "$SLURM_NNODES")
-launch+=(--main_process_ip "$SST2_HEAD" --main_process_port "$SST2_PORT" --deepspeed_multinode_launcher standard)
+launch+=(--main_process_ip "$SST2_HEAD" --main_process_port "$port" --deepspeed_multinode_launcher standard)
 [ -n "${SST2_CONFIG:-}" ] || launch+=(--mixed_precision "$precision")
 
 flags=("$@")
-if [ -n "${SST2_SWEEP:-}" ]; then
-    read -ra more < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<< "$SST2_SWEEP")
+if [ -n "${SST2_SWEEP:-}" ] && [ "$task" != _ ]; then
+    read -ra more < <(sed -n "$((${task#*_} + 1))p" <<< "$SST2_SWEEP") || refuse "SST2_SWEEP has no line for task $task"
     flags+=("${more[@]}")
 fi
 # For train_sst2.py: its folder where nothing names one, and that a folder which this job has begun is gone on with.
 export SST2_OUTPUT_DIR="runs/$SLURM_JOB_NAME-$id" SST2_BATCH_JOB=$SLURM_JOB_ID
 
-say "job $id, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $SST2_HEAD:$SST2_PORT"
+say "job $id, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $SST2_HEAD:$port"
 if [ "${SLURM_CPUS_ON_NODE:-$processes}" -lt "$processes" ]; then
     say "$SLURM_CPUS_ON_NODE cores for $processes processes slow each other down: --cpus-per-task $((2 * processes))"
 fi
@@ -131,7 +134,7 @@ case ${SST2_CONTAINER:-} in
         export SST2_PYTHON=${SST2_PYTHON:-python} # the image's, not the project's .venv
         ;;
 esac
-unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK # some versions of srun take it for --cpus-per-task
+unset SLURM_CPUS_PER_TASK SRUN_CPUS_PER_TASK SLURM_TRES_PER_TASK # some versions of srun take it for --cpus-per-task
 code=75
 if [ "$stopped" = no ]; then
     "${srun[@]}" bash "$SST2_PROJECT/slurm/node.sh" "${launch[@]}" "$SST2_PROJECT/train_sst2.py" "${flags[@]}" &
@@ -147,9 +150,9 @@ esac
 # A job that is still running was asked to stop by a signal or a file, and this script brings it back. One that SLURM
 # has ended already comes back if it was preempted or requeued, and does not if somebody has cancelled it.
 is_mine_to_requeue() {
-    [ "$(fact job "$id" JobState)" = RUNNING ] || [ "$(fact job "$id" Reason)" = TimeLimit ]
+    until job=$(patiently record); do say "SLURM's controller does not answer: asking again"; done
+    [ "$(word JobState <<< "$job")" = RUNNING ] || [ "$(word Reason <<< "$job")" = TimeLimit ]
 }
-# shellcheck disable=SC2329 # patiently calls it
 requeue() { ! is_mine_to_requeue || scontrol requeue "$id"; }
 
 if [ "$code" -eq 0 ]; then
@@ -169,7 +172,7 @@ else
     reason=$(awk '
         /^slurm\/train.sh: job/ { line = "" }
         /: error: / && !/^srun: / { line = $0 }
-        END { print line }' "$(fact job "$id" StdOut)") || true
+        END { print line }' "$(word StdOut <<< "$job")") || true
     say "exit code $code, not requeued: ${reason:-see above}" >&2
 fi
 exit "$code"

@@ -39,7 +39,7 @@ SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01, num_warmup_st
 OTHERS = {
     **{"dropout": 0.2, "learning_rate": 0.02, "weight_decay": 0.5, "max_grad_norm": 2.0, "holdout_fraction": 0.1},
     **{"max_length": 64, "max_train_samples": 10, "max_eval_samples": 10, "global_batch_size": 64},
-    **{"max_train_steps": 30, "num_warmup_steps": 4, "seed": 1},
+    **{"max_train_steps": 30, "num_warmup_steps": 4, "seed": 1, "batching": "packed"},
 }
 CPU = torch.device("cpu")
 NO_DATA: Mapping[str, Split] = {}

@@ -104,9 +104,9 @@ def test_a_first_sum_shows_who_does_not_answer(timeout: float, tmp_path: Path) -
         assert said == []
     else:
         assert [process.exitcode for process in processes] == [1, 1, 1]
-        expected = f"error: rank 2 on {socket.gethostname()}: not come to the first sum in 3 s: is every node reached"
         assert len(said) == 1, said
-        assert expected in said[0]
+        # on a busy machine, one of the others may have been late as well
+        assert f"rank 2 on {socket.gethostname()}: not come to the first sum in 3 s: is every node reached" in said[0]
 
 
 def test_a_promise_is_kept(launcher: Launcher) -> None:

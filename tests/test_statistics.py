@@ -57,9 +57,9 @@ def test_several_against_several_is_welchs_case() -> None:
     same = compare_accuracy(first, first)
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
     assert same.p_value == pytest.approx(1.0)
-    constant = np.ones((3, 10), dtype=bool)
+    constant = np.ones((3, 10), dtype=bool)  # nothing to divide by
     assert compare_accuracy(constant, constant).p_value == 1.0
-    assert compare_accuracy(constant, ~constant).p_value == 0.0
+    assert 0 < compare_accuracy(constant, ~constant).p_value < 0.001
 
 
 def test_one_against_several_is_left_to_the_bootstrap() -> None:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 BINDING_SETTINGS = (
     "model_name_or_path model_revision dropout dataset_name dataset_config_name dataset_revision max_length "
     "max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate weight_decay max_train_steps "
-    "lr_scheduler_type num_warmup_steps max_grad_norm gradient_compression mixed_precision seed"
+    "lr_scheduler_type num_warmup_steps max_grad_norm gradient_compression mixed_precision batching seed"
 ).split()
 
 # What the libraries raise for a file that is not what they expect.
@@ -300,7 +300,8 @@ def _damaged(place: Path, error: Exception) -> UserError:
 
 def _refuse_another_run(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     for name in BINDING_SETTINGS:
-        value, flag = saved.get(name), f"--{name}"
+        # a setting that came later had its default
+        value, flag = saved.get(name, getattr(Settings, name, None)), f"--{name}"
         if current[name] != value:
             raise UserError(
                 f"{flag} is {current[name]} but {place} was trained with {value}: "

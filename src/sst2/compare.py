@@ -212,9 +212,9 @@ def remarks(runs: list[Run], baseline: Run | None, without: list[str]) -> str:
     if baseline and baseline.is_finished:
         lines.append(
             f"Baseline: the configuration of {baseline.name}. Differences on the same sentences; their intervals by a "
-            "paired bootstrap over sentences. p, where one run meets one, by McNemar's exact test: of two models, not "
-            "of other seeds; where several meet several, by Welch's t-test: of other seeds. Not corrected for the "
-            "number of comparisons."
+            "paired bootstrap over sentences. p, where one run meets one: McNemar's exact test, of two models and not "
+            "of other seeds; where several meet several: Welch's t-test, of other seeds; where one meets several: the "
+            "bootstrap. Not corrected for the number of comparisons."
         )
     elif baseline:
         lines.append(f"The baseline {baseline.name} has not finished: nothing is tested.")

@@ -1,5 +1,6 @@
 """The export: a stock DistilBERT folder with tokenizer and model card, reloaded and compared before it counts."""
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def export_model(
         RuntimeError: the reloaded model gives other logits.
     """
     # A stock model around the trained weights: autocast, compilation or a strategy may have patched the trained one.
+    config = copy.deepcopy(config)
+    config._attn_implementation = None  # transformers' choice, not the packed one
     stock = DistilBertForSequenceClassification(config)
     stock.load_state_dict(weights)
     unfinished = folder.with_name(f".{folder.name}.unfinished")

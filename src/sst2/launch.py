@@ -71,12 +71,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def _forward(number: int, frame: FrameType | None) -> None:
     _forwarded.add(number)
-    children = psutil.Process().children()
-    if not children:  # nothing has begun, so nothing can be lost
+    workers = [child for child in psutil.Process().children() if _is_worker(child)]
+    if not workers:  # nothing has begun, so nothing can be lost
         sys.exit(EXIT_STOPPED)
-    for child in children:
+    for worker in workers:
         with suppress(psutil.NoSuchProcess):
-            child.send_signal(number)
+            worker.send_signal(number)
+
+
+def _is_worker(child: psutil.Process) -> bool:
+    """Whether it is one of the job's processes: accelerate also asks nvidia-smi before it starts them."""
+    with suppress(psutil.Error):
+        return not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}.isdisjoint(child.environ())
+    return False
 
 
 def _exit_code(code: int) -> int:

@@ -25,7 +25,7 @@ from sst2.settings import DATA_FILES, SAMPLE, Settings
 logger = logging.getLogger(__name__)
 
 MODEL_FILES = ("*.json", "*.txt", "*.safetensors")  # what transformers reads of a checkpoint
-_SOURCE = "source.json"
+_SOURCE, _FILES = "source.json", "files"  # in a copy's folder, beside the manifest
 
 
 def stage(settings: Settings) -> Settings:
@@ -88,7 +88,7 @@ def local_copy(source: Path, stage_dir: str, patterns: tuple[str, ...] = ()) -> 
             f"--stage_dir {folder} on {socket.gethostname()} cannot be written ({error.strerror}): make room, name "
             "another folder, or leave the flag out"
         ) from None
-    return place / source.name
+    return place / _FILES / source.name
 
 
 def _snapshot(settings: Settings) -> Path:
@@ -125,9 +125,10 @@ def _is_current(place: Path, facts: dict[str, list[int]]) -> bool:
 def _copy(files: dict[str, Path], facts: dict[str, list[int]], place: Path) -> None:
     def write(folder: Path) -> None:
         for name, file in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / name)
-            if describe_file(folder / name) != describe_file(file) or _facts({name: file}) != {name: facts[name]}:
+            copy = folder / _FILES / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+            if describe_file(copy) != describe_file(file) or _facts({name: file}) != {name: facts[name]}:
                 raise UserError(f"{file} changed while it was copied to --stage_dir, or was not read well: start again")
         (folder / _SOURCE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 

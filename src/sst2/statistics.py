@@ -61,7 +61,7 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
 
     The paired bootstrap draws sentences with replacement, the same for both sides (Efron & Tibshirani, 1993, chapter
     13); a sentence counts with the share of a side's runs that have it right. With several runs on both sides, the
-    p-value is that of Welch's t-test (1947) on the runs' accuracies.
+    p-value is that of Welch's t-test (1947) on the runs' accuracies, unless these do not differ at all.
 
     Args:
         first, second: (runs, sentences) bool, whether each run's prediction is right.
@@ -74,16 +74,11 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     if len(first) == len(second) == 1:
         p_value, test = mcnemar(first[0], second[0]), "McNemar"
-    elif min(len(first), len(second)) > 1:
-        p_value, test = _welch(first.mean(axis=1), second.mean(axis=1)), "Welch"
+    elif min(len(first), len(second)) > 1 and np.ptp(first.mean(axis=1)) + np.ptp(second.mean(axis=1)) > 0:
+        p_value = float(stats.ttest_ind(first.mean(axis=1), second.mean(axis=1), equal_var=False).pvalue)
+        test = "Welch"
     else:
         # The share of resamples beyond 0, on the smaller side, twice; never 0, as if there had been one more.
         beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         p_value, test = min(1.0, 2 * (beyond + 1) / (resamples + 1)), "bootstrap"
     return Difference(float(gains.mean()), float(low), float(high), p_value, test)
-
-
-def _welch(first: np.ndarray, second: np.ndarray) -> float:
-    if np.ptp(first) == np.ptp(second) == 0:  # runs that do not differ at all leave nothing to divide by
-        return float(first[0] == second[0])
-    return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
