@@ -1,0 +1,300 @@
+"""How fast this job trains, against a plain loop on the same machine in the same run.
+
+    python benchmarks/throughput.py --rounds 5 --output benchmarks/results/throughput.json
+
+The plain loop is written after the transformers example without a Trainer: stock model, DataCollatorWithPadding,
+DataLoader, accelerate; batches padded to their longest sentence, or to 128 tokens. This job is `train_step` of
+train_sst2.py with `--batching packed`. All train DistilBERT-base with random weights on sentences of SST-2's lengths
+(benchmarks/data/sst2_lengths.json) and take turns: each is a process of its own that rests while another one works.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for train_sst2.py
+
+LENGTHS = Path(__file__).parent / "data" / "sst2_lengths.json"
+WIDTH, HIDDEN, LAYERS = 768, 3072, 6  # of DistilBERT-base
+FLOP_PER_TOKEN = 3 * 2 * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN) * LAYERS  # forward once, backward twice
+Step = Callable[[], tuple[int, int]]  # takes one optimizer step; returns its sentences and their tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of each in a round")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--only", nargs="+", choices=sorted(VARIANTS), help="some of the ways to train")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace of this job's steps, and a table")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder))
+        if arguments.profile:
+            profile(Path(folder), arguments.batch_size, arguments.profile)
+            return
+        figures = measure(Path(folder), arguments.only or list(VARIANTS), arguments)
+    print(json.dumps(figures, indent=2))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def write_inputs(folder: Path) -> None:
+    """DistilBERT-base with random weights, and sentences of SST-2's lengths, as files that all read."""
+    import torch
+    from transformers import DistilBertConfig, DistilBertModel
+
+    from sst2.sample import sample_sentences, sample_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = sample_tokenizer()
+    DistilBertModel(DistilBertConfig()).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    words = sorted({word for sentence in sample_sentences("train")[0] for word in sentence.split() if word.isalpha()})
+    words = [word for word in words if len(tokenizer.tokenize(word)) == 1]
+    generator = np.random.default_rng(0)
+    histogram = json.loads(LENGTHS.read_text(encoding="utf-8"))
+    for split, limit in (("train", None), ("validation", 64)):
+        lengths = np.repeat([*map(int, histogram[split])], [*histogram[split].values()])
+        generator.shuffle(lengths)
+        lines = [
+            f"{' '.join(generator.choice(words, size=max(1, length - 2)))}\t{generator.integers(2)}\n"
+            for length in lengths[:limit]
+        ]
+        (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(lines), encoding="utf-8")
+
+
+def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
+    """A loop as it is usually written."""
+    import torch
+    from accelerate import Accelerator
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        default_data_collator,
+        get_scheduler,
+    )
+
+    from sst2.environment import runs_on_cpu
+
+    accelerator = Accelerator(mixed_precision=precision, cpu=runs_on_cpu())
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=2, dtype=torch.float32)
+    lines = (folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    sentences, labels = zip(*(line.split("\t") for line in lines), strict=True)
+    options: dict[str, Any] = {"padding": "max_length"} if padding == "128" else {}
+    encoded = tokenizer(list(sentences), truncation=True, max_length=128, return_token_type_ids=False, **options)
+    data = Dataset.from_dict({**encoded, "labels": [*map(int, labels)]})
+    collator = default_data_collator if padding == "128" else DataCollatorWithPadding(tokenizer)
+    loader = DataLoader(data, shuffle=True, collate_fn=collator, batch_size=batch_size)
+    decayed = [weight for name, weight in model.named_parameters() if not name.endswith(("bias", "LayerNorm.weight"))]
+    exempt = [weight for name, weight in model.named_parameters() if name.endswith(("bias", "LayerNorm.weight"))]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": exempt, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=2e-5)
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=100, num_training_steps=10_000)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    model.train()
+
+    def batches() -> Iterator[dict[str, Any]]:
+        while True:
+            yield from loader
+
+    endless = batches()
+
+    def step() -> tuple[int, int]:
+        batch = next(endless)
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        return len(batch["labels"]), int(batch["attention_mask"].sum())
+
+    return step
+
+
+def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> Step:
+    """The job itself, set up as by its command line."""
+    from sst2.arguments import parse_arguments
+    from sst2.preemption import Requests
+    from sst2.run_folder import RunFolder
+    from train_sst2 import setup, train_step
+
+    files = ["--train_file", folder / "train.tsv", "--validation_file", folder / "validation.tsv"]
+    flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", folder / f"run-{precision}-{batching}"]
+    flags += ["--per_device_train_batch_size", batch_size, "--mixed_precision", precision, "--batching", batching]
+    settings = parse_arguments([*map(str, flags), "--max_train_steps", "100000"])
+    job = setup(settings, Requests(), RunFolder(settings.run_dir))
+
+    def step() -> tuple[int, int]:
+        rows = job.plan.rows(job.state.step)
+        train_step(job)
+        return len(rows), int(job.splits["train"].lengths[rows].sum())
+
+    return step
+
+
+VARIANTS: dict[str, tuple[Callable[..., Step], str, str]] = {
+    "plain_fp32": (plain, "no", "longest"),
+    "plain_bf16": (plain, "bf16", "longest"),
+    "plain_fp32_padded_to_128": (plain, "no", "128"),
+    "plain_bf16_padded_to_128": (plain, "bf16", "128"),
+    "this_job_fp32_padded": (this_job, "no", "padded"),
+    "this_job_fp32_packed": (this_job, "no", "packed"),
+    "this_job_bf16_padded": (this_job, "bf16", "padded"),
+    "this_job_bf16_packed": (this_job, "bf16", "packed"),
+}
+
+
+def work(connection: Connection, name: str, folder: Path, batch_size: int) -> None:
+    """A process of its own: takes as many steps as it is told, and says how long they took."""
+    import torch
+
+    make, precision, way = VARIANTS[name]
+    step = make(folder, batch_size, precision, way)
+    for _ in range(3):  # of different lengths; the allocator and the caches know them then
+        step()
+    connection.send("ready")
+    while steps := connection.recv():
+        synchronize(torch)
+        started = time.perf_counter()
+        counts = [step() for _ in range(steps)]
+        synchronize(torch)
+        connection.send((time.perf_counter() - started, *map(sum, zip(*counts, strict=True))))
+    on_gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    connection.send(peak / 2**20)
+    os._exit(0)
+
+
+def synchronize(torch: Any) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(folder: Path, names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    ends: dict[str, Connection] = {}
+    for name in names:
+        ends[name], other = context.Pipe()
+        context.Process(target=work, args=(other, name, folder, arguments.batch_size), daemon=True).start()
+        assert ends[name].recv() == "ready"  # one after the other: they would slow each other down
+    rounds: dict[str, list[tuple[float, int, int]]] = {name: [] for name in names}
+    peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for _ in range(arguments.rounds):
+        for name in names:
+            ends[name].send(arguments.steps)
+            rounds[name].append(ends[name].recv())
+        for dtype, rates in peaks.items():
+            rates.append(matrix_peak(dtype))
+    memory = {}
+    for name in names:
+        ends[name].send(0)
+        memory[name] = ends[name].recv()
+    return describe(rounds, peaks, memory, arguments)
+
+
+def matrix_peak(dtype: str, size: int = 2048, seconds: float = 1.0) -> float:
+    """FLOP/s of large matrix products, the most that a step could reach."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else size
+    left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    torch.mm(left, right)
+    synchronize(torch)
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        torch.mm(left, right)
+        synchronize(torch)
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - started)
+
+
+def describe(
+    rounds: dict[str, list[tuple[float, int, int]]],
+    peaks: dict[str, list[float]],
+    memory: dict[str, float],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
+    import torch
+    import transformers
+
+    from sst2.environment import processor
+
+    speeds = {name: [sentences / seconds for seconds, sentences, _ in taken] for name, taken in rounds.items()}
+    figures: dict[str, Any] = {
+        "what": "training throughput, DistilBERT-base with random weights, sentences of SST-2's lengths",
+        "command": f"python {' '.join(sys.argv)}",
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} x {processor()}",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "threads": torch.get_num_threads(),
+        "matrix_peak_gflops": {dtype: statistics.median(rates) / 1e9 for dtype, rates in peaks.items()},
+        "formula": "model FLOP of a step: 3 * 2 * (4 d^2 + 2 d h) * layers for each real token, no padding, all of the "
+        "last layer; attention scores, under 1 % at these lengths, are left out",
+    }
+    for name, taken in rounds.items():
+        precision = "bfloat16" if "bf16" in name else "float32"
+        flops = [
+            3 * 2 * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN) * LAYERS * tokens / seconds for seconds, _, tokens in taken
+        ]
+        figures[name] = {
+            "sentences_per_second": statistics.median(speeds[name]),
+            "tokens_per_second": statistics.median(tokens / seconds for seconds, _, tokens in taken),
+            "model_gflops": statistics.median(flops) / 1e9,
+            "share_of_matrix_peak": statistics.median(flops) / statistics.median(peaks[precision]),
+            "peak_memory_mib": memory[name],
+            "sentences_per_second_by_round": speeds[name],
+        }
+    for name, own in speeds.items():
+        for other, theirs in speeds.items():
+            if name.startswith("this_job") and other.startswith("plain"):
+                ratios = [one / two for one, two in zip(own, theirs, strict=True)]
+                summary = {"median": statistics.median(ratios), "by_round": ratios}
+                figures.setdefault("ratios", {})[f"{name} / {other}"] = summary
+    return figures
+
+
+def profile(folder: Path, batch_size: int, output: Path) -> None:
+    """Where the time of a step goes, operator by operator."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    step = this_job(folder, batch_size, "bf16", "packed")
+    for _ in range(3):
+        step()
+    with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        for _ in range(5):
+            step()
+    output.mkdir(parents=True, exist_ok=True)
+    recorded.export_chrome_trace(str(output / "trace.json"))
+    table = recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=40)
+    (output / "operators.txt").write_text(table, encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
