@@ -18,6 +18,17 @@ from conftest import SCRIPT, Finished
 PYTHON = (sys.executable,)
 ONE_PROCESS = (sys.executable, "-m", "sst2.launch")
 TWO_PROCESSES = (*ONE_PROCESS, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+# A disk on which a checkpoint takes long, as sitecustomize.py of a folder in PYTHONPATH.
+SLOW_DISK = """
+import os, threading, time
+
+def slow(descriptor, fsync=os.fsync):
+    if threading.current_thread().name == "checkpoint writer":
+        time.sleep({seconds})
+    fsync(descriptor)
+
+os.fsync = slow
+"""
 
 
 class Job:

@@ -17,7 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import REPOSITORY, Finished
-from jobs import TWO_PROCESSES, results, run_to_the_end, running
+from jobs import SLOW_DISK, TWO_PROCESSES, results, run_to_the_end, running
 from sst2.checkpoint_folder import find_latest, list_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
@@ -232,7 +232,7 @@ def test_a_disk_that_is_slow_is_waited_for(
     long_job: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path
 ) -> None:
     # The second rank has nothing to write. It must neither time out beside the first one nor take that for dead.
-    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=1.5))
     flags = [*long_job, "--step_timeout", 1, "--checkpointing_steps", 100]
     with running(flags, tmp_path / "run", TWO_PROCESSES, PYTHONPATH=str(tmp_path)) as job:
         job.wait_for_step(23)
@@ -242,18 +242,6 @@ def test_a_disk_that_is_slow_is_waited_for(
     assert "training paused" in finished.stderr
     assert "has been at" not in finished.stderr
     assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
-
-
-SLOW_DISK = """
-import os, threading, time
-
-def slow(descriptor, fsync=os.fsync):
-    if threading.current_thread().name == "checkpoint writer":
-        time.sleep(1.5)
-    fsync(descriptor)
-
-os.fsync = slow
-"""
 
 
 def test_of_two_jobs_started_at_once_one_works(

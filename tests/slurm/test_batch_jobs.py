@@ -16,6 +16,7 @@ from batch import Job, submit
 from cluster import Cluster, missing, running_cluster
 from conftest import REPOSITORY
 from hub_server import HubServer
+from jobs import SLOW_DISK
 from processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -23,17 +24,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 SAMPLE = ["--smoke", "--max_train_steps", 80, "--logging_steps", 1, "--checkpointing_steps", 20, "--log_sample_ids"]
 SAMPLE += ["--global_batch_size", 32]
 TWO_NODES = ("--nodes", 2)
-# A disk on which a checkpoint takes so long that a test can hit it. PYTHONPATH names the folder of this file.
-SLOW_DISK = """
-import os, threading, time
-
-def slow(descriptor, fsync=os.fsync):
-    if threading.current_thread().name == "checkpoint writer":
-        time.sleep(0.5)
-    fsync(descriptor)
-
-os.fsync = slow
-"""
 
 Submit = Callable[..., Job]
 
@@ -123,7 +113,7 @@ def test_the_time_limit_is_heard_before_it_strikes(start: Submit, undisturbed: J
 
 
 def test_requeued_amid_a_checkpoint(start: Submit, undisturbed: Job, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=0.5))
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     job = start(*SAMPLE, PYTHONPATH=path)
     job.wait_for(lambda: [*job.run_dir.glob("checkpoints/.step-*.unfinished")])
