@@ -246,9 +246,11 @@ def describe(
         "what": "training throughput, DistilBERT-base with random weights, sentences of SST-2's lengths",
         "command": f"python {' '.join(sys.argv)}",
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} x {processor()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "threads": torch.get_num_threads(),
         "matrix_peak_gflops": {dtype: statistics.median(rates) / 1e9 for dtype, rates in peaks.items()},
         "formula": "model FLOP of a step: 3 * 2 * (4 d^2 + 2 d h) * layers for each real token, no padding, all of the "
