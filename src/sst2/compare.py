@@ -185,11 +185,11 @@ def table_of_runs(runs: list[Run], differing: list[str]) -> list[list[str]]:
 def table_of_groups(runs: list[Run], differing: list[str], baseline: Run | None) -> list[list[str]]:
     """A line of names, and a line for each configuration, with its difference to the baseline's where there is one."""
     groups = grouped(runs)
+    reference: list[Run] = []
+    if baseline and baseline.is_finished:
+        reference = next(group for group in groups if baseline in group)
     names = ["configuration", "runs", "accuracy", "95 % interval of the mean", "f1", "loss", "sentences/s"]
-    lines = [names + (["difference to baseline", "95 % interval", "p"] if baseline else [])]
-    reference = next(
-        (group for group in groups if baseline and _configuration(group[0]) == _configuration(baseline)), []
-    )
+    lines = [names + (["difference to baseline", "95 % interval", "p"] if reference else [])]
     for group in groups:
         metrics = [run.metrics for run in group if run.metrics]
         _, _, interval = mean_interval([float(values["accuracy"]) for values in metrics])
