@@ -258,9 +258,7 @@ def describe(
     }
     for name, taken in rounds.items():
         precision = "bfloat16" if "bf16" in name else "float32"
-        flops = [
-            3 * 2 * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN) * LAYERS * tokens / seconds for seconds, _, tokens in taken
-        ]
+        flops = [FLOP_PER_TOKEN * tokens / seconds for seconds, _, tokens in taken]
         figures[name] = {
             "sentences_per_second": statistics.median(speeds[name]),
             "tokens_per_second": statistics.median(tokens / seconds for seconds, _, tokens in taken),
