@@ -63,6 +63,15 @@ def test_links_are_followed_as_the_hubs_cache_has_them(tmp_path: Path) -> None:
     assert not (copy / "model.safetensors").is_symlink()
 
 
+def test_a_link_keeps_its_name_and_so_what_a_suffix_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = write(tmp_path / "blobs", "0a1b", "sentence\tlabel\n") / "0a1b"
+    (tmp_path / "train.tsv").symlink_to(blob)
+    copy = local_copy(tmp_path / "train.tsv", str(tmp_path / "node"))
+    assert (copy.name, copy.read_text()) == ("train.tsv", blob.read_text())
+    monkeypatch.chdir(blob.parent)
+    assert local_copy(Path(".."), str(tmp_path / "other")).name == tmp_path.name
+
+
 def copy_in_process(source: Path, stage_dir: str) -> int:
     return (local_copy(source, stage_dir) / "weights.bin").stat().st_ino
 

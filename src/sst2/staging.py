@@ -65,7 +65,7 @@ def local_copy(source: Path, stage_dir: str, patterns: tuple[str, ...] = ()) -> 
     Raises:
         UserError: the folder cannot be written, or has no room.
     """
-    source = source.resolve()
+    source = Path(os.path.abspath(source))  # by its own name, where it is a link
     folder = expand_path(stage_dir)
     try:
         files = _files(source, patterns)
