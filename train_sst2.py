@@ -15,7 +15,6 @@ if __name__ == "__main__":
     REQUESTS, SETTINGS = Requests().listen(), parse_arguments()
 
 import logging
-import math
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -38,6 +37,7 @@ from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
 from sst2.job import Job
 from sst2.logs import log_to_file
+from sst2.meter import Meter
 from sst2.metrics import SentimentMetric, in_order_of_rows, in_words
 from sst2.modeling import load_model, load_tokenizer, num_bytes
 from sst2.optimization import build_optimizer, build_schedule
@@ -52,8 +52,6 @@ from sst2.training_state import TrainingState
 from sst2.watchdog import Watchdog
 
 logger = logging.getLogger("sst2.train")
-
-MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
 def main(settings: Settings, requests: Requests) -> None:
@@ -107,7 +105,8 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
         requests.watch(run.path)
     tracker = Tracker(accelerator, run, asdict(settings), state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
-    prepared = (loaders, plan, model_config, strategy, schedule, state)
+    meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
+    prepared = (loaders, plan, model_config, strategy, schedule, state, meter)
     watchdog = Watchdog(settings.step_timeout)
     return Job(settings, accelerator, run, tokenizer, splits, *prepared, checkpoints, requests, watchdog, tracker)
 
@@ -150,6 +149,7 @@ def checkpoint(job: Job) -> None:
     started = time.perf_counter()
     settle(job)
     job.watchdog.at(f"the checkpoint after step {job.state.step}")
+    job.read_meter()
     job.tracker.flush()
     job.checkpoints.save(job.state, started)
 
@@ -167,8 +167,11 @@ def settle(job: Job) -> None:
         time.sleep(0.02)
 
 
-def train_step(job: Job) -> dict[str, float]:
-    """One optimizer step on the mean loss over its sentences, wherever they lie. Returns its rate and gradient norm."""
+def train_step(job: Job) -> dict[str, Any]:
+    """One optimizer step on the mean loss over its sentences, wherever they lie. Returns its rate and gradient norm.
+
+    On a GPU it is only on its way then: nothing here waits for the device, so that the next one is ready in time.
+    """
     started = time.perf_counter()
     accelerator, strategy, settings, state = job.accelerator, job.strategy, job.settings, job.state
     train, world_size, device = job.splits["train"], accelerator.num_processes, accelerator.device
@@ -176,6 +179,7 @@ def train_step(job: Job) -> dict[str, float]:
     hands = deal(rows, train.lengths, world_size)
     passes = micro_batches(hands, accelerator.process_index, forward_size(settings, device))
     loss_sum, padded_tokens = torch.zeros((), device=device), 0
+    own_rows = hands[accelerator.process_index]
     strategy.model.train()
     for number, (micro_rows, weight) in enumerate(passes, start=1):
         job.watchdog.at(f"step {state.step + 1}, forward pass {number}")
@@ -190,27 +194,24 @@ def train_step(job: Job) -> dict[str, float]:
         padded_tokens += batch.inputs["input_ids"].numel()
     job.watchdog.at(f"step {state.step + 1}, update")
     grad_norm = strategy.update(settings.max_grad_norm)
-    own_sums = torch.tensor([float(loss_sum), padded_tokens, strategy.waiting.take()], device=device)
-    loss_sum, padded_tokens, waiting = accelerator.reduce(own_sums, reduction="sum").tolist()
     measured = {"learning_rate": float(job.schedule.get_last_lr()[0]), "grad_norm": grad_norm}
     job.schedule.step()
 
-    is_finite = math.isfinite(loss_sum) and math.isfinite(grad_norm)
     if settings.log_sample_ids:
-        own = [int(row) for row in hands[accelerator.process_index]]
-        job.tracker.log_samples(state.step + 1, gather_object(own))
+        job.tracker.log_samples(state.step + 1, gather_object(own_rows.tolist()))
     per_rank = [int(train.lengths[hand].sum()) for hand in hands]
-    sizes = len(rows), sum(per_rank), int(padded_tokens), max(per_rank) * world_size
-    state.count_step(is_finite, loss_sum, *sizes, waiting / world_size, time.perf_counter() - started)
-    if state.skipped_in_a_row == MAX_SKIPPED_STEPS:
-        raise job.diverged(f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row")
+    state.count_step(len(rows), sum(per_rank), max(per_rank) * world_size)
+    job.meter.count(loss_sum, grad_norm, len(own_rows), padded_tokens, time.perf_counter() - started)
+    if job.meter.is_due:
+        job.read_meter()
     return measured
 
 
-def log_training(job: Job, measured: dict[str, float]) -> str:
+def log_training(job: Job, measured: dict[str, Any]) -> str:
     """Log the means since the last logged point. Returns a line for the progress bar."""
     state = job.state
-    values = state.take_means() | measured
+    job.read_meter()
+    values = state.take_means() | measured | {"grad_norm": float(measured["grad_norm"])}
     values |= {
         "epoch": state.step / job.plan.steps_per_epoch,
         "skipped_steps": state.skipped_steps,

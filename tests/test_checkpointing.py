@@ -39,7 +39,7 @@ SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01, num_warmup_st
 OTHERS = {
     **{"dropout": 0.2, "learning_rate": 0.02, "weight_decay": 0.5, "max_grad_norm": 2.0, "holdout_fraction": 0.1},
     **{"max_length": 64, "max_train_samples": 10, "max_eval_samples": 10, "global_batch_size": 64},
-    **{"max_train_steps": 30, "num_warmup_steps": 4, "seed": 1, "batching": "packed"},
+    **{"max_train_steps": 30, "num_warmup_steps": 4, "seed": 1, "batching": "padded"},
 }
 CPU = torch.device("cpu")
 NO_DATA: Mapping[str, Split] = {}
@@ -72,7 +72,8 @@ class Training:
         self.optimizer.zero_grad()
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
-        self.state.count_step(True, loss.item(), 16, 64, 64, 64, waiting=0.0, seconds=0.1)
+        self.state.count_step(16, 64, 64)
+        self.state.add_measured(loss.item(), 16, 64, waiting=0.0, seconds=0.1)
         return [loss.item(), rate]
 
     def checkpoints(

@@ -56,7 +56,7 @@ def train(strategy: DataParallel, steps: range, world_size: int) -> list[float]:
                 logits = strategy.model(input_ids=ids[int(is_last) :: 2]).logits
                 # every rank has the same sentences, so that the mean over them is what one rank has
                 strategy.backward(torch.nn.functional.cross_entropy(logits, ids[int(is_last) :: 2, 0] % 2) / 2)
-        norms.append(strategy.update(max_norm=0.5))
+        norms.append(float(strategy.update(max_norm=0.5)))
     return norms
 
 

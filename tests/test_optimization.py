@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import DistilBertForSequenceClassification
 
-from sst2.optimization import build_optimizer, build_schedule
+from sst2.optimization import build_optimizer, build_schedule, clipped_step, global_norm
 from sst2.sample import sample_config
 from sst2.settings import Settings, TrainingArguments
 
@@ -82,3 +82,43 @@ def test_every_schedule_on_offer_can_be_built_and_peaks_at_the_learning_rate(kin
     assert min(shares) >= 0
     assert kind == "constant" or shares[:4] == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4])
     assert all(later <= earlier for earlier, later in pairwise(shares[4:]))
+
+
+def two_alike() -> Iterator[tuple[nn.Linear, torch.optim.Optimizer]]:
+    """Two models with the same weights and gradients, each with its AdamW."""
+    for _ in range(2):
+        torch.manual_seed(0)
+        layer = nn.Linear(30, 20)
+        for parameter in layer.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        yield layer, build_optimizer(layer, settings())
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1000.0, 0.0])
+def test_a_clipped_step_is_torchs_clipping_and_step(max_norm: float) -> None:
+    (mine, own), (theirs, stock) = two_alike()
+    expected = nn.utils.clip_grad_norm_(theirs.parameters(), max_norm or float("inf"))
+    for _ in range(2):
+        stock.step()
+    assert float(clipped_step(own, max_norm)) == pytest.approx(float(expected), rel=1e-6)
+    clipped_step(own, max_norm)  # now of the scaled gradients
+    for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(broken: float) -> None:
+    layer, optimizer = next(two_alike())
+    clipped_step(optimizer, 1.0)
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    moments = {id(p): {name: value.clone() for name, value in optimizer.state[p].items()} for p in layer.parameters()}
+    layer.weight.grad[3, 4] = broken  # type: ignore[index]
+    assert not clipped_step(optimizer, 1.0).isfinite()
+    for parameter, old in zip(layer.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+        for name, value in optimizer.state[parameter].items():
+            assert torch.equal(value, moments[id(parameter)][name]), name
+
+
+def test_the_norm_of_nothing_is_zero() -> None:
+    assert float(global_norm([])) == 0

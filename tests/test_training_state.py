@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from math import isnan, nan
+from math import isnan
 
 import pytest
 
@@ -11,9 +11,10 @@ from sst2.training_state import TrainingState
 
 def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_of_the_loss() -> None:
     state = TrainingState()
-    state.count_step(True, 8.0, 4, tokens=40, padded_tokens=50, busiest_tokens=44, waiting=0.1, seconds=1.0)
-    state.count_step(False, nan, 4, tokens=60, padded_tokens=60, busiest_tokens=60, waiting=0.3, seconds=1.0)
-    state.count_step(True, 1.0, 2, tokens=20, padded_tokens=40, busiest_tokens=40, waiting=0.0, seconds=2.0)
+    for sentences, tokens, busiest_tokens in ((4, 40, 44), (4, 60, 60), (2, 20, 40)):
+        state.count_step(sentences, tokens, busiest_tokens)
+    state.add_measured(loss_sum=8.0, loss_sentences=4, padded_tokens=110, waiting=0.4, seconds=2.0)
+    state.add_measured(loss_sum=1.0, loss_sentences=2, padded_tokens=40, waiting=0.0, seconds=2.0)
     expected = {
         "loss": 9 / 6,
         "sentences_per_second": 10 / 4,
@@ -23,23 +24,20 @@ def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_
         "waiting_share": 0.4 / 4,
     }
     assert state.take_means() == pytest.approx(expected)
-    state.count_step(True, 3.0, 3, tokens=9, padded_tokens=9, busiest_tokens=9, waiting=0.0, seconds=0.5)
+    state.count_step(3, 9, 9)
+    state.add_measured(3.0, 3, 9, 0.0, 0.5)
     expected = {"loss": 1.0, "sentences_per_second": 6.0, "tokens_per_second": 18.0, "padding_share": 0.0}
     expected |= {"token_imbalance": 0.0, "waiting_share": 0.0}
     assert state.take_means() == pytest.approx(expected)
     # The totals go on.
-    assert (state.step, state.sentences, state.seconds, state.skipped_steps) == (4, 13, 4.5, 1)
+    assert (state.step, state.sentences, state.seconds) == (4, 13, 4.5)
 
 
-def test_a_window_of_broken_steps_has_no_loss_and_a_good_step_ends_the_row() -> None:
+def test_a_window_of_broken_steps_has_no_loss() -> None:
     state = TrainingState()
-    for _ in range(3):
-        state.count_step(False, nan, 4, 40, 50, 40, 0.0, 1.0)
+    state.count_step(4, 40, 40)
+    state.add_measured(0.0, 0, 50, 0.0, 1.0)
     assert isnan(state.take_means()["loss"])
-    assert state.skipped_in_a_row == 3
-    state.count_step(True, 4.0, 4, 40, 50, 40, 0.0, 1.0)
-    state.count_step(False, nan, 4, 40, 50, 40, 0.0, 1.0)
-    assert (state.skipped_in_a_row, state.skipped_steps) == (1, 4)
 
 
 def test_accuracy_decides_and_the_loss_between_equals() -> None:
@@ -63,10 +61,12 @@ def test_accuracy_decides_and_the_loss_between_equals() -> None:
 
 def test_a_state_goes_on_from_json_in_the_middle_of_a_window() -> None:
     state = TrainingState()
-    state.count_step(True, 1 / 3, 3, 31, 37, 31, 0.01, 0.1)
+    state.count_step(3, 31, 31)
+    state.add_measured(1 / 3, 3, 37, 0.01, 0.1)
     state.count_evaluation(2 / 3, 0.7)
     resumed = TrainingState(**json.loads(json.dumps(asdict(state))))
     assert resumed == state
     for one in (state, resumed):
-        one.count_step(True, 0.1, 3, 30, 40, 31, 0.01, 0.2)
+        one.count_step(3, 30, 31)
+        one.add_measured(0.1, 3, 40, 0.01, 0.2)
     assert resumed.take_means() == state.take_means()

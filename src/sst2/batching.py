@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from sst2.data import Split
 from sst2.errors import UserError
-from sst2.packed import Pack
+from sst2.packing import Pack
 from sst2.settings import Batching, Settings
 
 
@@ -208,19 +208,12 @@ def pack(split: Split, rows: np.ndarray) -> dict[str, Any]:
     ends = np.cumsum(lengths)
     starts, sentence = ends - lengths, np.repeat(np.arange(len(rows)), lengths)
     position = np.arange(ends[-1]) - starts[sentence]
-    columns = np.arange(lengths.max())
-    is_token = columns < lengths[:, None]
     arrays = {
         "input_ids": split.input_ids[split.offsets[rows][sentence] + position],
         "position_ids": position,
     }
-    places = Pack(
-        starts=torch.from_numpy(starts),
-        grid=torch.from_numpy(np.where(is_token, starts[:, None] + columns, 0)),
-        is_token=torch.from_numpy(is_token),
-        slots=torch.from_numpy(sentence * len(columns) + position),
-    )
-    return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()} | {"pack": places}
+    inputs: dict[str, Any] = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+    return inputs | {"pack": Pack.of(lengths)}
 
 
 def evaluation_loaders(

@@ -16,6 +16,7 @@ from sst2.checkpoint_folder import checkpoint_name, newest_checkpoint
 from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
 from sst2.errors import TrainingDivergedError
+from sst2.meter import Meter
 from sst2.preemption import Requests
 from sst2.ranks import on_main
 from sst2.run_folder import RunFolder
@@ -27,6 +28,8 @@ from sst2.training_state import TrainingState
 from sst2.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Job:
     strategy: DataParallel
     schedule: LRScheduler
     state: TrainingState
+    meter: Meter
     checkpoints: Checkpointer
     requests: Requests
     watchdog: Watchdog
@@ -63,6 +67,15 @@ class Job:
     def selection_split(self) -> Split:
         """What evaluations during training look at: the hold-out where there is one, else validation."""
         return self.splits.get("holdout") or self.splits["validation"]
+
+    def read_meter(self) -> None:
+        """Bring `state` up to date with the steps taken. All ranks call it.
+
+        Raises:
+            TrainingDivergedError: too many steps in a row have changed nothing.
+        """
+        if self.meter.read(self.state) >= MAX_SKIPPED_STEPS:
+            raise self.diverged(f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row")
 
     def diverged(self, what: str) -> TrainingDivergedError:
         """The error to raise when training has broken down; it names the checkpoint to go back to."""

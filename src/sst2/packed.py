@@ -5,7 +5,6 @@ not look from one sentence into another. Of the last layer only the first token 
 queries, output projection, feed-forward network and norms are computed for those alone. Both are exact.
 """
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -22,27 +21,12 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 
+from sst2.attention import attend
+from sst2.dropout import Dropout
+from sst2.packing import Pack
+
+CPU_TOKENS = 64  # a packed batch has a multiple of it on a CPU
 ATTENTION = "sst2_packed"  # its name among transformers' attention functions
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Where the sentences of a packed batch lie.
-
-    Attributes:
-        starts: (sentences,) int64, the first token of each.
-        grid: (sentences, longest) int64, the token at each place of the padded batch; 0 where there is none.
-        is_token: (sentences, longest) bool, where there is one.
-        slots: (tokens,) int64, the place of each token in the flattened grid.
-    """
-
-    starts: torch.Tensor
-    grid: torch.Tensor
-    is_token: torch.Tensor
-    slots: torch.Tensor
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Pack":
-        return Pack(*(getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)))
 
 
 class PackedClassifier(DistilBertForSequenceClassification):
@@ -53,6 +37,9 @@ class PackedClassifier(DistilBertForSequenceClassification):
         config._attn_implementation = ATTENTION
         # In place, so that no weight is drawn twice; strategies that gather a block's weights do so around its call.
         self.distilbert.transformer.layer[-1].__class__ = _LastBlock
+        for module in self.modules():
+            if type(module) is nn.Dropout:
+                module.__class__ = Dropout
 
     def forward(
         self,
@@ -71,6 +58,9 @@ class PackedClassifier(DistilBertForSequenceClassification):
         """
         if pack is None or position_ids is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+        if input_ids.device.type == "cpu":  # whose library generates code for every number of tokens that it meets
+            spare = (0, -len(input_ids) % CPU_TOKENS)
+            input_ids, position_ids = F.pad(input_ids, spare), F.pad(position_ids, spare)
         hidden = self.distilbert.embeddings(input_ids[None], position_ids=position_ids[None])
         for block in self.distilbert.transformer.layer:
             hidden = block(hidden, None, pack=pack)
@@ -90,14 +80,17 @@ class _LastBlock(TransformerBlock):
     ) -> torch.Tensor:
         if pack is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        attention, first = self.attention, hidden_states[:, pack.starts]
-        keys, values = (
-            _padded(linear(hidden_states)[0].unflatten(-1, (attention.n_heads, -1)), pack)
-            for linear in (attention.k_lin, attention.v_lin)
+        attention, first = self.attention, hidden_states[:, pack.firsts]
+        query, key, value = (
+            linear(hidden)[0].unflatten(-1, (attention.n_heads, -1))
+            for linear, hidden in (
+                (attention.q_lin, first),
+                (attention.k_lin, hidden_states),
+                (attention.v_lin, hidden_states),
+            )
         )
-        queries = attention.q_lin(first)[0].unflatten(-1, (attention.n_heads, 1, -1))
-        dropout = attention.dropout.p if self.training else 0.0
-        mixed = _attend(queries, keys, values, pack, dropout, attention.scaling)
+        probability = attention.dropout.p if self.training else 0.0
+        mixed = attend(query, key, value, pack, probability, attention.scaling)
         attended = attention.out_lin(mixed.flatten(1))[None]
         attended = self.sa_layer_norm(attended + first)
         return self.output_layer_norm(self.ffn(attended) + attended)
@@ -124,21 +117,9 @@ def packed_attention(
     """
     if pack is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    queries, keys, values = (_padded(tensor[0].transpose(0, 1), pack) for tensor in (query, key, value))
-    mixed = _attend(queries, keys, values, pack, dropout, scaling)  # (sentences, heads, longest, width)
-    return mixed.transpose(1, 2).flatten(0, 1)[pack.slots][None], None
-
-
-def _padded(tensor: torch.Tensor, pack: Pack) -> torch.Tensor:
-    """(tokens, heads, width) to (sentences, heads, longest, width)."""
-    return tensor[pack.grid].transpose(1, 2)
-
-
-def _attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, pack: Pack, dropout: float, scaling: float | None
-) -> torch.Tensor:
-    mask = pack.is_token[:, None, None]
-    return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, scale=scaling)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend(query, key, value, pack, dropout, scaling)[None], None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -15,7 +15,7 @@ DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 SAMPLE = "sample"
 DATA_FILES = ("train_file", "validation_file", "test_file")
 Precision = Literal["no", "fp16", "bf16", "auto"]
-Batching = Literal["padded", "packed"]
+Batching = Literal["packed", "padded"]
 
 
 def flag(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -68,7 +68,7 @@ class TrainingArguments:
         32, "sentences in one forward pass of one device; a CPU takes padded ones 8 at a time, which is faster", "N"
     )
     batching: Batching = flag(
-        "padded", "how sentences share a forward pass: padded to the longest, or packed end to end", "NAME"
+        "packed", "how sentences share a forward pass: packed end to end, or padded to the longest", "NAME"
     )
     global_batch_size: int | None = flag(
         None, "sentences in one optimizer step over all devices; the accumulation follows from it", "N"

@@ -9,7 +9,8 @@ class TrainingState:
 
     Attributes:
         step: optimizer steps done.
-        skipped_steps: those of them that changed nothing, since loss or gradients were not finite.
+        skipped_steps: those of them that changed nothing, since their gradients were not finite.
+        skipped_in_a_row: those of them that came last, one after another.
         seconds: spent in optimizer steps, without evaluations and checkpoints, over all starts of the run.
         evaluated_step: step of the last evaluation; one that is due at a later step has been interrupted.
         best_step: step of the most accurate evaluation; the lower loss decides between equals.
@@ -34,42 +35,36 @@ class TrainingState:
     logged_waiting: float = 0.0
     logged_seconds: float = 0.0
 
-    def count_step(
-        self,
-        is_finite: bool,
-        loss_sum: float,
-        sentences: int,
-        tokens: int,
-        padded_tokens: int,
-        busiest_tokens: int,
-        waiting: float,
-        seconds: float,
-    ) -> None:
-        """Count one optimizer step. All figures are over all ranks.
+    def count_step(self, sentences: int, tokens: int, busiest_tokens: int) -> None:
+        """Count one optimizer step, by what is known of it beforehand. All figures are over all ranks.
 
         Args:
-            loss_sum: over its sentences, in nats.
-            padded_tokens: the tokens with padding.
             busiest_tokens: tokens that there would be if each rank had as many as the one with the most.
-            waiting: seconds that backward passes waited for other ranks, mean over the ranks.
-            seconds: that the step took.
         """
         self.step += 1
         self.sentences += sentences
-        self.seconds += seconds
         self.logged_sentences += sentences
         self.logged_tokens += tokens
-        self.logged_padded_tokens += padded_tokens
         self.logged_busiest_tokens += busiest_tokens
+
+    def add_measured(
+        self, loss_sum: float, loss_sentences: int, padded_tokens: int, waiting: float, seconds: float
+    ) -> None:
+        """Add what was measured of some steps, over all ranks.
+
+        Args:
+            loss_sum: over the sentences of all steps that were not skipped, in nats.
+            loss_sentences: their number.
+            padded_tokens: of all steps, padding included.
+            waiting: seconds that backward passes waited for other ranks, mean over the ranks.
+            seconds: that the steps took.
+        """
+        self.seconds += seconds
+        self.logged_loss += loss_sum
+        self.logged_loss_sentences += loss_sentences
+        self.logged_padded_tokens += padded_tokens
         self.logged_waiting += waiting
         self.logged_seconds += seconds
-        if is_finite:
-            self.skipped_in_a_row = 0
-            self.logged_loss += loss_sum
-            self.logged_loss_sentences += sentences
-        else:
-            self.skipped_in_a_row += 1
-            self.skipped_steps += 1
 
     def take_means(self) -> dict[str, float]:
         """Means since the last call.

@@ -12,6 +12,7 @@ from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from sst2.optimization import clipped_step
 from sst2.strategies.waiting import Waiting
 
 
@@ -67,19 +68,22 @@ class DataParallel:
         self._accelerator.backward(loss)
         self.waiting.end()
 
-    def update(self, max_norm: float) -> float:
+    def update(self, max_norm: float) -> torch.Tensor:
         """Clip and take the step, unless its gradient is not finite. Gradients are gone afterwards.
 
         Args:
             max_norm: global L2 norm to clip to; 0 does not clip.
 
         Returns:
-            The gradient's global L2 norm before it was clipped, the same on all ranks.
+            (), the gradient's global L2 norm before it was clipped, the same on all ranks; not finite if there was no
+            step.
         """
-        norm = float(self._accelerator.clip_grad_norm_(self.model.parameters(), max_norm or math.inf))
-        if math.isfinite(norm) or self._accelerator.scaler is not None:  # fp16's loss scaler skips, and learns from it
-            self._prepared_optimizer.step()
-        self._prepared_optimizer.zero_grad()
+        if self._accelerator.scaler is None:
+            norm = clipped_step(self.optimizer, max_norm)
+        else:
+            norm = self._accelerator.clip_grad_norm_(self.model.parameters(), max_norm or math.inf)
+            self._prepared_optimizer.step()  # the loss scaler skips it, and learns from it
+        self.optimizer.zero_grad()
         return norm
 
     def describe(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,9 +71,10 @@ class Zero(Sharded):
         self.model.backward(loss)
         self.waiting.end()
 
-    def update(self, max_norm: float) -> float:
+    def update(self, max_norm: float) -> torch.Tensor:
         self.model.step()  # clips to `max_norm` by its configuration
-        return float(self.model.get_global_grad_norm() if self.model.was_step_applied() else "nan")
+        norm = self.model.get_global_grad_norm() if self.model.was_step_applied() else math.nan
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._accelerator.device)
 
     def describe(self) -> dict[str, Any]:
         config = self._accelerator.deepspeed_config

@@ -1,0 +1,75 @@
+"""Sums over steps: what is left out, what is in a row, and when the host has to look."""
+
+from collections.abc import Iterator
+from math import inf, nan
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from sst2.meter import Meter
+from sst2.strategies.waiting import Waiting
+from sst2.training_state import TrainingState
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def count(meter: Meter, loss_sum: float, grad_norm: float, sentences: int = 4) -> None:
+    meter.count(torch.tensor(loss_sum), torch.tensor(grad_norm), sentences, padded_tokens=50, seconds=0.5)
+
+
+def test_steps_that_were_skipped_are_counted_and_their_loss_is_not(accelerator: Accelerator) -> None:
+    meter, state = Meter(accelerator, Waiting(accelerator.device)), TrainingState()
+    count(meter, 8.0, 1.0)
+    count(meter, nan, nan)
+    count(meter, 3.0, inf)
+    count(meter, 1.0, 2.0, sentences=2)
+    assert meter.read(state) == 2
+    assert (state.logged_loss, state.logged_loss_sentences, state.logged_padded_tokens) == (9.0, 6, 200)
+    assert (state.skipped_steps, state.skipped_in_a_row) == (2, 0)
+    assert state.seconds == pytest.approx(2.0, abs=0.1)
+    assert meter.read(state) == 0  # nothing is counted twice
+    assert (state.logged_loss, state.skipped_steps) == (9.0, 2)
+
+
+def test_a_row_goes_on_over_reads_and_starts_of_the_run(accelerator: Accelerator) -> None:
+    state = TrainingState()
+    meter = Meter(accelerator, Waiting(accelerator.device))
+    for length in (1, 2):
+        count(meter, nan, nan)
+        assert meter.read(state) == length
+    resumed = Meter(accelerator, Waiting(accelerator.device), state.skipped_in_a_row)
+    count(resumed, nan, nan)
+    assert resumed.read(state) == 3
+    count(resumed, 1.0, 1.0)
+    assert resumed.read(state) == 3  # the row that ended with this step
+    assert state.skipped_in_a_row == 0
+    count(resumed, nan, nan)
+    assert resumed.read(state) == 1
+
+
+def test_a_cpu_is_read_after_every_step(accelerator: Accelerator) -> None:
+    meter = Meter(accelerator, Waiting(accelerator.device))
+    assert not meter.is_due
+    count(meter, 1.0, 1.0)
+    assert meter.is_due
+
+
+def test_the_sum_of_many_losses_does_not_depend_on_when_it_is_read(accelerator: Accelerator) -> None:
+    losses = torch.rand(1000).tolist()
+    sums = []
+    for every in (1, 7, 1000):
+        meter, state = Meter(accelerator, Waiting(accelerator.device)), TrainingState()
+        for number, loss in enumerate(losses, start=1):
+            count(meter, loss, 1.0)
+            if number % every == 0:
+                meter.read(state)
+        meter.read(state)
+        sums.append(state.logged_loss)
+    assert sums[0] == sums[1] == sums[2]
