@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import REPOSITORY
+from sst2 import environment
 from sst2.environment import (
     RECORDED_VARIABLES,
     choose_precision,
@@ -52,12 +53,23 @@ def test_the_flag_wins_over_the_launcher(
     assert ("--mixed_precision" in reason) == (requested is not None)
 
 
-def test_auto_looks_at_the_processor_and_not_at_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = choose_precision("auto")
-    assert chosen[0] == ("bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no")
+@pytest.mark.parametrize(("gain", "expected"), [(0.5, "no"), (1.2, "no"), (4.0, "bf16")])
+def test_auto_measures_the_processor_and_does_not_ask_the_launcher(
+    gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "bf16_gain", lambda: gain)
+    monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: True)  # whichever CPU this is
     for launcher in ("no", "bf16", "fp16"):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
-        assert choose_precision("auto") == chosen
+        precision, reason = choose_precision("auto")
+        assert precision == expected
+        assert f"{gain:.1f} times as fast" in reason
+
+
+def test_a_cpu_without_bf16_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(environment, "bf16_gain", lambda: pytest.fail("it would emulate"))
+    assert choose_precision("auto")[0] == "no"
 
 
 @pytest.mark.parametrize(("requested", "launcher"), [("fp16", "no"), (None, "fp16")])

@@ -11,6 +11,7 @@ import pickle
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from sst2.data import Split
 from sst2.errors import UserError
 from sst2.random_states import random_state, restore_random_state
 from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
-from sst2.settings import Settings
+from sst2.settings import Precision, Settings
 from sst2.strategies import DataParallel
 from sst2.training_state import TrainingState
 
@@ -290,6 +291,21 @@ def load_weights(place: Path, strategy: DataParallel) -> None:
         strategy.load_weights(load_file(place / "model.safetensors"))
     except _UNREADABLE as error:
         raise _damaged(place, error) from None
+
+
+def saved_precision(settings: Settings) -> Precision | None:
+    """The precision of the run that `--resume_from_checkpoint` goes on with; None for a new one.
+
+    Nothing is verified: that comes when the checkpoint is loaded, and one that cannot be read is refused then.
+    """
+    if settings.resume_from_checkpoint is None:
+        return None
+    of_run = newest_checkpoint(settings.run_dir / "checkpoints")
+    place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
+    with suppress(*_UNREADABLE):
+        if place is not None:
+            return json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]["mixed_precision"]
+    return None
 
 
 def _damaged(place: Path, error: Exception) -> UserError:

@@ -2,12 +2,15 @@
 
 import logging
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
+from sst2.checkpointing import saved_precision
+from sst2.cpu import tune_cpu
 from sst2.environment import Launcher, choose_precision, read_launcher, runs_on_cpu, use_all_cores
 from sst2.errors import UserError
 from sst2.logs import start_logging
@@ -32,7 +35,8 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     launcher = read_launcher()
     start_logging(launcher.rank == 0)
     _refuse_what_cannot_work(launcher, settings)
-    precision, reason = choose_precision(settings.mixed_precision)
+    store = roll_call(launcher, settings.connect_timeout)
+    precision, reason = _agree_on_precision(settings, launcher, store)
     plugin, backend = None, None
     if launcher.uses_deepspeed:
         from sst2.strategies.zero_config import deepspeed_plugin, precision_of_file
@@ -42,7 +46,6 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             precision, reason = choose_precision(asked)[0], "DeepSpeed's file says so"
         plugin = deepspeed_plugin(launcher, settings, precision)
         backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
-    store = roll_call(launcher, settings.connect_timeout)
     with first_sum(launcher, store, settings.connect_timeout) as add_up:
         accelerator = Accelerator(
             cpu=runs_on_cpu(),
@@ -55,11 +58,32 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         add_up(accelerator.device)
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     use_all_cores()
+    if accelerator.device.type == "cpu":
+        tune_cpu()
     strategy = accelerator.distributed_type.value.lower()
     logger.info(
         "%d x %s, %s, precision %s: %s", accelerator.num_processes, accelerator.device, strategy, precision, reason
     )
     return accelerator, precision
+
+
+def _agree_on_precision(settings: Settings, launcher: Launcher, store: Any) -> tuple[Precision, str]:
+    """The precision and the reason for it. What `auto` stands for is measured on a CPU, so that rank 0 says it for all.
+
+    A run that goes on keeps the precision that it has.
+    """
+    if settings.mixed_precision != "auto":
+        return choose_precision(settings.mixed_precision)
+    if launcher.rank == 0:
+        if saved := saved_precision(settings):
+            precision, reason = choose_precision(saved)[0], "the checkpoint has it"
+        else:
+            precision, reason = choose_precision("auto")
+        if store is not None:
+            store.set("precision", f"{precision} {reason}")
+        return precision, reason
+    word, _, reason = store.get("precision").decode().partition(" ")
+    return choose_precision(word)[0], reason
 
 
 def _refuse_what_cannot_work(launcher: Launcher, settings: Settings) -> None:

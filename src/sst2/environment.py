@@ -18,6 +18,7 @@ import torch
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from sst2.cpu import BF16_MIN_GAIN, bf16_gain
 from sst2.errors import UserError
 from sst2.settings import Precision
 
@@ -146,9 +147,10 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
             if torch.cuda.get_device_capability() >= (8, 0):
                 return "bf16", "the GPU has bf16 matrix units"
             return "fp16", "the GPU has no bf16 matrix units"
-        if _computes_on_cpu() and _cpu_has_bf16():
-            return "bf16", "the CPU has bf16 instructions"
-        return "no", "the device has no fast 16-bit arithmetic"
+        if not _computes_on_cpu() or not _cpu_has_bf16():
+            return "no", "the device has no fast 16-bit arithmetic"
+        gain = bf16_gain()
+        return "bf16" if gain >= BF16_MIN_GAIN else "no", f"the CPU is {gain:.1f} times as fast in bf16, measured"
     precision = cast(Precision, requested or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
     if precision not in ("no", "bf16", "fp16"):
         raise UserError(f"the launcher asks for {precision}: give --mixed_precision bf16, fp16, no or auto")

@@ -36,7 +36,13 @@ def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Ten
 
 def global_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
     """(), float32, the L2 norm of all of them together."""
-    return torch.stack(torch._foreach_norm(tensors)).norm() if tensors else torch.zeros(())
+    if not tensors:
+        return torch.zeros(())
+    if tensors[0].is_cuda:
+        return torch.stack(torch._foreach_norm(tensors)).norm()
+    # torch's norm on a CPU adds up large tensors in float32 one by one: slower than a dot product, and less exact
+    flat = (tensor.reshape(-1) for tensor in tensors)
+    return torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt()
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings) -> LRScheduler:
