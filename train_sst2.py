@@ -38,9 +38,9 @@ from sst2.exporting import export_model, model_card, push_to_hub, require_hub_lo
 from sst2.job import Job
 from sst2.logs import log_to_file
 from sst2.meter import Meter
-from sst2.metrics import SentimentMetric, in_order_of_rows, in_words
 from sst2.modeling import load_model, load_tokenizer, num_bytes
 from sst2.optimization import build_optimizer, build_schedule
+from sst2.predictions import in_order_of_rows, in_words
 from sst2.preflight import require_free_space
 from sst2.ranks import on_main
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
@@ -257,6 +257,8 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
         raise job.diverged(f"the model gives {split.name} logits that are not finite")
     if not split.is_labelled:
         return {}, ordered
+    from sst2.metrics import SentimentMetric  # half a second that the first step does not wait for
+
     return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths), ordered
 
 

@@ -12,13 +12,8 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from processes import results
-from sst2.metrics import (
-    SentimentMetric,
-    accuracy_by_length,
-    expected_calibration_error,
-    in_order_of_rows,
-    probability_positive,
-)
+from sst2.metrics import SentimentMetric, accuracy_by_length, expected_calibration_error
+from sst2.predictions import probability_positive
 
 # How much the POSITIVE logit is above the NEGATIVE one, and the truth: 2 true and 1 false positives, 2 and 2 negatives.
 MARGINS = [2.0, -1.0, -3.0, 1.0, 0.5, -2.0, -0.5]
@@ -88,16 +83,6 @@ def test_extreme_logits_give_finite_numbers() -> None:
     assert result["loss"] == pytest.approx(1500)
     assert result["ece"] == pytest.approx(0.5)
     assert result["accuracy_ci95"][1] <= 1.0
-
-
-def test_logits_of_all_ranks_are_put_in_order_and_each_sentence_counts_once() -> None:
-    logits = np.array([[2.0, -2.0], [0.0, 0.5], [1.0, -1.0]], dtype=np.float32)
-    ordered = in_order_of_rows(np.array([2, 0, 1]), logits, 3)
-    assert ordered.tolist() == [[0.0, 0.5], [1.0, -1.0], [2.0, -2.0]]
-    assert ordered.dtype == np.float32
-    for rows in ([0, 1], [0, 1, 1], [0, 1, 3], [0, 1, 2, 2]):  # missing, twice, foreign, one too many
-        with pytest.raises(RuntimeError, match=f"an evaluation of 3 sentences counted {len(rows)}, "):
-            in_order_of_rows(np.array(rows), np.zeros((len(rows), 2), np.float32), 3)
 
 
 def test_calibration_by_hand() -> None:

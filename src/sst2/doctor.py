@@ -37,7 +37,7 @@ from sst2.errors import EXIT_USER_ERROR, exit_codes, leave_at_once
 from sst2.hub import TIMEOUT
 from sst2.settings import DEFAULT_MODEL, Settings
 
-PACKAGES = "torch accelerate transformers datasets evaluate tensorboard deepspeed".split()
+PACKAGES = "torch accelerate transformers datasets evaluate scikit-learn scipy tensorboard deepspeed".split()
 BASE_PARAMETERS = 66_955_010  # of DistilBERT-base with its head
 RUN_BYTES = 4 * 3 * 4 * BASE_PARAMETERS  # weights and two moments, for the checkpoints that stand beside each other
 SMALL_SUM, LARGE_SUM = 1, 1 << 24  # float32 numbers: the time to answer, and the bandwidth

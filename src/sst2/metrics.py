@@ -1,16 +1,16 @@
 """The evaluation metric: everything that is derived from one logit pair per sentence.
 
-An `evaluate.Metric` that lives in the project: `evaluate.load("accuracy")` would download a script.
+An `evaluate.Metric` that lives in the project: `evaluate.load("accuracy")` would download a script. Its libraries take
+half a second to import: a run imports this module at its first evaluation.
 """
-
-from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
-from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, matthews_corrcoef, precision_recall_fscore_support, roc_auc_score
+
+from sst2.predictions import log_probabilities
 
 CALIBRATION_BINS = 15  # as in Guo et al. (2017)
 LENGTH_EDGES = (1, 9, 17, 33, 65)  # tokens; the first of each group
@@ -50,8 +50,8 @@ class SentimentMetric(evaluate.Metric):
 
     def _compute(self, predictions: list[list[float]], references: list[int], lengths: list[int]) -> dict:
         logits, labels = np.array(predictions, dtype=np.float64), np.array(references)
-        log_probabilities = log_softmax(logits, axis=1)
-        positive = np.exp(log_probabilities[:, 1])
+        logarithms = log_probabilities(logits)
+        positive = np.exp(logarithms[:, 1])
         predicted = logits.argmax(axis=1)
         correct = predicted == labels
         precision, recall, f1, _ = precision_recall_fscore_support(
@@ -65,18 +65,13 @@ class SentimentMetric(evaluate.Metric):
             "f1": float(f1),
             "matthews": float(matthews_corrcoef(labels, predicted)),
             "roc_auc": float(roc_auc_score(labels, positive)) if len(set(labels.tolist())) == 2 else None,
-            "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+            "loss": float(-logarithms[np.arange(len(labels)), labels].mean()),
             "ece": expected_calibration_error(np.maximum(positive, 1 - positive), correct),
             "count": len(labels),
             "accuracy_ci95": [float(interval.low), float(interval.high)],
             "confusion_matrix": confusion_matrix(labels, predicted, labels=[0, 1]).tolist(),
             "accuracy_by_length": accuracy_by_length(correct, np.array(lengths)),
         }
-
-
-def probability_positive(logits: np.ndarray) -> np.ndarray:
-    """(sentences, 2) logits to (sentences,) probabilities of POSITIVE, in float64."""
-    return np.exp(log_softmax(np.asarray(logits, dtype=np.float64), axis=1))[:, 1]
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -102,32 +97,3 @@ def accuracy_by_length(correct: np.ndarray, lengths: np.ndarray) -> dict[str, di
             name = f"{first}+" if is_last else f"{first}-{LENGTH_EDGES[group + 1] - 1}"
             groups[name] = {"accuracy": float(members.mean()), "count": len(members)}
     return groups
-
-
-def in_order_of_rows(rows: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:
-    """Logits gathered from all ranks, in the order of the split.
-
-    Args:
-        rows: (sentences,) row number of each line of `logits`.
-        logits: (sentences, 2).
-        count: sentences of the split.
-
-    Raises:
-        RuntimeError: a sentence was not counted exactly once.
-    """
-    if not np.array_equal(np.sort(rows), np.arange(count)):
-        raise RuntimeError(
-            f"an evaluation of {count} sentences counted {len(rows)}, {len(set(rows))} of them different"
-        )
-    ordered = np.empty_like(logits)
-    ordered[rows] = logits
-    return ordered
-
-
-def in_words(metrics: dict[str, Any], split: str) -> str:
-    """One line for a person."""
-    low, high = metrics["accuracy_ci95"]
-    return (
-        f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), f1 {metrics['f1']:.4f}, "
-        f"loss {metrics['loss']:.4f} on {metrics['count']} {split} sentences"
-    )

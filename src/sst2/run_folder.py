@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from sst2.errors import UserError
-from sst2.metrics import probability_positive
+from sst2.predictions import probability_positive
 from sst2.reading import LABEL_NAMES
 
 
