@@ -7,6 +7,7 @@ place of train_sst2's own, between `setup` and `fit` by a hook on the optimizer,
 is evaluated as it is then, on both splits.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -129,7 +130,7 @@ class LayerWiseDecay(Alteration):
         train_sst2.build_optimizer = partial(slower_below, train_sst2.build_optimizer)
 
     def before_fit(self, job: Job) -> None:
-        if len({group["lr"] for group in job.strategy.optimizer.param_groups}) == 1:
+        if len(set(job.schedule.base_lrs)) == 1:
             raise RuntimeError("train_sst2 has its optimizer from elsewhere now: all layers learn at one rate")
 
 
@@ -174,18 +175,28 @@ ALTERATIONS: dict[str, type[Alteration]] = {
 
 
 def train(settings: Settings, alteration: Alteration) -> dict[str, float]:
-    """One whole run. Returns its figures; the hold-out is the job's `test` split."""
+    """One whole run. Returns its figures; the hold-out is the job's `test` split.
+
+    `load_average` is the host's at the end of training: seconds are worth something where it is about the number of
+    threads, and little where it is more, since others have worked beside.
+    """
     alteration.before_setup()
     with RunFolder(settings.run_dir) as run, train_sst2.setup(settings, Requests(), run) as job:
         alteration.before_fit(job)
         train_sst2.fit(job)
+        load = os.getloadavg()[0]
         alteration.after_fit(job)
         figures: dict[str, float] = {}
         for name, split in (("holdout", "test"), ("validation", "validation")):
             metrics, _ = train_sst2.evaluate(job, job.splits[split])
             figures |= {f"{name}_{figure}": metrics[figure] for figure in ("accuracy", "loss", "count")}
         state = job.state
-        figures |= {"seconds": state.seconds, "steps": state.step, "skipped_steps": state.skipped_steps}
+        figures |= {
+            "load_average": load,
+            "seconds": state.seconds,
+            "steps": state.step,
+            "skipped_steps": state.skipped_steps,
+        }
         return figures | {"sentences": state.sentences, "sentences_per_second": state.sentences / state.seconds}
 
 

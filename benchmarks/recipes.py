@@ -8,12 +8,14 @@ in the same order where they can. Every run is `train_sst2.py` in a process of i
 
 Differences are paired by seed: mean, standard error and p-value of a two-sided paired t-test, also after Holm's (1979)
 correction for the number of recipes. The file is written after every run, and the same command goes on where it was
-interrupted. `--sentences 0 --only padded` compares packed with padded batches over a whole epoch.
+interrupted. `--sentences 0 --only padded` compares packed with padded batches over a whole epoch. Seconds are worth
+something on an idle machine alone; the `load_average` of a run tells.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -275,7 +277,10 @@ def run(
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         result = Path(place) / "result.json"
         launch = [sys.executable, str(WORKER), str(result), recipe.alteration, *words]
-        done = subprocess.run(launch, capture_output=True, text=True, check=False)
+        variables = os.environ | {
+            "HF_DATASETS_CACHE": str(folder / "cache")
+        }  # what is tokenised here is of no later use
+        done = subprocess.run(launch, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
         return json.loads(result.read_text(encoding="utf-8")) | {"left_out": left_out}

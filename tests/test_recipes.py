@@ -1,17 +1,16 @@
 """The benchmark of recipes: what it changes in the job, what it makes of the runs, and that it goes on."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from benchmarks import recipes
 from benchmarks.recipe_figures import holm, paired, summarise
-from benchmarks.recipe_worker import ALTERATIONS, Averaged, ExponentialAverage, LastAverage, slower_below
+from benchmarks.recipe_worker import ALTERATIONS, Averaged, ExponentialAverage, LastAverage, slower_below, train
 from benchmarks.recipes import RECIPES, Recipe, training_sentences
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from transformers import DistilBertForSequenceClassification
 
 import train_sst2
 from conftest import REPOSITORY
+from sst2.arguments import parse_arguments
 from sst2.errors import UserError
 from sst2.optimization import build_optimizer
 from sst2.reading import LabelledSentences
@@ -140,15 +140,17 @@ def test_a_recipe_is_compared_on_the_seeds_that_both_have() -> None:
 
 
 def test_runs_are_kept_and_not_repeated(
-    tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tsv_files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "figures.json"
     words = ["--model_name_or_path", tiny_model, "--data_dir", tsv_files[0].parent, "--seeds", 1, "--output", output]
     words += ["--sentences", 96, "--epochs", 10, "--only", "ema"]
     argv = [*map(str, words)]
-    script = REPOSITORY / "benchmarks" / "recipes.py"
-    done = subprocess.run([sys.executable, script, *argv], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    recipes.main(argv)
     text = output.read_text()
     figures = json.loads(text)
     assert set(figures["recipes"]) == {"baseline", "ema"}
@@ -159,7 +161,7 @@ def test_runs_are_kept_and_not_repeated(
         assert entry["summary"]["holdout_accuracy"] == {"mean": run["holdout_accuracy"], "std": None}
     baseline, ema = (figures["recipes"][name]["runs"]["1"] for name in ("baseline", "ema"))
     assert ema["holdout_loss"] != baseline["holdout_loss"]
-    assert "| ema " in done.stdout
+    assert "| ema " in capsys.readouterr().out
     for folder in (tiny_model.parent, tsv_files[0].parent, tmp_path, REPOSITORY):
         assert str(folder) not in text
     assert figures["command"].endswith("--seeds 1 --only ema --sentences 96 --epochs 10 --output figures.json")
@@ -203,9 +205,28 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(
     assert padded["summary"]["difference_in_holdout_accuracy"]["is_within_one_standard_error"]
 
 
-def test_every_recipe_is_one_that_the_job_takes(tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path) -> None:
-    from sst2.arguments import parse_arguments
+def test_every_alteration_changes_the_model_that_a_run_ends_with(
+    tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {}
+    for name, alteration in ALTERATIONS.items():
+        flags: list[object] = ["--model_name_or_path", tiny_model, "--train_file", tsv_files[0]]
+        flags += ["--validation_file", tsv_files[1], "--test_file", tsv_files[1], "--output_dir", tmp_path / name]
+        flags += ["--learning_rate", 1e-3, "--max_train_steps", 20, "--batching", "packed"]
+        try:
+            with monkeypatch.context() as patch:
+                for function in ("F", "build_optimizer"):
+                    patch.setattr(train_sst2, function, getattr(train_sst2, function))  # to be put back
+                figures = train(parse_arguments([*map(str, flags)]), alteration())
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        assert figures["holdout_loss"] == figures["validation_loss"]  # here of the same file
+        losses[name] = figures["holdout_loss"]
+    assert len(set(losses.values())) == len(ALTERATIONS), losses
 
+
+def test_every_recipe_is_one_that_the_job_takes(tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path) -> None:
     for recipe in RECIPES.values():
         assert recipe.alteration in ALTERATIONS
         flags = {"output_dir": tmp_path, "model_name_or_path": tiny_model, **recipes.BASELINE, **recipe.flags}
