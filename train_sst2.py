@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -73,10 +74,12 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     local = stage(settings)
     sentences = load_sentences(local)
     tokenizer = load_tokenizer(local)
-    set_seed(settings.seed)  # every rank draws the same new head
-    model = load_model(local, tokenizer)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings)
+        set_seed(settings.seed)  # every rank draws the same new head
+        model = load_model(local, tokenizer)
+        splits = tokenizing.result()
     model_config, model_bytes = model.config, num_bytes(model)
-    splits = tokenize_all(sentences, tokenizer, settings)
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
 
     settings = replace(settings, mixed_precision=precision)
@@ -135,7 +138,7 @@ def fit(job: Job) -> None:
 def heed(job: Job) -> None:
     """Between two steps, and between two batches of an evaluation: do what was asked, all ranks at once."""
     job.log_checkpoints()
-    wishes = job.requests.agree(job.accelerator.device, job.checkpoints.has_failed)
+    wishes = job.requests.agree(job.checkpoints.has_failed)
     if wishes.failed:
         raise job.checkpoints.failure()
     if wishes.save:
@@ -159,7 +162,7 @@ def settle(job: Job) -> None:
     while True:
         job.watchdog.at("the end of the last checkpoint")
         busy = job.checkpoints.is_writing  # asked before the other: a writer may fail and end in between
-        wishes = job.requests.agree(job.accelerator.device, job.checkpoints.has_failed, busy)
+        wishes = job.requests.agree(job.checkpoints.has_failed, busy)
         if wishes.failed:
             raise job.checkpoints.failure()
         if not wishes.busy:

@@ -15,7 +15,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -74,22 +73,23 @@ class Requests:
         """Look for files `STOP` and `SAVE` in the run's folder. For one rank."""
         self._folder = folder
 
-    def agree(self, device: Any = "cpu", failed: bool = False, busy: bool = False) -> Wishes:
+    def agree(self, failed: bool = False, busy: bool = False) -> Wishes:
         """The wishes of all ranks together. All ranks call it.
 
         Args:
-            device: where the ranks' collective operations work.
             failed: whether this rank cannot go on.
             busy: whether this rank has not finished yet.
         """
         import torch
         from torch import distributed
 
+        from sst2.ranks import group_of_hosts
+
         self._look()
         wishes = [self._stop, int(self._save), int(failed), int(busy)]
         if distributed.is_initialized():
-            shared = torch.tensor(wishes, device=device)
-            distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+            shared = torch.tensor(wishes)
+            distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=group_of_hosts())
             wishes = shared.tolist()
         self._save = False
         return Wishes(_REASONS.get(wishes[0], ""), *map(bool, wishes[1:]))

@@ -1,14 +1,26 @@
 """What ranks do together, or one for all."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import distributed
 
 from sst2.errors import UserError
 
 Result = TypeVar("Result")
+
+
+@lru_cache
+def group_of_hosts() -> distributed.ProcessGroup | None:
+    """A group of all ranks for small messages between their hosts. The first call is for all ranks together.
+
+    It is gloo, which works on host memory: in NCCL's group, a message would wait for all that the GPU has to do, and
+    the host for the message. None, the default group, where that is gloo.
+    """
+    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

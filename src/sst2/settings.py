@@ -98,7 +98,9 @@ class TrainingArguments:
 @dataclass
 class EvaluationArguments:
     _argument_group_name = "evaluation and selection"
-    per_device_eval_batch_size: int = flag(64, "sentences in one forward pass of one device", "N")
+    per_device_eval_batch_size: int = flag(
+        512, "sentences in one forward pass of one device; a CPU takes 64 at most", "N"
+    )
     eval_steps: int | None = flag(None, "optimizer steps between evaluations; default: once an epoch", "STEPS")
     load_best_model_at_end: bool = flag(False, "export the most accurate evaluated model instead of the last")
     early_stopping_patience: int | None = flag(

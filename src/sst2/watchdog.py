@@ -17,6 +17,8 @@ from typing import Any
 from torch import distributed
 from torch.distributed import distributed_c10d
 
+from sst2.ranks import group_of_hosts
+
 logger = logging.getLogger(__name__)
 
 
@@ -52,7 +54,8 @@ class Watchdog:
             store = distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
             self._store = distributed.PrefixStore("sst2.watchdog", store)
             self._store.set_timeout(timedelta(seconds=max(5.0, self._timeout)))  # of a busy host, not of a step
-            distributed_c10d._set_pg_timeout(timedelta(seconds=2 * self._timeout))
+            for group in {None, group_of_hosts()}:
+                distributed_c10d._set_pg_timeout(timedelta(seconds=2 * self._timeout), group)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
