@@ -180,6 +180,7 @@ def train(settings: Settings, alteration: Alteration) -> dict[str, float]:
     `load_average` is the host's at the end of training: seconds are worth something where it is about the number of
     threads, and little where it is more, since others have worked beside.
     """
+    train_sst2.checkpoint = lambda job: None  # nobody goes on with these runs, and a disk may take a minute for it
     alteration.before_setup()
     with RunFolder(settings.run_dir) as run, train_sst2.setup(settings, Requests(), run) as job:
         alteration.before_fit(job)

@@ -277,9 +277,8 @@ def run(
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         result = Path(place) / "result.json"
         launch = [sys.executable, str(WORKER), str(result), recipe.alteration, *words]
-        variables = os.environ | {
-            "HF_DATASETS_CACHE": str(folder / "cache")
-        }  # what is tokenised here is of no later use
+        # a cache of its own: what is tokenised here is of no later use
+        variables = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache")}
         done = subprocess.run(launch, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")

@@ -215,7 +215,7 @@ def test_every_alteration_changes_the_model_that_a_run_ends_with(
         flags += ["--learning_rate", 1e-3, "--max_train_steps", 20, "--batching", "packed"]
         try:
             with monkeypatch.context() as patch:
-                for function in ("F", "build_optimizer"):
+                for function in ("F", "build_optimizer", "checkpoint"):
                     patch.setattr(train_sst2, function, getattr(train_sst2, function))  # to be put back
                 figures = train(parse_arguments([*map(str, flags)]), alteration())
         finally:
