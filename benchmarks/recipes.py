@@ -33,7 +33,6 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks
 
 from benchmarks.recipe_figures import summarise, table
-
 from sst2.compare import markdown
 from sst2.data import load_sentences
 from sst2.environment import choose_precision, describe_environment, runs_on_cpu

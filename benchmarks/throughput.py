@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for train_sst2.py
 LENGTHS = Path(__file__).parent / "data" / "sst2_lengths.json"
 WIDTH, HIDDEN, LAYERS = 768, 3072, 6  # of DistilBERT-base
 FLOP_PER_TOKEN = 3 * 2 * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN) * LAYERS  # forward once, backward twice
+SENTENCES, EPOCHS = 67_349, 3  # of SST-2, and of the usual recipe
+WARM_UP = 8  # steps of each process before it is timed
 Step = Callable[[], tuple[int, int]]  # takes one optimizer step; returns its sentences and their tokens
+Maker = Callable[[Path, int], Step]  # of inputs and batch size
+Rounds = dict[str, list[tuple[float, int, int]]]
+Peaks = dict[str, list[float]]
+Memory = dict[str, float]
 
 
 def main() -> None:
@@ -47,7 +54,8 @@ def main() -> None:
         if arguments.profile:
             profile(Path(folder), arguments.batch_size, arguments.profile)
             return
-        figures = measure(Path(folder), arguments.only or list(VARIANTS), arguments)
+        makers = {name: VARIANTS[name] for name in arguments.only or VARIANTS}
+        figures = describe(*measure(Path(folder), makers, arguments), arguments.rounds)
     print(json.dumps(figures, indent=2))
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -139,7 +147,7 @@ def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> St
     from train_sst2 import setup, train_step
 
     files = ["--train_file", folder / "train.tsv", "--validation_file", folder / "validation.tsv"]
-    flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", folder / f"run-{precision}-{batching}"]
+    flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", tempfile.mkdtemp(dir=folder)]
     flags += ["--per_device_train_batch_size", batch_size, "--mixed_precision", precision, "--batching", batching]
     settings = parse_arguments([*map(str, flags), "--max_train_steps", "100000"])
     job = setup(settings, Requests(), RunFolder(settings.run_dir))
@@ -152,25 +160,24 @@ def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> St
     return step
 
 
-VARIANTS: dict[str, tuple[Callable[..., Step], str, str]] = {
-    "plain_fp32": (plain, "no", "longest"),
-    "plain_bf16": (plain, "bf16", "longest"),
-    "plain_fp32_padded_to_128": (plain, "no", "128"),
-    "plain_bf16_padded_to_128": (plain, "bf16", "128"),
-    "this_job_fp32_padded": (this_job, "no", "padded"),
-    "this_job_fp32_packed": (this_job, "no", "packed"),
-    "this_job_bf16_padded": (this_job, "bf16", "padded"),
-    "this_job_bf16_packed": (this_job, "bf16", "packed"),
+VARIANTS: dict[str, Maker] = {
+    "plain_fp32": partial(plain, precision="no", padding="longest"),
+    "plain_bf16": partial(plain, precision="bf16", padding="longest"),
+    "plain_fp32_padded_to_128": partial(plain, precision="no", padding="128"),
+    "plain_bf16_padded_to_128": partial(plain, precision="bf16", padding="128"),
+    "this_job_fp32_padded": partial(this_job, precision="no", batching="padded"),
+    "this_job_fp32_packed": partial(this_job, precision="no", batching="packed"),
+    "this_job_bf16_padded": partial(this_job, precision="bf16", batching="padded"),
+    "this_job_bf16_packed": partial(this_job, precision="bf16", batching="packed"),
 }
 
 
-def work(connection: Connection, name: str, folder: Path, batch_size: int) -> None:
+def work(connection: Connection, make: Maker, folder: Path, batch_size: int) -> None:
     """A process of its own: takes as many steps as it is told, and says how long they took."""
     import torch
 
-    make, precision, way = VARIANTS[name]
-    step = make(folder, batch_size, precision, way)
-    for _ in range(3):  # of different lengths; the allocator and the caches know them then
+    step = make(folder, batch_size)
+    for _ in range(WARM_UP):  # of different lengths; the allocator and the caches know them then
         step()
     connection.send("ready")
     while steps := connection.recv():
@@ -190,26 +197,38 @@ def synchronize(torch: Any) -> None:
         torch.cuda.synchronize()
 
 
-def measure(folder: Path, names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(folder: Path, makers: dict[str, Maker], arguments: argparse.Namespace) -> tuple[Rounds, Peaks, Memory]:
+    """Have all ways to train take turns.
+
+    Args:
+        folder: of `write_inputs`.
+        makers: of their steps, by name; called each in a process of its own.
+        arguments: with `rounds`, `steps` and `batch_size`.
+
+    Returns:
+        By name: for each round its seconds, sentences and tokens; FLOP/s of large matrix products by precision, for
+        each round; peak memory in MiB.
+    """
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
-    for name in names:
+    for name, make in makers.items():
         ends[name], other = context.Pipe()
-        context.Process(target=work, args=(other, name, folder, arguments.batch_size), daemon=True).start()
+        context.Process(target=work, args=(other, make, folder, arguments.batch_size), daemon=True).start()
+        other.close()  # else nobody would hear of its end
         assert ends[name].recv() == "ready"  # one after the other: they would slow each other down
-    rounds: dict[str, list[tuple[float, int, int]]] = {name: [] for name in names}
-    peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    rounds: Rounds = {name: [] for name in makers}
+    peaks: Peaks = {"float32": [], "bfloat16": []}
     for _ in range(arguments.rounds):
-        for name in names:
-            ends[name].send(arguments.steps)
-            rounds[name].append(ends[name].recv())
+        for name, end in ends.items():
+            end.send(arguments.steps)
+            rounds[name].append(end.recv())
         for dtype, rates in peaks.items():
             rates.append(matrix_peak(dtype))
     memory = {}
-    for name in names:
-        ends[name].send(0)
-        memory[name] = ends[name].recv()
-    return describe(rounds, peaks, memory, arguments)
+    for name, end in ends.items():
+        end.send(0)
+        memory[name] = end.recv()
+    return rounds, peaks, memory
 
 
 def matrix_peak(dtype: str, size: int = 2048, seconds: float = 1.0) -> float:
@@ -229,22 +248,15 @@ def matrix_peak(dtype: str, size: int = 2048, seconds: float = 1.0) -> float:
     return 2 * size**3 * count / (time.perf_counter() - started)
 
 
-def describe(
-    rounds: dict[str, list[tuple[float, int, int]]],
-    peaks: dict[str, list[float]],
-    memory: dict[str, float],
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
+def circumstances() -> dict[str, Any]:
+    """Where and with what figures were measured."""
     import torch
     import transformers
 
     from sst2.environment import processor
 
-    speeds = {name: [sentences / seconds for seconds, sentences, _ in taken] for name, taken in rounds.items()}
-    figures: dict[str, Any] = {
-        "what": "training throughput, DistilBERT-base with random weights, sentences of SST-2's lengths",
-        "command": f"python {' '.join(sys.argv)}",
+    return {
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} x {processor()}",
         "versions": {
             "python": platform.python_version(),
@@ -252,6 +264,16 @@ def describe(
             "transformers": transformers.__version__,
         },
         "threads": torch.get_num_threads(),
+    }
+
+
+def describe(rounds: Rounds, peaks: Peaks, memory: Memory, count: int) -> dict[str, Any]:
+    """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
+    speeds = {name: [sentences / seconds for seconds, sentences, _ in taken] for name, taken in rounds.items()}
+    figures: dict[str, Any] = {
+        "what": "training throughput, DistilBERT-base with random weights, sentences of SST-2's lengths",
+        **circumstances(),
+        "rounds": count,
         "matrix_peak_gflops": {dtype: statistics.median(rates) / 1e9 for dtype, rates in peaks.items()},
         "formula": "model FLOP of a step: 3 * 2 * (4 d^2 + 2 d h) * layers for each real token, no padding, all of the "
         "last layer; attention scores, under 1 % at these lengths, are left out",
@@ -264,16 +286,20 @@ def describe(
             "tokens_per_second": statistics.median(tokens / seconds for seconds, _, tokens in taken),
             "model_gflops": statistics.median(flops) / 1e9,
             "share_of_matrix_peak": statistics.median(flops) / statistics.median(peaks[precision]),
+            "seconds_for_three_epochs": EPOCHS * SENTENCES / statistics.median(speeds[name]),
             "peak_memory_mib": memory[name],
             "sentences_per_second_by_round": speeds[name],
         }
     for name, own in speeds.items():
         for other, theirs in speeds.items():
             if name.startswith("this_job") and other.startswith("plain"):
-                ratios = [one / two for one, two in zip(own, theirs, strict=True)]
-                summary = {"median": statistics.median(ratios), "by_round": ratios}
-                figures.setdefault("ratios", {})[f"{name} / {other}"] = summary
+                figures.setdefault("ratios", {})[f"{name} / {other}"] = ratio(own, theirs)
     return figures
+
+
+def ratio(own: list[float], theirs: list[float]) -> dict[str, Any]:
+    ratios = [one / two for one, two in zip(own, theirs, strict=True)]
+    return {"median": statistics.median(ratios), "by_round": ratios}
 
 
 def profile(folder: Path, batch_size: int, output: Path) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from benchmarks import recipes
-from benchmarks.recipe_figures import holm, paired, summarise
-from benchmarks.recipe_worker import ALTERATIONS, Averaged, ExponentialAverage, LastAverage, slower_below, train
-from benchmarks.recipes import RECIPES, Recipe, training_sentences
 from torch import nn
 from torch.nn import functional as F
 from transformers import DistilBertForSequenceClassification
 
 import train_sst2
+from benchmarks import recipes
+from benchmarks.recipe_figures import holm, paired, summarise
+from benchmarks.recipe_worker import ALTERATIONS, Averaged, ExponentialAverage, LastAverage, slower_below, train
+from benchmarks.recipes import RECIPES, Recipe, training_sentences
 from conftest import REPOSITORY
 from sst2.arguments import parse_arguments
 from sst2.errors import UserError

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks.startup import PARTS, by_part, covered, run_python
 
+from benchmarks.startup import PARTS, by_part, covered, run_python
 from conftest import REPOSITORY
 
 NOT_BEFORE_THE_FIRST_STEP = {"evaluate", "matplotlib", "scipy.stats", "sklearn", "transformers.pipelines"}

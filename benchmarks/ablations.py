@@ -1,0 +1,199 @@
+"""What each optimisation is worth alone: this job with all of them, against this job without that one.
+
+    python benchmarks/ablations.py --output benchmarks/results/ablations.json
+
+Each pair of processes takes turns, several rounds; the gain is the seconds without over the seconds with, for the same
+sentences. What is switched off is switched off in that process alone: the product has no flags for it.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks and train_sst2.py
+
+from benchmarks.throughput import Step, circumstances, measure, ratio, this_job, write_inputs
+
+
+def put(owner: Any, name: str, value: Any) -> None:
+    """In place of what is there, for as long as this process lives."""
+    setattr(owner, name, value)
+
+
+def without_first_tokens_alone() -> None:
+    """The last layer computes all tokens."""
+    from transformers.models.distilbert.modeling_distilbert import TransformerBlock
+
+    from sst2 import packed
+
+    forward: Any = TransformerBlock.forward
+
+    def whole(block: Any, hidden_states: Any, attention_mask: Any = None, pack: Any = None) -> Any:
+        return forward(block, hidden_states, attention_mask, pack=pack)[:, pack.firsts]
+
+    put(packed._LastBlock, "forward", whole)
+
+
+def without_grids() -> None:
+    """Attention pads all sentences of a step to the longest."""
+    from sst2 import packing
+
+    put(packing, "GRID_SENTENCES", 10**6)
+
+
+def without_copied_gradients() -> None:
+    """Gradients of tokens in a grid are added up by indexing."""
+    from sst2 import attention
+
+    put(attention._Spread, "apply", lambda tensor, tokens, slots: tensor[tokens])
+    put(attention._Collect, "apply", lambda places, slots: places.flatten(0, 1)[slots])
+
+
+def without_few_shapes() -> None:
+    """Every number of tokens is a shape of its own."""
+    from sst2 import packed, packing
+
+    put(packed, "CPU_TOKENS", 1)
+    put(packing, "GRID_PLACES", 1)
+
+
+def without_dropout_of_16_bits() -> None:
+    from torch import nn
+
+    from sst2 import attention, dropout
+
+    put(dropout.Dropout, "forward", nn.Dropout.forward)
+    put(attention, "dropout", nn.functional.dropout)
+
+
+def without_kept_memory() -> None:
+    from sst2 import cpu
+
+    put(cpu, "keep_memory", lambda: None)
+
+
+def without_flushed_denormals() -> None:
+    import torch
+
+    put(torch, "set_flush_denormal", lambda mode: True)
+
+
+def without_clipping_in_the_step() -> None:
+    """Gradients are clipped by torch, and the host looks at their norm, before AdamW's step."""
+    import torch
+
+    from sst2.strategies import data_parallel
+
+    def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(weights, max_norm or math.inf)
+        if math.isfinite(norm):
+            optimizer.step()
+        return norm
+
+    put(data_parallel, "clipped_step", clip_and_step)
+
+
+def without_fused_adamw() -> None:
+    import torch
+
+    import train_sst2
+    from sst2.optimization import parameter_groups
+    from sst2.settings import Settings
+
+    without_clipping_in_the_step()  # which is the fused one's
+
+    def unfused(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), settings.learning_rate, fused=False)
+
+    put(train_sst2, "build_optimizer", unfused)
+
+
+def with_reading_every_step() -> None:
+    """The host waits for the device after each step."""
+    from sst2 import meter
+
+    put(meter, "STEPS_BETWEEN_READS", 1)
+
+
+def with_compilation() -> None:
+    """The stock way: `torch.compile` of the whole model, for shapes of any size."""
+    import torch
+
+    import train_sst2
+
+    prepare: Callable[..., Any] = train_sst2.prepare
+
+    def compile_and_prepare(*arguments: Any, **options: Any) -> Any:
+        strategy = prepare(*arguments, **options)
+        strategy.model = torch.compile(strategy.model, dynamic=True)
+        return strategy
+
+    put(train_sst2, "prepare", compile_and_prepare)
+
+
+ON_ALL = (
+    without_first_tokens_alone,
+    without_clipping_in_the_step,
+    without_fused_adamw,
+)
+ON_CPU = (
+    without_grids,
+    without_copied_gradients,
+    without_few_shapes,
+    without_dropout_of_16_bits,
+    without_kept_memory,
+    without_flushed_denormals,
+)
+ON_GPU = (with_reading_every_step,)
+
+
+def altered_job(folder: Path, batch_size: int, alter: Callable[[], None] | None, precision: str, batching: str) -> Step:
+    if alter is not None:
+        alter()
+    return this_job(folder, batch_size, precision, batching)
+
+
+def main() -> None:
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    alterations = {alter.__name__: alter for alter in (*ON_ALL, *(ON_GPU if on_gpu else ON_CPU), with_compilation)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each in a round")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
+    parser.add_argument("--only", nargs="+", choices=["without_packing", "without_bf16", *alterations])
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    own = partial(altered_job, alter=None, precision=arguments.precision, batching="packed")
+    others = {name: partial(own, alter=alter) for name, alter in alterations.items()}
+    others["without_packing"] = partial(own, batching="padded")
+    if arguments.precision == "bf16":
+        others["without_bf16"] = partial(own, precision="no")
+    figures: dict[str, Any] = {
+        "what": "seconds of a step of this job without one optimisation (or with compilation) over those of the job",
+        **circumstances(),
+        "rounds": arguments.rounds,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder))
+        for name in arguments.only or others:
+            rounds, *_ = measure(Path(folder), {"job": own, name: others[name]}, arguments)
+            seconds = {way: [taken / tokens for taken, _, tokens in each] for way, each in rounds.items()}
+            figures[name] = ratio(seconds[name], seconds["job"])
+            print(f"{name}: {figures[name]['median']:.3f}", file=sys.stderr, flush=True)
+            if arguments.output:
+                arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
