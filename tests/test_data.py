@@ -1,31 +1,21 @@
-"""Sentences reach the model exactly as the tokenizer gives them, once, whoever else tokenises at the same time."""
+"""Which sentences make which split, and what a split says of itself."""
 
 import hashlib
 import logging
-import time
+import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
 
-from processes import results, start
+from processes import results
 from sst2.data import Split, load_sentences, tokenize
 from sst2.errors import UserError
 from sst2.reading import LabelledSentences
 from sst2.sample import sample_sentences, sample_tokenizer
 from sst2.settings import Settings
-
-SENTENCES = ["a gripping , funny film ", "Naïve\tand   moving — xyzzy", "dull", "a dull film " * 20, "bad"]
-LABELS = [1, 1, 0, 0, 0]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return sample_tokenizer()
 
 
 @pytest.fixture
@@ -47,122 +37,6 @@ def settings(tmp_path: Path) -> Settings:
         train_file=write_tsv(tmp_path / "train.tsv", [(f"t{row}", row % 2) for row in range(100)]),
         validation_file=write_tsv(tmp_path / "dev.tsv", [(f"v{row}", row % 2) for row in range(20)]),
     )
-
-
-def arrow_files(folder: Path) -> dict[str, tuple[int, int]]:
-    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.glob("*.arrow")}
-
-
-def assert_tokenizers_own(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    assert len(split.offsets) == len(split.sentences) + 1
-    for row, sentence in enumerate(split.sentences):
-        ids = split.input_ids[split.offsets[row] : split.offsets[row + 1]]
-        assert ids.tolist() == tokenizer(sentence, truncation=True, max_length=max_length)["input_ids"], sentence
-
-
-def test_ids_are_the_tokenizers_own_sentence_by_sentence(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    # More sentences than the libraries take at a time, so that parts have to be put together.
-    sentences = SENTENCES + sample_sentences("train")[0][:2500]
-    labels = LABELS + sample_sentences("train")[1][:2500]
-    split = tokenize("train", LabelledSentences(sentences, labels), tokenizer, 12, tmp_path)
-    assert_tokenizers_own(split, tokenizer, 12)
-    assert split.lengths.max() == split.lengths[3] == 12  # the fourth was cut
-    assert (split.name, split.sentences, split.labels.tolist()) == ("train", sentences, labels)
-    assert (split.input_ids.dtype, split.offsets.dtype, split.labels.dtype) == (np.int32, np.int64, np.int64)
-
-
-def test_sentences_are_tokenised_once_and_kept_in_the_datasets_cache(log: pytest.LogCaptureFixture) -> None:
-    data = LabelledSentences([*SENTENCES, "only in this test"], [*LABELS, 1])
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "sst2-tokenized"
-    before = arrow_files(folder)
-    first = tokenize("validation", data, sample_tokenizer(), 16)
-    written = arrow_files(folder)
-    assert len(written) == len(before) + 1
-    # The labels are no part of what is cached: the file serves again, the labels are those given.
-    second = tokenize("test", replace(data, labels=[-1] * 6), sample_tokenizer(), 16)
-    assert arrow_files(folder) == written
-    assert np.array_equal(first.input_ids, second.input_ids)
-    assert np.array_equal(first.offsets, second.offsets)
-    assert (second.labels.tolist(), first.is_labelled, second.is_labelled) == ([-1] * 6, True, False)
-    assert log.messages[0] == "validation: tokenising 6 sentences"
-    assert log.messages[1].startswith("test: 6 sentences, tokenised earlier (")
-
-
-def test_a_second_start_finds_every_split(tmp_path: Path) -> None:
-    # Tokenising leaves its mark on the tokenizer; a start that finds the first split tokenised lacks that mark.
-    splits = [LabelledSentences(SENTENCES, LABELS), LabelledSentences(["good", "better"], [1, 1])]
-    written = []
-    for _ in range(2):
-        tokenizer = sample_tokenizer()
-        for data in splits:
-            tokenize("train", data, tokenizer, 8, tmp_path)
-        written.append(arrow_files(tmp_path))
-    assert len(written[0]) == 2
-    assert written[1] == written[0]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "change"),
-    [
-        (["a b", "c"], ["a", "b c"], {}),
-        (["a", "b"], ["b", "a"], {}),
-        (["a\n\0b", "c"], ["a", "b", "c"], {}),
-        (SENTENCES, SENTENCES, {"max_length": 9}),
-        (SENTENCES, SENTENCES, {"token": "xyzzy"}),
-    ],
-    ids=["cut elsewhere", "other order", "control characters", "maximum length", "tokenizer"],
-)
-def test_another_tokenisation_is_another_file(
-    first: list[str],
-    second: list[str],
-    change: dict[str, Any],
-    tmp_path: Path,
-) -> None:
-    tokenize("train", LabelledSentences(first, [0] * len(first)), sample_tokenizer(), 8, tmp_path)
-    max_length, other = change.get("max_length", 8), sample_tokenizer()
-    other.add_tokens(change.get("token", []))
-    split = tokenize("train", LabelledSentences(second, [0] * len(second)), other, max_length, tmp_path)
-    assert_tokenizers_own(split, other, max_length)
-    assert len(arrow_files(tmp_path)) == 2
-
-
-def tokenise_in_process(cache_dir: Path) -> tuple[list[str], str, str]:
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("sst2").addHandler(handler)
-    logging.getLogger("sst2").setLevel(logging.INFO)
-    split = tokenize("train", LabelledSentences(*sample_sentences("train")), sample_tokenizer(), 64, cache_dir)
-    return messages, *(hashlib.sha256(array.tobytes()).hexdigest() for array in (split.input_ids, split.offsets))
-
-
-def test_four_processes_at_once_tokenise_once(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    answers = results(tokenise_in_process, tmp_path, count=4)
-    assert sorted(messages[0].split(" (")[0] for messages, *_ in answers) == [
-        *(3 * ["train: 5400 sentences, tokenised earlier"]),
-        "train: tokenising 5400 sentences",
-    ]
-    assert len(arrow_files(tmp_path)) == 1
-    split = tokenize("train", LabelledSentences(*sample_sentences("train")), tokenizer, 64, tmp_path)
-    assert_tokenizers_own(split, tokenizer, 64)
-    expected = [hashlib.sha256(array.tobytes()).hexdigest() for array in (split.input_ids, split.offsets)]
-    assert [list(hashes) for _, *hashes in answers] == 4 * [expected]
-
-
-def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    process, _ = start(tokenise_in_process, tmp_path)
-    deadline = time.monotonic() + 60
-    while not any(file.stat().st_size for file in tmp_path.glob("*") if file.suffix != ".lock"):
-        assert time.monotonic() < deadline
-        assert process.is_alive()
-    process.kill()
-    process.join()
-    assert arrow_files(tmp_path) == {}
-    assert any(file.stat().st_size for file in tmp_path.iterdir())  # it was in the middle of it
-    data = LabelledSentences(*sample_sentences("train"))
-    assert_tokenizers_own(tokenize("train", data, tokenizer, 64, tmp_path), tokenizer, 64)
 
 
 def test_validation_sentences_that_training_has_seen_are_told(
@@ -189,9 +63,9 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path: Path) -> None:
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
     settings = Settings(output_dir=str(tmp_path / "run"), dataset_name=str(tmp_path / "saved"), max_eval_samples=1)
     assert load_sentences(settings) == {
-        "train": LabelledSentences(["good", "bad", "fine"], [1, 0, 1]),
-        "validation": LabelledSentences(["great"], [1]),
-        "test": LabelledSentences(["a"], [-1]),
+        "train": LabelledSentences.of(["good", "bad", "fine"], [1, 0, 1]),
+        "validation": LabelledSentences.of(["great"], [1]),
+        "test": LabelledSentences.of(["a"], [-1]),
     }
     saved["train"].save_to_disk(tmp_path / "single")
     with pytest.raises(UserError, match=r"single has no split named train: save a DatasetDict"):
@@ -209,10 +83,10 @@ def test_a_holdout_is_cut_from_training_by_the_seed_and_leaves_validation_alone(
         assert (len(splits["train"]), len(splits["holdout"])) == (80, 20)
         assert splits["validation"] == whole["validation"]
         # Disjoint and complete, each sentence with its label.
-        together = splits["train"].sentences + splits["holdout"].sentences
+        together = [*splits["train"].sentences, *splits["holdout"].sentences]
         assert sorted(together) == sorted(whole["train"].sentences)
         for name in ("train", "holdout"):
-            assert splits[name].labels == [int(sentence[1:]) % 2 for sentence in splits[name].sentences]
+            assert splits[name].labels.tolist() == [int(sentence[1:]) % 2 for sentence in splits[name].sentences]
     assert load_sentences(replace(settings, holdout_fraction=0.2, seed=1)) == parts[1]
     assert set(parts[1]["holdout"].sentences) != set(parts[2]["holdout"].sentences)
     assert parts[1]["holdout"].sentences != whole["train"].sentences[:20]
@@ -228,3 +102,96 @@ def test_samples_are_the_first_and_the_holdout_is_cut_from_them(settings: Settin
     assert not set(splits["train"].sentences) & set(splits["holdout"].sentences)
     assert {*splits["train"].sentences, *splits["holdout"].sentences} < {f"t{row}" for row in range(10)}
     assert len(load_sentences(replace(settings, max_train_samples=1000))["train"]) == 100
+
+
+def reference_holdout(sentences: list[str], size: int, seed: int) -> list[int]:
+    """Rows of the hold-out, drawn with dictionaries and lists of texts."""
+    rows_of: dict[str, list[int]] = {}
+    for row, sentence in enumerate(sentences):
+        rows_of.setdefault(sentence.strip(), []).append(row)
+    texts, held = list(rows_of), []
+    for number in np.random.default_rng([seed, 2**32]).permutation(len(texts)):
+        if len(held) < size:
+            held += rows_of[texts[number]]
+    return sorted(held)
+
+
+@pytest.mark.parametrize(("fraction", "seed"), [(0.1, 42), (0.1, 0), (0.5, 7), (0.999, 3), (0.0004, 42)])
+def test_the_holdout_is_drawn_by_whole_texts_in_the_order_of_their_first_appearance(
+    fraction: float, seed: int, tmp_path: Path
+) -> None:
+    # The draw is part of what committed results stand for. Most texts come several times, some with blanks around.
+    draw = random.Random(0)
+    sentences = [f"{draw.choice(('', ' '))}é{int(draw.paretovariate(0.3)) % 1000}" for _ in range(2500)]
+    settings = Settings(
+        output_dir=str(tmp_path / "run"),
+        train_file=write_tsv(tmp_path / "train.tsv", [(sentence, row % 2) for row, sentence in enumerate(sentences)]),
+        validation_file=write_tsv(tmp_path / "dev.tsv", [("v", 1)]),
+        holdout_fraction=fraction,
+        seed=seed,
+    )
+    expected = reference_holdout(sentences, round(2500 * fraction), seed)
+    splits = load_sentences(settings)
+    assert list(splits["holdout"].sentences) == [sentences[row] for row in expected]
+    assert splits["holdout"].labels.tolist() == [row % 2 for row in expected]
+    assert len(splits["train"]) == 2500 - len(expected)
+    assert not {s.strip() for s in splits["holdout"].sentences} & {s.strip() for s in splits["train"].sentences}
+
+
+def test_copies_of_one_sentence_cannot_be_divided(settings: Settings, tmp_path: Path) -> None:
+    write_tsv(tmp_path / "train.tsv", [("the same", row % 2) for row in range(10)])
+    with pytest.raises(UserError, match=r"--holdout_fraction 0\.5 of 10 training sentences leaves a part empty"):
+        load_sentences(replace(settings, holdout_fraction=0.5))
+
+
+def test_the_fingerprint_is_of_all_numbers_and_stays_what_it_was() -> None:
+    arrays = {
+        "labels": np.array([1, 0, -1], dtype=np.int64),
+        "input_ids": np.array([2, 7, 3, 2, 3, 2, 9, 9, 3], dtype=np.int32),
+        "offsets": np.array([0, 3, 5, 9], dtype=np.int64),
+    }
+    split = Split("train", ["a", "b", "c"], **arrays)
+    # checkpoints keep it: with another value none could be resumed
+    assert split.fingerprint == "d47fd23cb4fdf8288ee157f09542840a2a58493ffe867a062ce181388a0acb16"
+    assert split.lengths.tolist() == [3, 2, 4]
+    for name, array in arrays.items():
+        changed = array.copy()
+        changed[1] += 1
+        assert replace(split, **{name: changed}).fingerprint != split.fingerprint
+
+
+def test_a_large_splits_fingerprint_is_its_arrays_digest(tmp_path: Path) -> None:
+    sentences, labels = sample_sentences("train")
+    split = tokenize("train", LabelledSentences.of(sentences, labels), sample_tokenizer(), 64, tmp_path)
+    whole = split.input_ids.tobytes() + split.offsets.tobytes() + np.array(labels, dtype=np.int64).tobytes()
+    assert split.fingerprint == hashlib.sha256(whole).hexdigest()
+
+
+def own_memory(settings: Settings) -> tuple[int, float]:
+    """Sentences, and MiB of anonymous memory that loading and tokenising them adds to a process."""
+
+    def anonymous() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) / 2**10
+
+    tokenizer = sample_tokenizer()
+    tokenize("train", LabelledSentences.of(["good"], [1]), tokenizer, 64, Path(settings.output_dir))  # starts threads
+    before = anonymous()
+    data = load_sentences(settings)["train"]
+    split = tokenize("train", data, tokenizer, 64, Path(settings.output_dir))
+    assert split.fingerprint != ""
+    assert split.lengths.min() > 0
+    return len(split), anonymous() - before
+
+
+def test_memory_does_not_grow_with_the_data(settings: Settings, tmp_path: Path) -> None:
+    added = {}
+    for copies in (4, 24):
+        rows = [(f"{sentence} {copy}", copy % 2) for sentence in sample_sentences("train")[0] for copy in range(copies)]
+        write_tsv(tmp_path / "train.tsv", rows)
+        (answer,) = results(own_memory, settings)
+        added[answer[0]] = answer[1]
+    few, many = sorted(added)
+    assert many - few == 20 * 5400
+    # Lists of strings and numbers would add 16 MiB, measured; what the libraries need they have with the few already.
+    assert added[many] - added[few] < 8

@@ -23,7 +23,7 @@ def test_it_takes_the_flags_of_a_run_and_leaves_token_ids(
     said = capsys.readouterr().out
     assert said.count("train: 300 sentences, ") == 2
     assert "validation: 70 sentences, " in said
-    assert len([*(tmp_path / "cache" / "sst2-tokenized").glob("*.arrow")]) == 2
+    assert len([*(tmp_path / "cache" / "sst2-tokenized").glob("*.tokens")]) == 2
     assert [path.name for path in run.iterdir()] == ["something"]
 
 

@@ -34,12 +34,12 @@ def write(folder: Path, suffix: str, columns: dict[str, list]) -> str:
 def test_all_formats_give_the_same(suffix: str, names: bool, tmp_path: Path) -> None:
     labels = [("negative", "POSITIVE")[label] for label in LABELS] if names else LABELS
     file = write(tmp_path, suffix, {"idx": [1, 2, 3, 4], "sentence": SENTENCES, "label": labels})
-    assert read_file(file, labels_required=True) == LabelledSentences(SENTENCES, LABELS)
+    assert read_file(file, labels_required=True) == LabelledSentences.of(SENTENCES, LABELS)
 
 
 def test_byte_order_mark_and_blank_lines_are_no_matter(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("\ufeffsentence,label\n\ngood,1\n\n".encode())
-    assert read_file(str(tmp_path / "a.csv"), True) == LabelledSentences(["good"], [1])
+    assert read_file(str(tmp_path / "a.csv"), True) == LabelledSentences.of(["good"], [1])
 
 
 def test_sentences_may_span_lines_in_csv_and_errors_count_lines(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_parquet_rows_are_counted_from_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", ["-1", ""])
 def test_test_data_needs_no_labels(label: str, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text(f"sentence\tlabel\ngood\t{label}\n")
-    assert read_file(str(tmp_path / "t.tsv"), labels_required=False).labels == [-1]
+    assert read_file(str(tmp_path / "t.tsv"), labels_required=False).labels.tolist() == [-1]
     (tmp_path / "u.tsv").write_text("sentence\ngood\n")
-    assert read_file(str(tmp_path / "u.tsv"), labels_required=False).labels == [-1]
+    assert read_file(str(tmp_path / "u.tsv"), labels_required=False).labels.tolist() == [-1]
 
 
 def test_the_names_of_class_labels_decide_not_their_numbers() -> None:
@@ -100,7 +100,7 @@ def test_the_names_of_class_labels_decide_not_their_numbers() -> None:
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
     )
     dataset = datasets.Dataset.from_dict({"sentence": ["good", "bad", "?"], "label": [0, 1, -1]}, features=swapped)
-    assert read_dataset(dataset, "name test", labels_required=False).labels == [1, 0, -1]
+    assert read_dataset(dataset, "name test", labels_required=False).labels.tolist() == [1, 0, -1]
     grammar = datasets.ClassLabel(names=["unacceptable", "acceptable"])
     with pytest.raises(UserError, match="row 1: label 'unacceptable' is unknown"):
         read_dataset(dataset.cast_column("label", grammar), "glue cola", labels_required=True)
@@ -111,6 +111,6 @@ def test_data_sets_with_class_labels_are_read() -> None:
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
     )
     dataset = datasets.Dataset.from_dict({"sentence": SENTENCES, "label": LABELS}, features=features)
-    assert read_dataset(dataset, "name train", labels_required=True) == LabelledSentences(SENTENCES, LABELS)
+    assert read_dataset(dataset, "name train", labels_required=True) == LabelledSentences.of(SENTENCES, LABELS)
     with pytest.raises(UserError, match="name train has no column 'sentence'"):
         read_dataset(dataset.rename_column("sentence", "text"), "name train", labels_required=True)

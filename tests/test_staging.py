@@ -105,7 +105,7 @@ def test_a_job_reads_its_copies_and_keeps_its_settings(
     assert staged.code == 0, staged.stderr
     names = {path.name.rsplit("-", 1)[0] for path in (tmp_path / "node").iterdir() if path.is_dir()}
     assert {"tiny-distilbert", "train.tsv", "dev.tsv"} < names
-    assert any(name.endswith(".arrow") for name in names)
+    assert any(name.endswith(".tokens") for name in names)
     assert staged.logged("train")[-1]["loss"] == plain.logged("train")[-1]["loss"]
     config = (staged.run_dir / "config.yaml").read_text()
     assert f"model_name_or_path: {small_job[1]}\n" in config

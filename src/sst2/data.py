@@ -1,44 +1,47 @@
 """Sentences from the hub, files or the embedded sample: split, compared, tokenised once and cached."""
 
 import hashlib
-import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import datasets
 import numpy as np
-from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub, require_revision
 from sst2.reading import LabelledSentences, read_dataset, read_file
 from sst2.sample import sample_sentences
+from sst2.scratch import Scratch, blocks, spool
 from sst2.settings import SAMPLE, Settings
 from sst2.staging import local_copy
+from sst2.tokens import map_tokens, require_tokens
 
 logger = logging.getLogger(__name__)
 
 GLUE_SST2 = {"train": 67_349, "validation": 872}  # sentences that the published data set has
-CACHE_FORMAT = 1  # part of the key of tokenised files: raise it when their content changes
 
 
 @dataclass
 class Split:
     """One split, tokenised. Token ids lie end to end in one array, so that a batch is an indexing away.
 
+    The arrays are pages of files, which the kernel reads when they are asked for and takes back when it needs the room:
+    what a process has for itself does not grow with the data.
+
     Attributes:
         name: `train`, `validation`, `holdout` or `test`.
-        sentences: the texts.
+        sentences: the texts; a slice of them is a list.
         labels: (sentences,) int64; 0 negative, 1 positive, -1 unknown.
         input_ids: (tokens,) int32, with [CLS] and [SEP].
         offsets: (sentences + 1,) int64; sentence i is input_ids[offsets[i]:offsets[i + 1]].
     """
 
     name: str
-    sentences: list[str]
+    sentences: Sequence[str]
     labels: np.ndarray
     input_ids: np.ndarray
     offsets: np.ndarray
@@ -48,13 +51,16 @@ class Split:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(sentences,) tokens per sentence."""
-        return np.diff(self.offsets)
+        """(sentences,) int64, tokens per sentence."""
+        return spool((self.offsets[1:][block] - self.offsets[:-1][block] for block in blocks(len(self))), "<i8")
 
     @property
     def fingerprint(self) -> str:
         """Tells whether two splits hold the same token ids and labels."""
-        return hashlib.sha256(self.input_ids.tobytes() + self.offsets.tobytes() + self.labels.tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for array in (self.input_ids, self.offsets, self.labels):
+            digest.update(array.data)  # page by page: nothing is copied
+        return digest.hexdigest()
 
     @property
     def is_labelled(self) -> bool:
@@ -68,19 +74,19 @@ def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
         UserError: data that cannot be had or used, with file and row where there is one.
     """
     if settings.dataset_name == SAMPLE:
-        splits = {name: LabelledSentences(*sample_sentences(name)) for name in ("train", "validation")}
+        splits = {name: LabelledSentences.of(*sample_sentences(name)) for name in ("train", "validation")}
     elif settings.train_file:
         splits = _from_files(settings)
     else:
         splits = _from_dataset(settings)
-    if settings.max_train_samples:
-        splits["train"] = splits["train"].take(range(min(settings.max_train_samples, len(splits["train"]))))
+    splits["train"] = _first(splits["train"], settings.max_train_samples)
     if settings.holdout_fraction:
         splits = _cut_holdout(splits, settings.holdout_fraction, settings.seed)
     for name in [name for name in splits if name != "train"]:
-        if settings.max_eval_samples:
-            splits[name] = splits[name].take(range(min(settings.max_eval_samples, len(splits[name]))))
-        _warn_of_shared_sentences(splits["train"], name, splits[name])
+        splits[name] = _first(splits[name], settings.max_eval_samples)
+        _warn_of_missing_labels(name, splits[name])
+        if name != "holdout":  # which is cut so that it shares none
+            _warn_of_shared_sentences(splits["train"], name, splits[name])
     return splits
 
 
@@ -102,35 +108,23 @@ def tokenize(
     cache_dir: Path | None = None,
     stage_dir: str | None = None,
 ) -> Split:
-    """Tokenise a split, or map the file that an earlier start left in the datasets cache.
+    """Tokenise a split, or map the token ids that an earlier start left in the datasets cache.
 
-    Any number of processes may call this at once: the first takes a file lock and writes, the others wait at the lock.
-    No collective is involved, so that a long tokenisation cannot run into a process group's timeout.
+    Any number of processes may call this at once: one of them tokenises.
 
     Args:
         max_length: tokens per sentence at most.
-        cache_dir: where the file is kept; the datasets cache if None.
-        stage_dir: folder of the node's own disk to map a copy in; the file itself if None.
+        cache_dir: where token ids are kept; the datasets cache if None.
+        stage_dir: folder of the node's own disk to map a copy in; what is in the cache if None.
+
+    Raises:
+        UserError: one of the folders cannot be written, or has no room.
     """
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "sst2-tokenized"
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    file = cache_dir / f"{_cache_key(data.sentences, tokenizer, max_length)}.arrow"
-    with FileLock(f"{file}.lock"):
-        if file.exists():
-            logger.info("%s: %d sentences, tokenised earlier (%s)", name, len(data), file)
-        else:
-            logger.info("%s: tokenising %d sentences", name, len(data))
-            _write_tokenized(data.sentences, tokenizer, max_length, file)
+    folder = require_tokens(name, data.sentences, tokenizer, max_length, cache_dir)
     if stage_dir is not None:
-        file = local_copy(file, stage_dir)
-    column = datasets.Dataset.from_file(str(file)).data.column("input_ids").combine_chunks()
-    return Split(
-        name=name,
-        sentences=data.sentences,
-        labels=np.array(data.labels, dtype=np.int64),
-        input_ids=column.values.to_numpy(),
-        offsets=column.offsets.to_numpy().astype(np.int64),
-    )
+        folder = local_copy(folder, stage_dir)
+    return Split(name, data.sentences, data.labels, *map_tokens(folder))
 
 
 def _from_files(settings: Settings) -> dict[str, LabelledSentences]:
@@ -169,9 +163,20 @@ def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
     return splits
 
 
+def _first(data: LabelledSentences, count: int | None) -> LabelledSentences:
+    return data.take(range(count)) if count and count < len(data) else data
+
+
+def _warn_of_missing_labels(name: str, evaluated: LabelledSentences) -> None:
+    unlabelled = int((evaluated.labels < 0).sum())
+    if 0 < unlabelled < len(evaluated):
+        logger.warning("%d of %d %s sentences have no label: none is scored", unlabelled, len(evaluated), name)
+
+
 def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: LabelledSentences) -> None:
     """Say when metrics would be flattered by sentences that training has seen."""
-    seen = {sentence.strip() for sentence in train.sentences}
+    texts = {sentence.strip() for sentence in evaluated.sentences}  # the few of the two; training streams by
+    seen = {text for text in map(str.strip, train.sentences) if text in texts}
     shared = [sentence for sentence in evaluated.sentences if sentence.strip() in seen]
     if shared:
         logger.warning(
@@ -181,53 +186,37 @@ def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: La
             name,
             shared[0],
         )
-    unlabelled = evaluated.labels.count(-1)
-    if 0 < unlabelled < len(evaluated):
-        logger.warning("%d of %d %s sentences have no label: none is scored", unlabelled, len(evaluated), name)
 
 
 def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: int) -> dict[str, LabelledSentences]:
     train = splits["train"]
     size = round(len(train) * fraction)
-    if not 0 < size < len(train):
+    is_held = _draw_holdout(train, size, seed)
+    if not 0 < is_held.sum() < len(train):
         raise UserError(
             f"--holdout_fraction {fraction} of {len(train)} training sentences leaves a part empty: give another share"
         )
-    rows_of: dict[str, list[int]] = {}  # by text: copies of a sentence stay on one side
-    for row, sentence in enumerate(train.sentences):
-        rows_of.setdefault(sentence.strip(), []).append(row)
-    texts = list(rows_of)
-    held: list[int] = []
-    # a stream of its own: the epochs' orders draw from [seed, epoch]
-    for number in np.random.default_rng([seed, 2**32]).permutation(len(texts)):
-        if len(held) < size:
-            held += rows_of[texts[number]]
-    rest = set(range(len(train))).difference(held)
-    parts = {"train": train.take(sorted(rest)), "holdout": train.take(sorted(held))}
+    parts = {"train": train.take(np.flatnonzero(~is_held)), "holdout": train.take(np.flatnonzero(is_held))}
     return parts | {name: data for name, data in splits.items() if name != "train"}
 
 
-def _cache_key(sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    # The rest of its state, which earlier calls left behind, does not count: `encode` sets truncation anew.
-    backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    key = hashlib.sha256(f"{CACHE_FORMAT} {max_length} {json.dumps(backend)}".encode())
-    for sentence in sentences:
-        encoded = sentence.encode()
-        key.update(len(encoded).to_bytes(8, "little") + encoded)
-    return key.hexdigest()[:32]
+def _draw_holdout(train: LabelledSentences, size: int, seed: int) -> np.ndarray:
+    """Whole groups of equal texts, drawn until they make `size` rows: copies of a sentence stay on one side.
 
-
-def _write_tokenized(sentences: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, file: Path) -> None:
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {"input_ids": tokenizer(batch["sentence"], truncation=True, max_length=max_length)["input_ids"]}
-
-    # `map` writes to a temporary file beside it and renames: the file is whole or absent
-    datasets.Dataset.from_dict({"sentence": sentences}).map(
-        encode,
-        batched=True,
-        remove_columns=["sentence"],
-        features=datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}),
-        cache_file_name=str(file),
-        new_fingerprint=file.stem,
-        desc="Tokenising",
+    Returns:
+        (sentences,) bool: whether a row is held out.
+    """
+    # Hashes in place of texts, 8 bytes each: two of a million texts meet with a chance of 3e-8, and then stay together.
+    hashes = Scratch("<u8")
+    for sentence in train.sentences:
+        hashes.append(hashlib.blake2b(sentence.strip().encode(), digest_size=8).digest())
+    _, first_rows, text_of_row, copies = np.unique(
+        hashes.finish(), return_index=True, return_inverse=True, return_counts=True
     )
+    by_appearance = np.argsort(first_rows)
+    # a stream of its own: the epochs' orders draw from [seed, epoch]
+    drawn = by_appearance[np.random.default_rng([seed, 2**32]).permutation(len(by_appearance))]
+    rows_before = np.cumsum(copies[drawn]) - copies[drawn]
+    is_held = np.zeros(len(drawn), dtype=bool)
+    is_held[drawn[rows_before < size]] = True
+    return is_held[text_of_row]

@@ -9,9 +9,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from sst2.errors import UserError
+from sst2.scratch import Scratch, blocks, spool
+from sst2.sentences import Sentences, SentenceWriter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,8 +26,7 @@ NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "-1": UNLABELLED, "-1.0": UNLABEL
 READ_BATCH = 10_000  # rows converted from Arrow at a time: bounds memory, large enough to be fast
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One row as it was read: where it stands, and its raw values."""
 
     place: str
@@ -31,19 +34,37 @@ class Record:
     label: Any
 
 
-@dataclass
+@dataclass(eq=False)
 class LabelledSentences:
-    """Checked sentences of one split, and their labels: 0, 1, or -1 where there is none."""
+    """Checked sentences of one split, and their labels.
 
-    sentences: list[str]
-    labels: list[int]
+    Attributes:
+        sentences: the texts, as they were read.
+        labels: (sentences,) int64; 0 negative, 1 positive, -1 unknown.
+    """
+
+    sentences: Sentences
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, sentences: Iterable[str], labels: Iterable[int]) -> "LabelledSentences":
+        """Raises UserError: no room for temporary files."""
+        return cls(Sentences.of(sentences), np.fromiter(labels, np.int64))
 
     def __len__(self) -> int:
-        return len(self.sentences)
+        return len(self.labels)
 
-    def take(self, rows: Iterable[int]) -> "LabelledSentences":
-        rows = list(rows)
-        return LabelledSentences([self.sentences[row] for row in rows], [self.labels[row] for row in rows])
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LabelledSentences):
+            return NotImplemented
+        return self.sentences == other.sentences and np.array_equal(self.labels, other.labels)
+
+    __hash__ = None  # type: ignore[assignment]  # none, as of a list
+
+    def take(self, rows: np.ndarray | range) -> "LabelledSentences":
+        """Those of these rows, in their order. Raises UserError: no room for temporary files."""
+        labels = spool((self.labels[np.asarray(rows[block])] for block in blocks(len(rows))), "<i8")
+        return LabelledSentences(self.sentences.take(rows), labels)
 
 
 def read_file(path: str, labels_required: bool) -> LabelledSentences:
@@ -75,13 +96,14 @@ def check_records(records: Iterable[Record], source: str, labels_required: bool)
     """Collect the records, or stop at the first that cannot be used.
 
     Raises:
-        UserError: names the record's place.
+        UserError: names the record's place; or there is no room for temporary files.
     """
-    checked = LabelledSentences([], [])
+    sentences, labels = SentenceWriter(), Scratch("<i8")
     for record in records:
-        checked.sentences.append(_checked_sentence(record))
-        checked.labels.append(_checked_label(record, labels_required))
-    if not checked.sentences:
+        sentences.append(_checked_sentence(record))
+        labels.append(_checked_label(record, labels_required).to_bytes(8, "little", signed=True))
+    checked = LabelledSentences(sentences.finish(), labels.finish())
+    if not len(checked):
         raise UserError(f"{source} holds no sentences: give a file with at least one row below the header")
     return checked
 

@@ -233,7 +233,7 @@ def test_fetched_on_the_login_node_run_without_a_hub(start: Submit, hub_root: Pa
     assert "the hub does not answer" in job.said
     copies = [path for path in stage.iterdir() if path.is_dir()]
     assert sum((copy / "source.json").read_text().count(".safetensors") for copy in copies) == 1
-    assert sum(".arrow" in copy.name for copy in copies) == 3  # train, validation, test
+    assert sum(".tokens" in copy.name for copy in copies) == 3  # train, validation, test
 
 
 def test_tensorboard_listens_on_loopback_alone(
