@@ -7,11 +7,14 @@ The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `ev
 results and exports the model.
 """
 
+import gc
+
 from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, parse_arguments, process_rank, to_yaml
 from sst2.preemption import Requests
 
 if __name__ == "__main__":
     # A wrong flag is answered, and a signal to stop is caught, before the seconds that the imports below take.
+    gc.disable()  # imports make objects to keep: looking for garbage among them would take half a second more
     REQUESTS, SETTINGS = Requests().listen(), parse_arguments()
 
 import logging
@@ -294,5 +297,7 @@ def finish(job: Job) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once):
         main(SETTINGS, REQUESTS)

@@ -233,7 +233,7 @@ def cut(data_dir: Path, seed: int) -> dict[str, LabelledSentences]:
     data = load_sentences(settings)
     train = data["train"]
     # a stream of its own, beside those of the hold-out and of the epochs
-    return data | {"train": train.take(np.random.default_rng([seed, 2**32 + 1]).permutation(len(train)).tolist())}
+    return data | {"train": train.take(np.random.default_rng([seed, 2**32 + 1]).permutation(len(train)))}
 
 
 def training_sentences(train: LabelledSentences, count: int, recipe: Recipe) -> tuple[LabelledSentences, int]:
@@ -249,7 +249,7 @@ def training_sentences(train: LabelledSentences, count: int, recipe: Recipe) -> 
     usable = recipe.usable(train) if recipe.usable else [True] * len(train)
     spare = (row for row in range(count, len(train)) if usable[row])
     rows = [row if usable[row] else next(spare, None) for row in range(count)]
-    return train.take(row for row in rows if row is not None), count - sum(usable[:count])
+    return train.take(np.array([row for row in rows if row is not None])), count - sum(usable[:count])
 
 
 def run(

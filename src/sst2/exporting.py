@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def export_model(
     config: DistilBertConfig,
     weights: dict[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
-    sentences: list[str],
+    sentences: Sequence[str],
     card: str,
     folder: Path,
     max_length: int | None = None,
@@ -164,7 +165,7 @@ def _compare(
     model: DistilBertForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    sentences: list[str],
+    sentences: Sequence[str],
     max_length: int | None,
     expected: np.ndarray | None,
 ) -> None:
@@ -185,7 +186,7 @@ def _require_close(one: torch.Tensor, other: torch.Tensor, tolerance: float, mes
 
 
 @torch.inference_mode()
-def _logits(model: Any, tokenizer: Any, sentences: list[str], max_length: int | None) -> torch.Tensor:
+def _logits(model: Any, tokenizer: Any, sentences: Sequence[str], max_length: int | None) -> torch.Tensor:
     model.eval()
     return model(
         **tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
