@@ -21,7 +21,6 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     state = TrainingState()
     checkpoints = Checkpointer(run.checkpoints, accelerator, strategy, schedule, model_bytes, settings, splits)
     on_main(accelerator, run.lock)
-    on_main(accelerator, partial(check_run_dir, settings))  # again: another job may have worked in it until now
+    on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
     if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
         state = checkpoints.load(place)
         logger.info("resuming from %s", place)
@@ -120,9 +119,9 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
 def fit(job: Job) -> None:
     """Train until all steps are done, or until evaluations have stopped to improve."""
     settings, state, total = job.settings, job.state, job.plan.total_steps
-    is_main = job.accelerator.is_main_process
     heed(job)
-    bar = tqdm(total=total, initial=state.step, unit="step", disable=None if is_main else True)  # None: if a terminal
+    hides = None if job.accelerator.is_main_process else True  # None: unless there is a terminal
+    bar = tqdm(total=total, initial=state.step, unit="step", disable=hides)
     with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
         while not job.is_over:
             if not job.is_evaluation_due:  # it is when a run was stopped between a step and its evaluation
@@ -253,8 +252,7 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
     for batch in job.loaders[split.name]:
         job.watchdog.at(f"the evaluation on {split.name} after step {job.state.step}")
         heed(job)
-        logits_of_batch = job.strategy.model(**batch.inputs).logits
-        gathered = job.accelerator.gather_for_metrics((batch.rows, logits_of_batch.float()))
+        gathered = job.accelerator.gather_for_metrics((batch.rows, job.strategy.model(**batch.inputs).logits.float()))
         job.watchdog.start()
         rows.append(gathered[0].cpu())
         logits.append(gathered[1].cpu())
@@ -297,7 +295,6 @@ def finish(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()
     gc.enable()
     with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once):
         main(SETTINGS, REQUESTS)

@@ -14,6 +14,7 @@ adds to the sum.
 
 import argparse
 import functools
+import gc
 import importlib
 import json
 import os
@@ -101,8 +102,10 @@ def work() -> None:
     from sst2.arguments import parse_arguments
     from sst2.preemption import Requests
 
+    gc.disable()
     requests, settings = Requests().listen(), parse_arguments(flags)
     job = importlib.import_module("train_sst2")
+    gc.enable()
     imported = time.monotonic()
     spans: list[Span] = []
     for part, names in PARTS.items():

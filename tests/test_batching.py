@@ -80,11 +80,7 @@ def test_packing_lays_sentences_end_to_end() -> None:
     batch = collate(make_split([3, 1, 4]), [2, 0], 0, "packed")
     assert batch.inputs["input_ids"].tolist() == [5, 6, 7, 8, 1, 2, 3]
     assert batch.inputs["position_ids"].tolist() == [0, 1, 2, 3, 0, 1, 2]
-    pack = batch.inputs["pack"]
-    assert pack.starts.tolist() == [0, 4]
-    assert pack.grid.tolist() == [[0, 1, 2, 3], [4, 5, 6, 0]]
-    assert pack.is_token.tolist() == [[True] * 4, [True] * 3 + [False]]
-    assert pack.slots.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert batch.inputs["pack"].cu_seqlens.tolist() == [0, 4, 7]
     assert (batch.labels.tolist(), batch.rows.tolist()) == ([0, 0], [2, 0])
 
 

@@ -100,7 +100,7 @@ def test_label_smoothing_changes_the_loss_that_is_trained_on(monkeypatch: pytest
 
 
 def test_what_may_not_be_trained_on_gives_its_place_to_another() -> None:
-    train = LabelledSentences(["a", "b", "a ", "c", "d", "d", "e", "f"], [0, 1, 0, 0, 0, 1, 1, 1])
+    train = LabelledSentences.of(["a", "b", "a ", "c", "d", "d", "e", "f"], [0, 1, 0, 0, 0, 1, 1, 1])
     copies, left_out = training_sentences(train, 6, RECIPES["without_copies"])
     assert (copies.sentences, left_out) == (["a", "b", "e", "c", "d", "f"], 2)
     conflicts, left_out = training_sentences(train, 6, RECIPES["without_conflicts"])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from conftest import Finished
+from sst2 import environment
 
 Train = Callable[..., Finished]
 
@@ -302,3 +303,18 @@ def test_precision_and_threads_follow_the_launcher(train: Train, small_job: list
     assert (environment["mixed_precision"], environment["launcher"]) == ("bf16", "accelerate launch")
     # accelerate sets OMP_NUM_THREADS to 1, which would leave all cores but one idle
     assert environment["torch_threads"] == min(psutil.cpu_count(logical=False), len(os.sched_getaffinity(0)))
+
+
+def test_auto_keeps_the_precision_of_the_run_that_goes_on(
+    train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gain, precision in ((9.0, "bf16"), (0.5, "no")):  # now another machine, which would choose otherwise
+        monkeypatch.setattr(environment, "bf16_gain", lambda gain=gain: gain)
+        monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: True)
+        flags = [*small_job, "--mixed_precision", "auto", "--max_train_steps", 8]
+        fresh = train_here(*flags, "--overwrite_output_dir")
+        assert f"mixed_precision: {precision}\n" in (fresh.run_dir / "config.yaml").read_text().replace("'", "")
+        monkeypatch.setattr(environment, "bf16_gain", lambda gain=gain: 1 / gain)
+        resumed = train_here(*flags, "--resume_from_checkpoint", "auto")
+        assert resumed.code == 0, resumed.stderr
+        assert f"precision {precision}: the checkpoint has it" in resumed.stderr

@@ -1,0 +1,68 @@
+"""FlashAttention over packed sentences, and steps that the host does not wait for."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sst2.arguments import parse_arguments
+from sst2.attention import by_flash, flash_works, in_grids
+from sst2.packing import Pack
+from sst2.preemption import Requests
+from sst2.run_folder import RunFolder
+from train_sst2 import setup, train_step
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+WIDTH = 64
+SCALING = 1 / math.sqrt(WIDTH)
+
+
+def inputs(pack: Pack, dtype: torch.dtype) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    shape = (pack.num_tokens, 12, WIDTH)
+    return [torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "lengths",
+    [[13, 3, 40, 7], [1], [512], [512, 1, 511, 2], [1] * 9, list(range(1, 129))],
+    ids=lambda lengths: f"{len(lengths)}-{max(lengths)}",
+)
+@pytest.mark.parametrize("one_each", [False, True], ids=["all queries", "first queries"])
+def test_flash_attention_gives_what_grids_give(lengths: list[int], dtype: torch.dtype, one_each: bool) -> None:
+    assert flash_works(torch.device("cuda"), dtype, WIDTH)
+    pack = Pack.of(np.array(lengths)).to(torch.device("cuda"))
+    tensors = inputs(pack, dtype)
+    found = []
+    for attention in (by_flash, in_grids):
+        query = tensors[0][pack.firsts] if one_each else tensors[0]
+        mixed = attention(query, *tensors[1:], pack, 0.0, SCALING)
+        found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), tensors)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)
+
+
+def test_dropout_of_flash_attention_is_drawn_and_keeps_the_mean() -> None:
+    pack = Pack.of(np.array([60, 40])).to(torch.device("cuda"))
+    tensors = [tensor.detach() for tensor in inputs(pack, torch.bfloat16)]
+    draws = torch.stack([by_flash(*tensors, pack, 0.2, SCALING).float() for _ in range(2000)])
+    assert not torch.equal(draws[0], draws[1])
+    torch.testing.assert_close(draws.mean(0), by_flash(*tensors, pack, 0.0, SCALING).float(), rtol=0, atol=0.05)
+
+
+def test_the_host_waits_for_no_step(tmp_path: Path) -> None:
+    flags = ["--smoke", "--mixed_precision", "bf16", "--max_train_steps", "30", "--output_dir", str(tmp_path / "run")]
+    settings = parse_arguments(flags)
+    with RunFolder(settings.run_dir) as run, setup(settings, Requests(), run) as job:
+        for _ in range(17):  # to the first read, after which there are some steps without one
+            train_step(job)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(5):
+                train_step(job)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

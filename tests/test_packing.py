@@ -1,0 +1,38 @@
+"""Where packed sentences lie, and the grids that they are seen as."""
+
+import numpy as np
+import torch
+
+from sst2.packing import GRID_PLACES, GRID_SENTENCES, Pack
+
+LENGTHS = np.array([1, 2, 2, 3, 5, 8, 8, 9, 9, 12, 30])
+
+
+def test_sentences_lie_end_to_end() -> None:
+    pack = Pack.of(np.array([3, 1, 4]))
+    assert pack.cu_seqlens.tolist() == [0, 3, 4, 8]
+    assert pack.cu_seqlens.dtype == torch.int32  # as FlashAttention takes it
+    assert pack.firsts.tolist() == [0, 3, 4]
+    assert (len(pack), pack.num_tokens, pack.longest) == (3, 8, 4)
+
+
+def test_grids_hold_every_token_once_in_its_place() -> None:
+    pack = Pack.of(LENGTHS)
+    tokens = torch.arange(pack.num_tokens)
+    parts = tokens.split([len(grid.slots) for grid in pack.grids])
+    found, sentence = [], 0
+    for grid, own in zip(pack.grids, parts, strict=True):
+        places = own[grid.tokens]
+        for row, is_token in zip(places, grid.is_token, strict=True):
+            assert row[is_token].tolist() == tokens.split(LENGTHS.tolist())[sentence].tolist()
+            assert is_token.tolist() == [True] * int(is_token.sum()) + [False] * int((~is_token).sum())
+            sentence += 1
+        found += places.flatten()[grid.slots].tolist()
+    assert found == tokens.tolist()
+
+
+def test_grids_have_few_shapes() -> None:
+    grids = Pack.of(LENGTHS).grids
+    assert [len(grid.tokens) for grid in grids] == [GRID_SENTENCES, len(LENGTHS) - GRID_SENTENCES]
+    assert [grid.tokens.shape[1] for grid in grids] == [16, 32]
+    assert all(grid.tokens.shape[1] % GRID_PLACES == 0 for grid in grids)
