@@ -281,7 +281,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "emptied": ("offsets.int64", lambda file: os.truncate(file, 0), "offsets.int64 has 0 bytes instead of "),
     "file gone": ("offsets.int64", Path.unlink, "offsets.int64 cannot be read: No such file"),
     "manifest gone": ("manifest.json", Path.unlink, "manifest.json is missing"),
-    "ends elsewhere": ("offsets.int64", numbers(put(-1, 3), "<i8"), "offsets.int64 does not divide the "),
+    "ends elsewhere": ("offsets.int64", numbers(put(-1, 10**4), "<i8"), "offsets.int64 does not divide the "),
     "begins elsewhere": ("offsets.int64", numbers(put(0, 1), "<i8"), "offsets.int64 does not divide the "),
     "not ascending": ("offsets.int64", numbers(put(2, 1), "<i8"), "offsets.int64 does not divide the "),
     "of others": ("offsets.int64", numbers(lambda a: a[1:], "<i8"), "offsets.int64 is of 4 sentences instead of 5"),
