@@ -89,8 +89,9 @@ def measure(folder: Path) -> dict[str, Any]:
             peaks[answer] = max(peaks.get(answer, 0.0), anonymous_mib(process.pid))
         answer = connection.recv()
     process.join()
+    load = round(os.getloadavg()[0], 1)  # other work on the machine costs seconds, not memory
     own = {stage: round(peak, 1) for stage, peak in peaks.items()}
-    return {"peak_own_memory_mib": max(own.values()), "peak_own_memory_mib_while": own} | answer
+    return {"peak_own_memory_mib": max(own.values()), "peak_own_memory_mib_while": own, "load_average": load} | answer
 
 
 def work(connection: Connection, folder: Path) -> None:

@@ -136,12 +136,13 @@ def test_a_second_start_finds_every_split(tmp_path: Path) -> None:
     ("first", "second", "change"),
     [
         (["a b", "c"], ["a", "b c"], {}),
+        (["ab", "c"], ["a", "bc"], {}),
         (["a", "b"], ["b", "a"], {}),
         (["a\n\0b", "c"], ["a", "b", "c"], {}),
         (SENTENCES, SENTENCES, {"max_length": 9}),
         (SENTENCES, SENTENCES, {"token": "xyzzy"}),
     ],
-    ids=["cut elsewhere", "other order", "control characters", "maximum length", "tokenizer"],
+    ids=["cut elsewhere", "cut within a word", "other order", "control characters", "maximum length", "tokenizer"],
 )
 def test_another_tokenisation_is_another_folder(
     first: list[str],
