@@ -11,7 +11,7 @@ import pytest
 from processes import results
 from sst2.errors import UserError
 from sst2.scratch import BLOCK, Scratch, spool
-from sst2.sentences import Sentences
+from sst2.sentences import Sentences, SentenceWriter
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,11 @@ def test_arrays_are_read_only_and_keep_their_type() -> None:
 
 def test_the_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    sentences = Sentences.of(["good"] * 100_000)
+    writer = SentenceWriter()
+    for _ in range(100_000):
+        writer.append("good")
+    assert [*tmp_path.iterdir()] == []  # so that a kill leaves none behind, now or later
+    sentences = writer.finish()
     assert [*tmp_path.iterdir()] == []
     assert f"{tmp_path}/" in Path("/proc/self/maps").read_text()  # and yet it lies there
     assert len(sentences) == 100_000

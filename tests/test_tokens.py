@@ -136,12 +136,13 @@ def test_a_second_start_finds_every_split(tmp_path: Path) -> None:
     ("first", "second", "change"),
     [
         (["a b", "c"], ["a", "b c"], {}),
+        (["ab", "c"], ["a", "bc"], {}),
         (["a", "b"], ["b", "a"], {}),
         (["a\n\0b", "c"], ["a", "b", "c"], {}),
         (SENTENCES, SENTENCES, {"max_length": 9}),
         (SENTENCES, SENTENCES, {"token": "xyzzy"}),
     ],
-    ids=["cut elsewhere", "other order", "control characters", "maximum length", "tokenizer"],
+    ids=["cut elsewhere", "cut within a word", "other order", "control characters", "maximum length", "tokenizer"],
 )
 def test_another_tokenisation_is_another_folder(
     first: list[str],
@@ -281,7 +282,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "emptied": ("offsets.int64", lambda file: os.truncate(file, 0), "offsets.int64 has 0 bytes instead of "),
     "file gone": ("offsets.int64", Path.unlink, "offsets.int64 cannot be read: No such file"),
     "manifest gone": ("manifest.json", Path.unlink, "manifest.json is missing"),
-    "ends elsewhere": ("offsets.int64", numbers(put(-1, 3), "<i8"), "offsets.int64 does not divide the "),
+    "ends elsewhere": ("offsets.int64", numbers(put(-1, 10**4), "<i8"), "offsets.int64 does not divide the "),
     "begins elsewhere": ("offsets.int64", numbers(put(0, 1), "<i8"), "offsets.int64 does not divide the "),
     "not ascending": ("offsets.int64", numbers(put(2, 1), "<i8"), "offsets.int64 does not divide the "),
     "of others": ("offsets.int64", numbers(lambda a: a[1:], "<i8"), "offsets.int64 is of 4 sentences instead of 5"),

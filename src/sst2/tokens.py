@@ -61,8 +61,8 @@ def require_tokens(
                     return folder
         except OSError as error:
             raise UserError(
-                f"token ids cannot be written to {cache_dir} ({error.strerror}): make room, or name a folder that has "
-                "some in the environment variable HF_DATASETS_CACHE"
+                f"token ids cannot be written to {cache_dir} ({error.strerror or error}): make room, or name a folder "
+                "that has some in the environment variable HF_DATASETS_CACHE"
             ) from None
     logger.info("%s: %d sentences, tokenised earlier (%s)", name, len(sentences), folder)
     return folder
