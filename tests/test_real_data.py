@@ -32,7 +32,6 @@ def test_some_thousand_sentences_teach_sentiment(train: Callable[..., Finished])
     folder = Path(os.environ["SST2_DATA_DIR"])
     run = train(
         *("--model_name_or_path", os.environ["SST2_MODEL_DIR"], "--mixed_precision", "auto"),
-        *("--batching", "packed"),
         *("--train_file", folder / "train.tsv", "--validation_file", folder / "dev.tsv"),
         *("--max_train_samples", 4_000, "--num_train_epochs", 1, "--learning_rate", 1e-4),
         OMP_NUM_THREADS="2",
