@@ -87,14 +87,13 @@ def flash_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     inputs = torch.randn(shape, generator=generator).to(device, dtype)
     found: list[list[torch.Tensor]] = []
     try:
-        for attention in (by_flash, in_grids):
-            own = inputs.clone().requires_grad_()
-            outputs = []
-            for query in (own[0], own[0][pack.firsts]):
-                with torch.enable_grad():
-                    outputs.append(attention(query, own[1], own[2], pack, 0.0, 1 / math.sqrt(width)))
-            (gradient,) = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
-            found.append([*outputs, gradient])
+        with torch.enable_grad():  # the first to ask may be an evaluation
+            for attention in (by_flash, in_grids):
+                own = inputs.clone().requires_grad_()
+                queries = own[0], own[0][pack.firsts]
+                outputs = [attention(query, own[1], own[2], pack, 0.0, 1 / math.sqrt(width)) for query in queries]
+                (gradient,) = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
+                found.append([*outputs, gradient])
     except (RuntimeError, TypeError) as error:
         logger.warning("FlashAttention does not work here (%s): attention runs in padded grids", error)
         return False

@@ -78,12 +78,17 @@ class DataParallel:
             (), the gradient's global L2 norm before it was clipped, the same on all ranks; not finite if there was no
             step.
         """
-        if self._accelerator.scaler is None:
+        if self._accelerator.scaler is None and self._accelerator.device.type in ("cpu", "cuda"):
             norm = clipped_step(self.optimizer, max_norm)
         else:
-            norm = self._accelerator.clip_grad_norm_(self.model.parameters(), max_norm or math.inf)
-            self._prepared_optimizer.step()  # the loss scaler skips it, and learns from it
+            norm = self._clip_then_step(max_norm)
         self.optimizer.zero_grad()
+        return norm
+
+    def _clip_then_step(self, max_norm: float) -> torch.Tensor:
+        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), max_norm or math.inf)
+        if self._accelerator.scaler is not None or bool(norm.isfinite()):  # a loss scaler skips, and learns from it
+            self._prepared_optimizer.step()
         return norm
 
     def describe(self) -> dict[str, Any]:

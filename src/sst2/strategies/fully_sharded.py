@@ -1,6 +1,5 @@
 """torch's FSDP2 (`fully_shard`): weights, gradients and AdamW's state are spread over the ranks as DTensors."""
 
-import math
 from typing import Any
 
 import torch
@@ -36,12 +35,9 @@ class FullySharded(Sharded):
             output.register_hook(self.waiting.begin)
 
     def update(self, max_norm: float) -> torch.Tensor:
-        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), max_norm or math.inf)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if self._accelerator.scaler is not None or bool(norm.isfinite()):
-            self._prepared_optimizer.step()
+        norm = self._clip_then_step(max_norm)
         self.optimizer.zero_grad()
-        return norm
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         super().load_weights(weights)
