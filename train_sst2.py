@@ -120,9 +120,8 @@ def fit(job: Job) -> None:
     """Train until all steps are done, or until evaluations have stopped to improve."""
     settings, state, total = job.settings, job.state, job.plan.total_steps
     heed(job)
-    hides = None if job.accelerator.is_main_process else True  # None: unless there is a terminal
-    bar = tqdm(total=total, initial=state.step, unit="step", disable=hides)
-    with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
+    bar = tqdm(total=total, initial=state.step, unit="step", disable=not job.accelerator.is_main_process or None)
+    with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):  # no bar without a terminal either, by the None
         while not job.is_over:
             if not job.is_evaluation_due:  # it is when a run was stopped between a step and its evaluation
                 measured = train_step(job)
@@ -151,10 +150,10 @@ def heed(job: Job) -> None:
 
 def checkpoint(job: Job) -> None:
     """Save the run as it is; its files are written while training goes on."""
+    job.read_meter()
     started = time.perf_counter()
     settle(job)
     job.watchdog.at(f"the checkpoint after step {job.state.step}")
-    job.read_meter()
     job.tracker.flush()
     job.checkpoints.save(job.state, started)
 
@@ -231,6 +230,7 @@ def log_training(job: Job, measured: dict[str, Any]) -> str:
 def select(job: Job) -> bool:
     """Evaluate during training; remember whether this is the best model so far. Returns whether it is."""
     state, split = job.state, job.selection_split
+    job.read_meter()  # else the evaluation would wait for steps that are still on their way
     metrics, _ = evaluate(job, split)
     job.tracker.log(split.name, state.step, metrics)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))

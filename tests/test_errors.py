@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sst2.errors import StopRequestedError, TrainingDivergedError, UserError, exit_codes
+from sst2.errors import LocalError, StopRequestedError, TrainingDivergedError, UserError, exit_codes
 
 
 def raise_error(error: Exception) -> None:
@@ -36,6 +36,14 @@ def test_what_all_processes_raise_one_of_them_says(
     assert capsys.readouterr() == ("", line)
     assert end_of(lambda: raise_error(error), rank=1, report=False) == code
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_strikes_one_process_it_says_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    def fill() -> None:
+        raise LocalError("no room: name another folder")
+
+    assert end_of(fill, rank=3, report=False) == 2
+    assert capsys.readouterr().err == "train_sst2.py: error: no room: name another folder\n"
 
 
 def test_the_code_comes_through_where_nothing_can_be_said() -> None:

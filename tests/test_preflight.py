@@ -20,7 +20,7 @@ from processes import CONTEXT, free_port
 from sst2.connect import connect
 from sst2.environment import Launcher, read_launcher
 from sst2.errors import LostProcessError, UserError
-from sst2.preflight import check_world_size, first_sum, require_free_space, roll_call
+from sst2.preflight import check_world_size, first_sum, require_free_space, roll_call, word_of_main
 from sst2.settings import Settings
 
 
@@ -54,6 +54,23 @@ def outcomes(launchers: Sequence[Launcher], timeout: float) -> dict[int, str | N
     for process in processes:
         process.join()
     return said
+
+
+def hear(launcher: Launcher, answers: object) -> None:
+    said = word_of_main(launcher, roll_call(launcher, 30), lambda: f"of rank {launcher.rank}")
+    answers.put(said)  # type: ignore[attr-defined]
+    time.sleep(1)  # rank 0 keeps the store
+
+
+def test_all_ranks_hear_the_word_of_the_first(launcher: Launcher) -> None:
+    answers = CONTEXT.Queue()
+    ranks = [CONTEXT.Process(target=hear, args=(rank_of(launcher, rank, 3, 3), answers)) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    assert [answers.get(timeout=60) for _ in ranks] == ["of rank 0"] * 3
+    for process in ranks:
+        process.join()
+    assert word_of_main(launcher, None, lambda: "alone") == "alone"
 
 
 def test_all_who_come_are_let_through(launcher: Launcher) -> None:

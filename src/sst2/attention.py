@@ -94,6 +94,12 @@ def flash_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
                 outputs = [attention(query, own[1], own[2], pack, 0.0, 1 / math.sqrt(width)) for query in queries]
                 (gradient,) = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
                 found.append([*outputs, gradient])
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                own = inputs.clone().requires_grad_()
+                dropped = by_flash(own[0], own[1], own[2], pack, 0.1, 1 / math.sqrt(width))
+                (gradient,) = torch.autograd.grad(dropped.float().square().sum(), own)
+                if not (dropped.isfinite().all() and gradient.isfinite().all()):
+                    raise RuntimeError("its dropout gives numbers that are not finite")
     except (RuntimeError, TypeError) as error:
         logger.warning("FlashAttention does not work here (%s): attention runs in padded grids", error)
         return False

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from sst2.data import Split
 from sst2.errors import UserError
-from sst2.packing import Pack
+from sst2.packing import Pack, send
 from sst2.settings import Batching, Settings
 
 
@@ -164,8 +164,11 @@ class Batch:
     rows: torch.Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device, non_blocking=True), self.rows.to(device, non_blocking=True))
+        inputs = {
+            name: value.to(device) if isinstance(value, Pack) else send(value, device)
+            for name, value in self.inputs.items()
+        }
+        return Batch(inputs, send(self.labels, device), send(self.rows, device))
 
 
 def collate(split: Split, rows: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:

@@ -300,9 +300,9 @@ def saved_precision(settings: Settings) -> Precision | None:
     """
     if settings.resume_from_checkpoint is None:
         return None
-    of_run = newest_checkpoint(settings.run_dir / "checkpoints")
-    place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
     with suppress(*_UNREADABLE):
+        of_run = newest_checkpoint(settings.run_dir / "checkpoints")
+        place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
         if place is not None:
             return json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]["mixed_precision"]
     return None

@@ -2,7 +2,7 @@
 
 import logging
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +11,17 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from sst2.checkpointing import saved_precision
 from sst2.cpu import tune_cpu
-from sst2.environment import Launcher, choose_precision, read_launcher, runs_on_cpu, use_all_cores
+from sst2.environment import (
+    Launcher,
+    choose_precision,
+    computes_on_cpu,
+    read_launcher,
+    runs_on_cpu,
+    use_all_cores,
+)
 from sst2.errors import UserError
 from sst2.logs import start_logging
-from sst2.preflight import check_world_size, first_sum, roll_call
+from sst2.preflight import check_world_size, first_sum, roll_call, word_of_main
 from sst2.settings import Precision, Settings
 
 logger = logging.getLogger(__name__)
@@ -35,6 +42,9 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     launcher = read_launcher()
     start_logging(launcher.rank == 0)
     _refuse_what_cannot_work(launcher, settings)
+    use_all_cores()
+    if computes_on_cpu():
+        tune_cpu()  # before anything has computed: threads take over denormal numbers' mode when they begin
     store = roll_call(launcher, settings.connect_timeout)
     precision, reason = _agree_on_precision(settings, launcher, store)
     plugin, backend = None, None
@@ -57,9 +67,6 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         check_world_size(launcher, accelerator.num_processes)
         add_up(accelerator.device)
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
-    use_all_cores()
-    if accelerator.device.type == "cpu":
-        tune_cpu()
     strategy = accelerator.distributed_type.value.lower()
     logger.info(
         "%d x %s, %s, precision %s: %s", accelerator.num_processes, accelerator.device, strategy, precision, reason
@@ -74,16 +81,20 @@ def _agree_on_precision(settings: Settings, launcher: Launcher, store: Any) -> t
     """
     if settings.mixed_precision != "auto":
         return choose_precision(settings.mixed_precision)
-    if launcher.rank == 0:
+
+    def word() -> str:
         if saved := saved_precision(settings):
-            precision, reason = choose_precision(saved)[0], "the checkpoint has it"
-        else:
-            precision, reason = choose_precision("auto")
-        if store is not None:
-            store.set("precision", f"{precision} {reason}")
-        return precision, reason
-    word, _, reason = store.get("precision").decode().partition(" ")
-    return choose_precision(word)[0], reason
+            return f"{saved} the checkpoint has it"
+        return " ".join(choose_precision("auto"))
+
+    precision, _, reason = word_of_main(launcher, store, word).partition(" ")
+    try:
+        return choose_precision(cast(Precision, precision))[0], reason
+    except UserError:
+        raise UserError(
+            f"--resume_from_checkpoint: the run is in {precision}, which this device cannot do: go on where there is "
+            "one that can, or start a new run in another --output_dir"
+        ) from None
 
 
 def _refuse_what_cannot_work(launcher: Launcher, settings: Settings) -> None:

@@ -7,7 +7,8 @@ _STEPS = 2**16  # probabilities are multiples of 1 / _STEPS
 
 
 def dropout(values: torch.Tensor, probability: float) -> torch.Tensor:
-    """Zero each element with `probability`, independently, and scale the others so that the mean stays.
+    """Zero each element with `probability`, independently, and scale the others so that the mean stays (rounded to
+    the dtype, as by torch).
 
     Args:
         values: any shape, floating.

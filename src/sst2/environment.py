@@ -128,7 +128,8 @@ def runs_on_cpu() -> bool:
     return not torch.accelerator.is_available() and not _is_set("ACCELERATE_USE_DEEPSPEED")
 
 
-def _computes_on_cpu() -> bool:
+def computes_on_cpu() -> bool:
+    """Whether it does, under DeepSpeed as well."""
     return _is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
@@ -141,13 +142,13 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
     Raises:
         UserError: a precision that the device cannot do.
     """
-    on_cuda = torch.cuda.is_available() and not _computes_on_cpu()
+    on_cuda = torch.cuda.is_available() and not computes_on_cpu()
     if requested == "auto":
         if on_cuda:
             if torch.cuda.get_device_capability() >= (8, 0):
                 return "bf16", "the GPU has bf16 matrix units"
             return "fp16", "the GPU has no bf16 matrix units"
-        if not _computes_on_cpu() or not _cpu_has_bf16():
+        if not computes_on_cpu() or not _cpu_has_bf16():
             return "no", "the device has no fast 16-bit arithmetic"
         gain = bf16_gain()
         return "bf16" if gain >= BF16_MIN_GAIN else "no", f"the CPU is {gain:.1f} times as fast in bf16, measured"
@@ -170,7 +171,7 @@ def use_all_cores() -> None:
     `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 unless told otherwise. Any other number is somebody's
     decision and stays, and so is 1 without a launcher.
     """
-    if not _computes_on_cpu() or _launcher() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
+    if not computes_on_cpu() or _launcher() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
         return
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # physical ones: a core's second thread has no matrix unit to give

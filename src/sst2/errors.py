@@ -21,6 +21,10 @@ class UserError(Exception):
     """A mistake of the user. The message is one line: the flag or file, what is wrong with it, and the way out."""
 
 
+class LocalError(UserError):
+    """A mistake that strikes one process and perhaps no other, which therefore says it itself."""
+
+
 class TrainingDivergedError(Exception):
     """Loss or gradients stayed non-finite for too long. The message names the last good checkpoint."""
 
@@ -35,6 +39,7 @@ class LostProcessError(Exception):
 
 EXIT_CODES = {
     UserError: EXIT_USER_ERROR,
+    LocalError: EXIT_USER_ERROR,
     TrainingDivergedError: EXIT_DIVERGED,
     StopRequestedError: EXIT_STOPPED,
     LostProcessError: EXIT_FAILED,
@@ -70,7 +75,7 @@ def exit_codes(
         yield
         code = 0
     except tuple(EXIT_CODES) as error:
-        if (report or isinstance(error, LostProcessError)) and str(error):
+        if (report or isinstance(error, LostProcessError | LocalError)) and str(error):
             _print_line(f"{program}: {'' if isinstance(error, StopRequestedError) else 'error: '}{error}")
         code = EXIT_CODES[type(error)]
     except Exception as error:

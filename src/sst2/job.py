@@ -74,6 +74,7 @@ class Job:
         Raises:
             TrainingDivergedError: too many steps in a row have changed nothing.
         """
+        self.watchdog.at(f"the sums up to step {self.state.step}")
         if self.meter.read(self.state) >= MAX_SKIPPED_STEPS:
             raise self.diverged(f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row")
 

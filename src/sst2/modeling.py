@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, DistilBertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, DistilBertConfig, DistilBertTokenizer, PreTrainedTokenizerBase
 
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub
@@ -24,11 +24,14 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer, as the DistilBERT class: it gives no `token_type_ids`, which the model does not take.
 
     Raises:
-        UserError: it cannot be had, the checkpoint is no DistilBERT, or the folder holds no vocabulary.
+        UserError: it cannot be had, the checkpoint is no DistilBERT, the folder holds no vocabulary, or the model does
+            not fit the tokenizer or `--max_length`.
     """
     name, revision = settings.model_name_or_path, settings.model_revision
     if name == SAMPLE:
-        return sample_tokenizer()
+        tokenizer = sample_tokenizer()
+        _check_fit(settings, sample_config(len(tokenizer)), tokenizer)
+        return tokenizer
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"--model_name_or_path {name} has no config.json: give a folder written by save_pretrained")
     with reading_from_hub("--model_name_or_path", name, "model", revision):
@@ -41,6 +44,7 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
             raise UserError(f"--model_name_or_path {name}: its tokenizer files are damaged ({error!r})") from None
     if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
         raise UserError(f"--model_name_or_path {name} holds no vocabulary: it needs tokenizer.json or vocab.txt")
+    _check_fit(settings, config, tokenizer)
     # a folder without this setting has no limit, and the exported model would meet sentences that it cannot take
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     return tokenizer
@@ -53,7 +57,7 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Packed
     checkpoint has one of two classes.
 
     Raises:
-        UserError: it cannot be had, is incomplete, or does not fit the tokenizer or `--max_length`.
+        UserError: it cannot be had, or is incomplete.
     """
     labels = dict(enumerate(LABEL_NAMES))
     options = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
@@ -65,7 +69,6 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Packed
         model = PackedClassifier(config)
     else:
         model = _load_checkpoint(settings, options)
-    _check_fit(settings, model, tokenizer)
     return model
 
 
@@ -98,8 +101,8 @@ def _load_checkpoint(settings: Settings, options: dict[str, Any]) -> PackedClass
     return model
 
 
-def _check_fit(settings: Settings, model: PackedClassifier, tokenizer: PreTrainedTokenizerBase) -> None:
-    name, config = settings.model_name_or_path, model.config
+def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    name = settings.model_name_or_path
     if settings.max_length > config.max_position_embeddings:
         raise UserError(
             f"--max_length {settings.max_length} is more than the {config.max_position_embeddings} positions of {name}"

@@ -7,7 +7,15 @@ import numpy as np
 import torch
 
 GRID_SENTENCES = 8  # in one grid: few waste little on padding, many launch fewer operations
+GRID_SENTENCES_ON_GPU = 64  # where launching costs more than padding
 GRID_PLACES = 8  # a grid's longest is a multiple of it: a CPU's library generates code for every shape that it meets
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device, without waiting for what that is at: a GPU fetches from pinned memory by itself."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -24,9 +32,8 @@ class Grid:
     is_token: torch.Tensor
     slots: torch.Tensor
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Grid":
-        parts = (self.tokens, self.is_token, self.slots)
-        return Grid(*(part.to(device, non_blocking=non_blocking) for part in parts))
+    def to(self, device: torch.device) -> "Grid":
+        return Grid(*(send(part, device) for part in (self.tokens, self.is_token, self.slots)))
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class Pack:
     def of(cls, lengths: np.ndarray) -> "Pack":
         return cls(lengths, torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)))
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Pack":
-        return Pack(self.lengths, self.cu_seqlens.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device, non_blocking: bool = True) -> "Pack":
+        return Pack(self.lengths, send(self.cu_seqlens, device))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -68,8 +75,10 @@ class Pack:
     @cached_property
     def grids(self) -> tuple[Grid, ...]:
         """All sentences in their order, some in each grid; made when first asked for, since not every device does."""
-        parts = (self.lengths[start : start + GRID_SENTENCES] for start in range(0, len(self), GRID_SENTENCES))
-        return tuple(_grid(part).to(self.cu_seqlens.device, non_blocking=True) for part in parts)
+        device = self.cu_seqlens.device
+        size = GRID_SENTENCES if device.type == "cpu" else GRID_SENTENCES_ON_GPU
+        parts = (self.lengths[start : start + size] for start in range(0, len(self), size))
+        return tuple(_grid(part).to(device) for part in parts)
 
 
 def _grid(lengths: np.ndarray) -> Grid:

@@ -18,6 +18,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from sst2.environment import Launcher
 from sst2.errors import EXIT_FAILED, LostProcessError, UserError, leave_at_once
+from sst2.ranks import group_of_hosts
 
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
 
@@ -82,6 +83,22 @@ def _absence(store: Any, launcher: Launcher, timeout: float) -> LostProcessError
         ranks += f" (node {missing[0] // launcher.local_world_size})"
     count = f"{len(missing)} of {launcher.world_size} processes"
     return LostProcessError(f"{count} have not come in {timeout:g} s: rank {ranks}: {_ADVICE}")
+
+
+def word_of_main(launcher: Launcher, store: Any, word: Callable[[], str]) -> str:
+    """What `word` gives on rank 0. All ranks call it, before there is a process group.
+
+    Args:
+        store: where they have met; None for one process.
+    """
+    if store is None:
+        return word()
+    if launcher.rank == 0:
+        store.set("word", word())
+    try:
+        return store.get("word").decode()
+    except RuntimeError:  # rank 0 has ended, and has said why
+        raise LostProcessError("") from None
 
 
 def check_world_size(launcher: Launcher, world_size: int) -> None:
@@ -153,6 +170,8 @@ def _add_up(launcher: Launcher, store: Any, device: torch.device) -> None:
     store.set(f"{launcher.rank} adds", "")
     total = torch.tensor(float(launcher.rank + 1), device=device)
     distributed.all_reduce(total)
+    if (group := group_of_hosts()) is not None:  # which meets here for the first time, while somebody watches
+        distributed.all_reduce(torch.zeros(1), group=group)
     if not math.isclose(total.item(), launcher.world_size * (launcher.world_size + 1) / 2):
         raise RuntimeError(f"{launcher.world_size} ranks add up to {total.item()}: the communication is broken")
 

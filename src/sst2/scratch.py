@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from sst2.errors import UserError
+from sst2.errors import LocalError
 
 BLOCK = 10_000  # rows that pass through memory at a time: few beside a library, enough for numpy to be fast
 
@@ -24,7 +24,7 @@ class Scratch:
             dtype: of the numbers, with their byte order: "<i8".
 
         Raises:
-            UserError: no folder for temporary files can be written.
+            LocalError: no folder for temporary files can be written.
         """
         self._dtype = np.dtype(dtype)
         try:
@@ -33,14 +33,14 @@ class Scratch:
             raise _no_room(error) from None
 
     def append(self, values: bytes) -> None:
-        """Raises UserError: the disk is full."""
+        """Raises LocalError: the disk is full."""
         try:
             self._file.write(values)
         except OSError as error:
             raise _no_room(error) from None
 
     def finish(self) -> np.ndarray:
-        """All that was appended, read-only. Raises UserError as `append`."""
+        """All that was appended, read-only. Raises LocalError as `append`."""
         try:
             with self._file as file:
                 file.flush()
@@ -64,9 +64,9 @@ def blocks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
-def _no_room(error: OSError) -> UserError:
+def _no_room(error: OSError) -> LocalError:
     folder = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
-    return UserError(
+    return LocalError(
         f"no temporary file can be written{folder} ({error.strerror}): make room, or name a folder that has some in "
         "the environment variable TMPDIR"
     )
