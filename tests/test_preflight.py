@@ -57,9 +57,10 @@ def outcomes(launchers: Sequence[Launcher], timeout: float) -> dict[int, str | N
 
 
 def hear(launcher: Launcher, answers: object) -> None:
-    said = word_of_main(launcher, roll_call(launcher, 30), lambda: f"of rank {launcher.rank}")
-    answers.put(said)  # type: ignore[attr-defined]
-    time.sleep(1)  # rank 0 keeps the store
+    store = roll_call(launcher, 30)
+    answers.put(word_of_main(launcher, store, lambda: f"of rank {launcher.rank}"))  # type: ignore[attr-defined]
+    time.sleep(3)
+    del store  # which rank 0 has kept for the others until now
 
 
 def test_all_ranks_hear_the_word_of_the_first(launcher: Launcher) -> None:
