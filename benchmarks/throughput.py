@@ -286,7 +286,7 @@ def describe(rounds: Rounds, peaks: Peaks, memory: Memory, count: int) -> dict[s
             "tokens_per_second": statistics.median(tokens / seconds for seconds, _, tokens in taken),
             "model_gflops": statistics.median(flops) / 1e9,
             "share_of_matrix_peak": statistics.median(flops) / statistics.median(peaks[precision]),
-            "seconds_for_three_epochs": EPOCHS * SENTENCES / statistics.median(speeds[name]),
+            "seconds_for_three_epochs_at_this_speed": EPOCHS * SENTENCES / statistics.median(speeds[name]),
             "peak_memory_mib": memory[name],
             "sentences_per_second_by_round": speeds[name],
         }
