@@ -10,6 +10,7 @@ is evaluated as it is then, on both splits.
 import os
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ class Alteration:
         """Change the trained model."""
 
 
-class Averaged(Alteration):
+class Averaged(Alteration, ABC):
     """The model that is evaluated is an average over the weights of several steps."""
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class Averaged(Alteration):
         self._averages: list[torch.Tensor] = []
         self._weights: list[torch.Tensor] = []
 
+    @abstractmethod
     def share(self, step: int, total: int) -> float:
         """Weight of this step's weights in the average so far, from 0, which leaves it as it is, to 1.
 
@@ -63,7 +65,6 @@ class Averaged(Alteration):
             step: counted from 1.
             total: steps of the run.
         """
-        raise NotImplementedError
 
     def before_fit(self, job: Job) -> None:
         optimizer = job.strategy.optimizer

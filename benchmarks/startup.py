@@ -18,7 +18,6 @@ import gc
 import importlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # for train_sst2.py
+sys.path.insert(0, str(HERE.parent))  # for train_sst2.py and benchmarks
 
 # Functions and methods below `sst2`, by part. One that is not there is left out: its seconds are in `rest of setup`.
 PARTS = {
@@ -197,22 +196,13 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 def describe(starts: dict[str, list[dict[str, float]]], rounds: int) -> dict[str, Any]:
     """Medians over the rounds, and the fastest start of each kind: other work on the machine only ever adds seconds."""
-    import torch
-    import transformers
-
-    from sst2.environment import processor
+    from benchmarks.throughput import circumstances  # not above: a start would count its imports
 
     figures: dict[str, Any] = {
         "what": "seconds from the start of the process to the end of the first and of the second optimizer step, by "
         "part; DistilBERT-base with random weights, as many sentences as SST-2 has",
-        "command": f"python benchmarks/startup.py --rounds {rounds}",
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} x {processor()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "threads": torch.get_num_threads(),
+        **circumstances(),
+        "rounds": rounds,
     }
     for name, rounds_of_it in starts.items():
         medians = {part: round(statistics.median(each[part] for each in rounds_of_it), 3) for part in rounds_of_it[0]}
