@@ -261,10 +261,11 @@ def test_of_two_jobs_started_at_once_one_works(
 
 def test_out_of_memory_is_one_line_that_names_the_flags(long_job: list[object], tmp_path: Path) -> None:
     sentence = "a gripping , funny film " * 30
-    (tmp_path / "dev.tsv").write_text("sentence\tlabel\n" + f"{sentence}\t1\n{sentence}\t0\n" * 40_000)
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + f"{sentence}\t1\n{sentence}\t0\n" * 40_000)
     limit = 6 << 30
-    command = [sys.executable, REPOSITORY / "train_sst2.py", *long_job, "--validation_file", tmp_path / "dev.tsv"]
-    command += ["--per_device_eval_batch_size", 80_000, "--max_train_steps", 1, "--output_dir", tmp_path / "run"]
+    command = [sys.executable, REPOSITORY / "train_sst2.py", *long_job, "--train_file", tmp_path / "train.tsv"]
+    command += ["--per_device_train_batch_size", 80_000, "--global_batch_size", 80_000]
+    command += ["--max_train_steps", 1, "--output_dir", tmp_path / "run"]
     done = subprocess.run(
         [*map(str, command)],
         capture_output=True,
