@@ -122,22 +122,6 @@ def with_reading_every_step() -> None:
     put(meter, "STEPS_BETWEEN_READS", 1)
 
 
-def with_compilation() -> None:
-    """The stock way: `torch.compile` of the whole model, for shapes of any size."""
-    import torch
-
-    import train_sst2
-
-    prepare: Callable[..., Any] = train_sst2.prepare
-
-    def compile_and_prepare(*arguments: Any, **options: Any) -> Any:
-        strategy = prepare(*arguments, **options)
-        strategy.model = torch.compile(strategy.model, dynamic=True)
-        return strategy
-
-    put(train_sst2, "prepare", compile_and_prepare)
-
-
 ON_ALL = (
     without_first_tokens_alone,
     without_clipping_in_the_step,
@@ -164,7 +148,7 @@ def main() -> None:
     import torch
 
     on_gpu = torch.cuda.is_available()
-    alterations = {alter.__name__: alter for alter in (*ON_ALL, *(ON_GPU if on_gpu else ON_CPU), with_compilation)}
+    alterations = {alter.__name__: alter for alter in (*ON_ALL, *(ON_GPU if on_gpu else ON_CPU))}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each in a round")
@@ -179,7 +163,7 @@ def main() -> None:
     if arguments.precision == "bf16":
         others["without_bf16"] = partial(own, precision="no")
     figures: dict[str, Any] = {
-        "what": "seconds of a step of this job without one optimisation (or with compilation) over those of the job",
+        "what": "seconds of a step of this job without one optimisation over those of the job",
         **circumstances(),
         "rounds": arguments.rounds,
     }

@@ -16,7 +16,7 @@ from sst2.packing import Pack
 
 logger = logging.getLogger(__name__)
 
-FLASH_TOLERANCE = 0.02  # of values of size 1 in 16 bits, against float32
+FLASH_TOLERANCE = 0.02  # between two ways to round to 16 bits, of values of size 1
 
 
 def attend(

@@ -39,10 +39,11 @@ class Job:
     Attributes:
         settings: all flags, with everything that they left open filled in.
         splits: the data by name: `train`, and of `holdout`, `validation` and `test` those that there are.
-        loaders: padded batches of every split but `train`, shared out over the ranks.
+        loaders: batches of every split but `train`, shared out over the ranks.
         plan: which training sentences make which optimizer step.
         model_config: of the stock model.
         strategy: the model as it is spread over the ranks, and its optimizer.
+        meter: what steps have done since `state` was last brought up to date, by `read_meter`.
         schedule: steps once per optimizer step; accelerate does not know of it.
     """
 
