@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+
+from processes import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -108,15 +110,47 @@ def stop_when_ready(flags: list[str], wish: signal.Signals, folder: Path, patien
     script = folder / "script.py"
     script.write_text(LISTENING)
     with launched(*flags, script, folder, patience) as process:
-        while not all((folder / f"ready-{rank}").exists() for rank in ranks):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.02)
+        wait_for(lambda: all((folder / f"ready-{rank}").exists() for rank in ranks), process)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(wish)
         assert process.wait(120) == 75
     assert not [child for child in children if child.is_running()]
     assert [(folder / f"got-{rank}").read_text() for rank in ranks] == [str(int(wish)) for _ in ranks]
     assert all((folder / f"saved-{rank}").exists() for rank in ranks)
+
+
+def test_a_signal_after_its_processes_have_ended(tmp_path: Path) -> None:
+    # On one of two machines, while the other's still works: a launcher that left would have the other one wait for it.
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        "folder, rank = pathlib.Path(sys.argv[1]), os.environ['RANK']\n"
+        "(folder / f'ready-{rank}').write_text(str(os.getpid()))\n"
+        "while not (folder / f'end-{rank}').exists(): time.sleep(0.02)\n"
+    )
+    flags = ["--multi_gpu", "--num_machines", 2, "--num_processes", 2, "--rdzv_backend", "static"]
+    flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    machines = [launched(*flags, "--machine_rank", machine, script, tmp_path) for machine in range(2)]
+    with machines[0] as first, machines[1] as second:
+        for rank in range(2):
+            wait_for(lambda rank=rank: (tmp_path / f"ready-{rank}").exists(), first, second)
+        (tmp_path / "end-1").touch()
+        wait_for(lambda: not psutil.Process(second.pid).children(), first, second)
+        second.send_signal(signal.SIGUSR1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(3)
+        (tmp_path / "end-0").touch()
+        assert (first.wait(60), second.wait(60)) == (0, 0)
+
+
+def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> None:
+    """Wait until `condition` holds; fail when one of the processes ends before, or after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        for process in processes:
+            assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_signal_before_any_process_has_started(tmp_path: Path) -> None:

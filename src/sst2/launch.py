@@ -14,15 +14,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import psutil
 
 from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED
 from sst2.preemption import SIGNALS
 
+_WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
 _forwarded: set[int] = set()
+_begun = threading.Event()  # set when the first worker is about to start
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: with the exit code of the process that ended first in failure; 128 + the signal if one killed it;
             75 if it was one of the forwarded signals, which strikes only a process that has not begun to listen.
     """
+    sys.addaudithook(_watch_for_workers)
     for number in SIGNALS:
         signal.signal(number, _forward)
     # Only now, since they take seconds in which a signal may come.
@@ -71,19 +77,41 @@ def main(argv: list[str] | None = None) -> None:
 
 def _forward(number: int, frame: FrameType | None) -> None:
     _forwarded.add(number)
-    workers = [child for child in psutil.Process().children() if _is_worker(child)]
-    if not workers:  # nothing has begun, so nothing can be lost
+    if _send(number):
+        return
+    if not _begun.is_set():  # so nothing can be lost
         sys.exit(EXIT_STOPPED)
+    # The workers have ended, and their exit codes are what counts: a launcher that left now would have those of the
+    # other machines wait for it. Or the first one starts in this very moment.
+    again = threading.Timer(1.0, _send, (number,))
+    again.daemon = True
+    again.start()
+
+
+def _send(number: int) -> bool:
+    """Send a signal to all workers. Returns whether there were any."""
+    workers = [child for child in psutil.Process().children() if _is_worker(child)]
     for worker in workers:
         with suppress(psutil.NoSuchProcess):
             worker.send_signal(number)
+    return bool(workers)
+
+
+def _watch_for_workers(event: str, arguments: tuple[Any, ...]) -> None:
+    """Hear from Python itself of the processes that it starts: whether there have been any cannot be seen later."""
+    if event == "subprocess.Popen" and _is_of_worker(arguments[3] or ()):
+        _begun.set()
 
 
 def _is_worker(child: psutil.Process) -> bool:
     """Whether it is one of the job's processes: accelerate also asks nvidia-smi before it starts them."""
     with suppress(psutil.Error):
-        return not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}.isdisjoint(child.environ())
+        return _is_of_worker(child.environ())
     return False
+
+
+def _is_of_worker(environment: Iterable[str]) -> bool:
+    return not _WORKER_VARIABLES.isdisjoint(environment)
 
 
 def _exit_code(code: int) -> int:
