@@ -35,7 +35,7 @@ from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
 from sst2.connect import connect
 from sst2.data import Split, load_sentences, tokenize_all
-from sst2.environment import describe_environment, peak_memory_mib
+from sst2.environment import describe_environment
 from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
 from sst2.job import Job
@@ -63,6 +63,7 @@ def main(settings: Settings, requests: Requests) -> None:
             fit(job)
             finish(job)
         except StopRequestedError as stop:
+            job.tracker.note(job.state.step, f"stopped by {stop}")
             checkpoint(job)
             settle(job)
             place = newest_checkpoint(job.run.checkpoints)
@@ -177,6 +178,7 @@ def train_step(job: Job) -> dict[str, Any]:
     On a GPU it is only on its way then: nothing here waits for the device, so that the next one is ready in time.
     """
     started = time.perf_counter()
+    job.enter("data")
     accelerator, strategy, settings, state = job.accelerator, job.strategy, job.settings, job.state
     train, world_size, device = job.splits["train"], accelerator.num_processes, accelerator.device
     rows = job.plan.rows(state.step)
@@ -186,20 +188,22 @@ def train_step(job: Job) -> dict[str, Any]:
     own_rows = hands[accelerator.process_index]
     strategy.model.train()
     for number, (micro_rows, weight) in enumerate(passes, start=1):
-        job.watchdog.at(f"step {state.step + 1}, forward pass {number}")
+        job.enter("data", number)
         batch = collate(train, micro_rows, job.tokenizer.pad_token_id, settings.batching).to(device)
+        job.enter("forward", number)
         with strategy.forward_pass(is_last=number == len(passes)):
             logits = strategy.model(**batch.inputs).logits
             loss = weight * F.cross_entropy(logits.float(), batch.labels, reduction="sum")
-            job.watchdog.at(f"step {state.step + 1}, backward pass {number}")
+            job.enter("backward", number)
             # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
             strategy.backward(loss * world_size / len(rows))
         loss_sum += loss.detach()
         padded_tokens += batch.inputs["input_ids"].numel()
-    job.watchdog.at(f"step {state.step + 1}, update")
+    job.enter("optimizer")
     grad_norm = strategy.update(settings.max_grad_norm)
-    measured = {"learning_rate": float(job.schedule.get_last_lr()[0]), "grad_norm": grad_norm}
+    measured = {"learning_rate": job.schedule.get_last_lr()[0], "grad_norm": grad_norm}
     job.schedule.step()
+    job.meter.phases.end()
 
     if settings.log_sample_ids:
         job.tracker.log_samples(state.step + 1, gather_object(own_rows.tolist()))
@@ -213,17 +217,10 @@ def train_step(job: Job) -> dict[str, Any]:
 
 def log_training(job: Job, measured: dict[str, Any]) -> str:
     """Log the means since the last logged point. Returns a line for the progress bar."""
-    state = job.state
-    job.read_meter()
-    values = state.take_means() | measured | {"grad_norm": float(measured["grad_norm"])}
-    values |= {
-        "epoch": state.step / job.plan.steps_per_epoch,
-        "skipped_steps": state.skipped_steps,
-        "peak_memory_mib": peak_memory_mib(job.accelerator.device),
-    }
-    job.tracker.log("train", state.step, values)
+    values = job.take_means() | {name: float(value) for name, value in measured.items()}
+    job.tracker.log("train", job.state.step, values)
     line = f"loss {values['loss']:.4f}, {values['sentences_per_second']:.0f} sentences/s"
-    logger.info("step %d: %s, learning rate %.3g", state.step, line, values["learning_rate"])
+    logger.info("step %d: %s, learning rate %.3g", job.state.step, line, values["learning_rate"])
     return line
 
 
@@ -231,8 +228,9 @@ def select(job: Job) -> bool:
     """Evaluate during training; remember whether this is the best model so far. Returns whether it is."""
     state, split = job.state, job.selection_split
     job.read_meter()  # else the evaluation would wait for steps that are still on their way
-    metrics, _ = evaluate(job, split)
+    metrics, logits = evaluate(job, split)
     job.tracker.log(split.name, state.step, metrics)
+    job.tracker.show(split, state.step, logits, state.seconds)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))
     return state.count_evaluation(metrics["accuracy"], metrics["loss"])
 
@@ -272,9 +270,10 @@ def finish(job: Job) -> None:
     settle(job)
     step, selected = job.load_final_model()
     evaluated = {split: evaluate(job, job.splits[split]) for split in job.loaders}
-    for split, (scores, _) in evaluated.items():
+    for split, (scores, logits) in evaluated.items():
         if scores and split != job.selection_split.name:  # that one has its point from the last evaluation
             job.tracker.log(split, step, scores)
+        job.tracker.show(job.splits[split], step, logits)
     weights = job.strategy.weights()
     job.watchdog.stop()
     if not job.accelerator.is_main_process:
@@ -288,6 +287,7 @@ def finish(job: Job) -> None:
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
     job.tracker.log_hparams(asdict(settings), name, step, metrics)
     write_json(run.metrics, metrics)
+    job.tracker.note(step, f"finished: {in_words(metrics, name)}")
     logger.info("final: %s", in_words(metrics, name))
     logger.info("metrics %s, model %s, curves: tensorboard --logdir %s", run.metrics, run.model, run.path.parent)
     if settings.push_to_hub:

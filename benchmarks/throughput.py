@@ -29,8 +29,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for train_sst2.py
 
 LENGTHS = Path(__file__).parent / "data" / "sst2_lengths.json"
-WIDTH, HIDDEN, LAYERS = 768, 3072, 6  # of DistilBERT-base
-FLOP_PER_TOKEN = 3 * 2 * (4 * WIDTH**2 + 2 * WIDTH * HIDDEN) * LAYERS  # forward once, backward twice
 SENTENCES, EPOCHS = 67_349, 3  # of SST-2, and of the usual recipe
 WARM_UP = 8  # steps of each process before it is timed
 Step = Callable[[], tuple[int, int]]  # takes one optimizer step; returns its sentences and their tokens
@@ -223,7 +221,7 @@ def measure(folder: Path, makers: dict[str, Maker], arguments: argparse.Namespac
             end.send(arguments.steps)
             rounds[name].append(end.recv())
         for dtype, rates in peaks.items():
-            rates.append(matrix_peak(dtype))
+            rates.append(peak(dtype))
     memory = {}
     for name, end in ends.items():
         end.send(0)
@@ -231,21 +229,14 @@ def measure(folder: Path, makers: dict[str, Maker], arguments: argparse.Namespac
     return rounds, peaks, memory
 
 
-def matrix_peak(dtype: str, size: int = 2048, seconds: float = 1.0) -> float:
+def peak(dtype: str) -> float:
     """FLOP/s of large matrix products, the most that a step could reach."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = 8192 if device == "cuda" else size
-    left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    torch.mm(left, right)
-    synchronize(torch)
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        torch.mm(left, right)
-        synchronize(torch)
-        count += 1
-    return 2 * size**3 * count / (time.perf_counter() - started)
+    from sst2.flops import matrix_peak
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return matrix_peak(device, getattr(torch, dtype), seconds=1.0, size=None if device.type == "cuda" else 2048)
 
 
 def circumstances() -> dict[str, Any]:
@@ -269,6 +260,11 @@ def circumstances() -> dict[str, Any]:
 
 def describe(rounds: Rounds, peaks: Peaks, memory: Memory, count: int) -> dict[str, Any]:
     """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
+    from transformers import DistilBertConfig
+
+    from sst2.flops import flop_per_token
+
+    base = flop_per_token(DistilBertConfig())  # whose defaults are DistilBERT-base
     speeds = {name: [sentences / seconds for seconds, sentences, _ in taken] for name, taken in rounds.items()}
     figures: dict[str, Any] = {
         "what": "training throughput, DistilBERT-base with random weights, sentences of SST-2's lengths",
@@ -280,7 +276,7 @@ def describe(rounds: Rounds, peaks: Peaks, memory: Memory, count: int) -> dict[s
     }
     for name, taken in rounds.items():
         precision = "bfloat16" if "bf16" in name else "float32"
-        flops = [FLOP_PER_TOKEN * tokens / seconds for seconds, _, tokens in taken]
+        flops = [base * tokens / seconds for seconds, _, tokens in taken]
         figures[name] = {
             "sentences_per_second": statistics.median(speeds[name]),
             "tokens_per_second": statistics.median(tokens / seconds for seconds, _, tokens in taken),

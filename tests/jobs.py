@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from conftest import SCRIPT, Finished
+from conftest import SCRIPT, Finished, without_times
 
 PYTHON = (sys.executable,)
 ONE_PROCESS = (sys.executable, "-m", "sst2.launch")
@@ -120,11 +120,6 @@ def run_to_the_end(flags: Sequence[object], run_dir: Path, launcher: Sequence[st
 
 def results(run_dir: Path) -> dict[str, Any]:
     """What must not depend on how often a run was interrupted."""
-    times = {"seconds", "sentences_per_second", "tokens_per_second", "waiting_share", "peak_memory_mib"}
-
-    def without_times(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if name not in times}
-
     return {
         "weights": hashlib.sha256((run_dir / "model" / "model.safetensors").read_bytes()).hexdigest(),
         "metrics": without_times(json.loads((run_dir / "metrics.json").read_text())),

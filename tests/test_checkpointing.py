@@ -73,7 +73,7 @@ class Training:
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.state.count_step(16, 64, 64)
-        self.state.add_measured(loss.item(), 16, 64, waiting=0.0, seconds=0.1)
+        self.state.add_measured(loss.item(), 16, 64, times={"waiting": 0.0}, seconds=0.1)
         return [loss.item(), rate]
 
     def checkpoints(

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from conftest import Finished
+from conftest import Finished, without_times
 from sst2 import environment
 
 Train = Callable[..., Finished]
@@ -29,11 +29,6 @@ def weights(run: Finished) -> dict[str, torch.Tensor]:
 
 def assert_same_run(one: Finished, other: Finished) -> None:
     """The same losses, rates and weights, bit for bit; only times may differ."""
-    times = {"seconds", "sentences_per_second", "tokens_per_second", "waiting_share", "peak_memory_mib"}
-
-    def without_times(values: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in values.items() if name not in times}
-
     for split in ("train", "validation"):
         assert [*map(without_times, one.logged(split))] == [*map(without_times, other.logged(split))]
     assert without_times(one.metrics) == without_times(other.metrics)
@@ -77,9 +72,8 @@ def test_what_a_run_leaves_behind(train_here: Train, small_job: list[Any]) -> No
     steps = [line["step"] for line in run.logged("train")]
     assert steps == list(range(1, 21))
     assert [line["step"] for line in run.logged("validation")] == [10, 20]
-    for (
-        name
-    ) in "loss learning_rate grad_norm sentences_per_second tokens_per_second padding_share peak_memory_mib".split():
+    finite = "loss learning_rate grad_norm sentences_per_second tokens_per_second padding_share mfu step_seconds"
+    for name in (*finite.split(), "peak_memory_mib", "data_share", "forward_share", "backward_share"):
         assert np.isfinite([line[name] for line in run.logged("train")]).all(), name
     config = yaml.safe_load((run.run_dir / "config.yaml").read_text())
     assert (config["global_batch_size"], config["max_train_steps"], config["num_warmup_steps"]) == (32, 20, 2)

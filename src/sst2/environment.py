@@ -191,6 +191,15 @@ def expand_path(text: str) -> Path:
     return Path(path)
 
 
+def keep_matplotlib_in(folder: Path) -> None:
+    """Where matplotlib is to write what it knows of fonts, if nobody has said so. To be called before its import.
+
+    By default that is in the home folder, which a compute node may not be able to write.
+    """
+    if "matplotlib" not in sys.modules:
+        os.environ.setdefault("MPLCONFIGDIR", str(folder))
+
+
 def peak_memory_mib(device: torch.device) -> float:
     """Highest memory so far in MiB: allocated on the GPU, or resident of this process on a CPU."""
     if device.type == "cuda":

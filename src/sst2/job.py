@@ -15,7 +15,9 @@ from sst2.batching import BatchPlan
 from sst2.checkpoint_folder import checkpoint_name, newest_checkpoint
 from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
+from sst2.environment import peak_memory_mib
 from sst2.errors import TrainingDivergedError
+from sst2.flops import flop_per_token
 from sst2.meter import Meter
 from sst2.preemption import Requests
 from sst2.ranks import on_main
@@ -68,6 +70,32 @@ class Job:
     def selection_split(self) -> Split:
         """What evaluations during training look at: the hold-out where there is one, else validation."""
         return self.splits.get("holdout") or self.splits["validation"]
+
+    def enter(self, phase: str, number: int = 0) -> None:
+        """Say what a step goes over to: to the watchdog, and to the meter of its time.
+
+        Args:
+            phase: one of `PHASES`.
+            number: of the forward pass that it is for, from 1.
+        """
+        self.watchdog.at(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
+        self.meter.phases.begin(phase)
+
+    def take_means(self) -> dict[str, float]:
+        """What a logged point of training holds: `TrainingState.take_means`, and where the run is. All ranks call it.
+
+        Among it the model FLOPs utilisation, `mfu`: of what all ranks could do, the share that training on the real
+        tokens takes.
+        """
+        self.read_meter()
+        means = self.state.take_means()
+        flops = means["tokens_per_second"] * flop_per_token(self.model_config)
+        return means | {
+            "epoch": self.state.step / self.plan.steps_per_epoch,
+            "skipped_steps": self.state.skipped_steps,
+            "mfu": flops / (self.meter.peak * self.accelerator.num_processes),
+            "peak_memory_mib": peak_memory_mib(self.accelerator.device),
+        }
 
     def read_meter(self) -> None:
         """Bring `state` up to date with the steps taken. All ranks call it.
@@ -144,6 +172,10 @@ class Job:
             self.tracker.log_checkpoint(times)
 
     def __enter__(self) -> "Job":
+        device = f"{self.accelerator.num_processes} x {self.accelerator.device}"
+        what = "resumed" if self.state.step else "started"
+        speed = f"matrix products at {self.meter.peak / 1e9:,.0f} GFLOP/s each"
+        self.tracker.note(self.state.step, f"{what} on {device}, {speed}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:

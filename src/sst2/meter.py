@@ -5,6 +5,8 @@ import time
 import torch
 from accelerate import Accelerator
 
+from sst2.flops import DTYPES, matrix_peak
+from sst2.phases import PHASES, Phases
 from sst2.strategies.waiting import Waiting
 from sst2.training_state import TrainingState
 
@@ -20,11 +22,18 @@ class Meter:
     Args:
         waiting: of the strategy.
         skipped_in_a_row: steps that have changed nothing, up to now.
+
+    Attributes:
+        phases: to be told which phase of a step begins.
+        peak: FLOP/s of a large matrix product on this rank's device in the precision of forward passes, measured while
+            the other ranks measure theirs.
     """
 
     def __init__(self, accelerator: Accelerator, waiting: Waiting, skipped_in_a_row: int = 0) -> None:
         device = accelerator.device
         self._accelerator, self._waiting = accelerator, waiting
+        self.phases = Phases(device)
+        self.peak = matrix_peak(device, DTYPES[accelerator.mixed_precision], seconds=0.02)
         self._every = 1 if device.type == "cpu" else STEPS_BETWEEN_READS
         # exact, in any order, for some thousand losses in float32
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -70,14 +79,16 @@ class Meter:
         if not self._steps:
             return 0
         started = time.perf_counter()
-        own = torch.cat([self._sums, self._sums.new_tensor([self._padded_tokens, self._waiting.take()])])
-        loss_sum, sentences, padded_tokens, waiting = self._accelerator.reduce(own, reduction="sum").tolist()
+        on_host = [self._padded_tokens, self._waiting.take(), *self.phases.take()]
+        own = torch.cat([self._sums, self._sums.new_tensor(on_host)])
+        loss_sum, sentences, padded_tokens, *times = self._accelerator.reduce(own, reduction="sum").tolist()
+        times = [seconds / self._accelerator.num_processes for seconds in times]
         now, most, total = self._skipped.tolist()
         state.add_measured(
             loss_sum,
             int(sentences),
             int(padded_tokens),
-            waiting / self._accelerator.num_processes,
+            dict(zip(("waiting", *PHASES), times, strict=True)),
             self._seconds + time.perf_counter() - started,
         )
         state.skipped_steps += total

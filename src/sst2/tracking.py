@@ -4,15 +4,20 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from sst2.checkpointing import SavedTimes
+from sst2.dashboard import Dashboard
 from sst2.run_folder import RunFolder, sync, write_text
 from sst2.training_state import TrainingState
+
+if TYPE_CHECKING:
+    from sst2.data import Split
 
 
 class Tracker:
@@ -46,6 +51,7 @@ class Tracker:
             _date_before_now(run.tensorboard)
             # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
             self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
+            self._dashboard = Dashboard(self._board, selection_split)
             self._event_files = sorted(run.tensorboard.glob("events.*"))[-1:]
             last_steps = {"train": state.step, selection_split: state.evaluated_step}
             for file in (run.metrics_log, run.samples):
@@ -60,6 +66,16 @@ class Tracker:
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
         _append(self._metrics_log, {"split": split, "step": step, **values})
+
+    def show(self, split: "Split", step: int, logits: np.ndarray, run_seconds: float | None = None) -> None:
+        """Show an evaluation in TensorBoard beside its numbers: see `Dashboard.show`."""
+        if self._board is not None:
+            self._dashboard.show(split, step, logits, run_seconds)
+
+    def note(self, step: int, text: str) -> None:
+        """What happened to the run, and after which step: in TensorBoard's text, under `run`."""
+        if self._board is not None:
+            self._board.add_text("run", text, step)
 
     def log_samples(self, step: int, rows: list[int]) -> None:
         """Log which rows of the training split made step number `step` (counted from 1), sorted."""

@@ -1,6 +1,6 @@
 """What the loop knows besides weights: where it is, how it went, and the sums since the last logged point."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -26,14 +26,15 @@ class TrainingState:
     best_accuracy: float | None = None
     best_loss: float = 0.0
     evaluations_without_improvement: int = 0
+    logged_steps: int = 0
     logged_loss: float = 0.0
     logged_loss_sentences: int = 0
     logged_sentences: int = 0
     logged_tokens: int = 0
     logged_padded_tokens: int = 0
     logged_busiest_tokens: int = 0
-    logged_waiting: float = 0.0
     logged_seconds: float = 0.0
+    logged_times: dict[str, float] = field(default_factory=dict)
 
     def count_step(self, sentences: int, tokens: int, busiest_tokens: int) -> None:
         """Count one optimizer step, by what is known of it beforehand. All figures are over all ranks.
@@ -42,13 +43,14 @@ class TrainingState:
             busiest_tokens: tokens that there would be if each rank had as many as the one with the most.
         """
         self.step += 1
+        self.logged_steps += 1
         self.sentences += sentences
         self.logged_sentences += sentences
         self.logged_tokens += tokens
         self.logged_busiest_tokens += busiest_tokens
 
     def add_measured(
-        self, loss_sum: float, loss_sentences: int, padded_tokens: int, waiting: float, seconds: float
+        self, loss_sum: float, loss_sentences: int, padded_tokens: int, times: dict[str, float], seconds: float
     ) -> None:
         """Add what was measured of some steps, over all ranks.
 
@@ -56,21 +58,23 @@ class TrainingState:
             loss_sum: over the sentences of all steps that were not skipped, in nats.
             loss_sentences: their number.
             padded_tokens: of all steps, padding included.
-            waiting: seconds that backward passes waited for other ranks, mean over the ranks.
+            times: seconds by phase of a step, and `waiting` of backward passes for other ranks; means over the ranks.
             seconds: that the steps took.
         """
         self.seconds += seconds
         self.logged_loss += loss_sum
         self.logged_loss_sentences += loss_sentences
         self.logged_padded_tokens += padded_tokens
-        self.logged_waiting += waiting
         self.logged_seconds += seconds
+        for name, time in times.items():
+            self.logged_times[name] = self.logged_times.get(name, 0.0) + time
 
     def take_means(self) -> dict[str, float]:
         """Means since the last call.
 
         Loss per sentence in nats, speeds, the share of tokens that were padding, by how much the rank with the most
-        tokens had more than the mean, and the share of time that ranks waited for each other.
+        tokens had more than the mean, and the shares of time of the phases of a step and of waiting for other ranks,
+        which is part of `backward`.
         """
         means = {
             "loss": self.logged_loss / self.logged_loss_sentences if self.logged_loss_sentences else float("nan"),
@@ -78,10 +82,12 @@ class TrainingState:
             "tokens_per_second": self.logged_tokens / self.logged_seconds,
             "padding_share": 1 - self.logged_tokens / self.logged_padded_tokens,
             "token_imbalance": self.logged_busiest_tokens / self.logged_tokens - 1,
-            "waiting_share": self.logged_waiting / self.logged_seconds,
+            "step_seconds": self.logged_seconds / self.logged_steps,
         }
-        self.logged_loss = self.logged_seconds = self.logged_waiting = 0.0
-        self.logged_loss_sentences = self.logged_sentences = 0
+        means |= {f"{name}_share": time / self.logged_seconds for name, time in self.logged_times.items()}
+        self.logged_loss = self.logged_seconds = 0.0
+        self.logged_times = {}
+        self.logged_steps = self.logged_loss_sentences = self.logged_sentences = 0
         self.logged_tokens = self.logged_padded_tokens = self.logged_busiest_tokens = 0
         return means
 

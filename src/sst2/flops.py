@@ -1,0 +1,43 @@
+"""How much arithmetic training is, and how much of it a device could do."""
+
+import time
+
+import torch
+from transformers import DistilBertConfig
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the precision of forward passes
+
+
+def flop_per_token(config: DistilBertConfig) -> int:
+    """Floating-point operations of training on one real token: forward once, backward twice (Kaplan et al., 2020).
+
+    All products of weights count, those of the last layer for every token; attention scores, under 1 % at SST-2's
+    lengths, and everything else are left out, and so is padding.
+    """
+    return 3 * 2 * (4 * config.dim**2 + 2 * config.dim * config.hidden_dim) * config.n_layers
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float, size: int | None = None) -> float:
+    """FLOP/s of a large matrix product, measured: the most that a step could reach.
+
+    Args:
+        dtype: of the matrices.
+        seconds: to measure for.
+        size: of the square matrices; large enough for the device if None.
+    """
+    on_gpu = device.type == "cuda"
+    size = size or (8192 if on_gpu else 1024)
+    generator = torch.Generator(device).manual_seed(0)  # the random state of training stays what it is
+    left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
+
+    def once() -> None:
+        torch.mm(left, right)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    once()  # which prepares what later ones use
+    count, started = 0, time.perf_counter()
+    while not count or time.perf_counter() - started < seconds:
+        once()
+        count += 1
+    return 2 * size**3 * count / (time.perf_counter() - started)

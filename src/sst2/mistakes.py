@@ -1,0 +1,66 @@
+"""Where a model errs, as tables of sentences in Markdown."""
+
+import html
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from sst2.reading import LABEL_NAMES
+
+ROWS = 10  # of a table
+
+
+def most_confident_mistakes(sentences: Sequence[str], labels: np.ndarray, positive: np.ndarray) -> str:
+    """The mistakes that the model is surest of.
+
+    Args:
+        sentences: the texts.
+        labels: (sentences,) 0 or 1.
+        positive: (sentences,) probabilities of POSITIVE.
+    """
+    wrong = np.flatnonzero(_predicted(positive) != labels)
+    worst = wrong[np.argsort(-np.abs(positive[wrong] - 0.5), kind="stable")]
+    lines = [f"**{len(wrong)} of {len(labels)} sentences are classified wrongly.**", ""]
+    if len(wrong):
+        rows = ((LABEL_NAMES[labels[row]], f"{positive[row]:.3f}", sentences[row]) for row in worst[:ROWS])
+        lines += _table(("label", "probability of POSITIVE", "sentence"), rows)
+    return "\n".join(lines)
+
+
+def changed_sides(sentences: Sequence[str], labels: np.ndarray, before: np.ndarray, positive: np.ndarray) -> str:
+    """The sentences that are classified otherwise than at the evaluation before, those that changed most first.
+
+    Args:
+        sentences: the texts.
+        labels: (sentences,) 0 or 1.
+        before, positive: (sentences,) probabilities of POSITIVE, then and now.
+    """
+    changed = np.flatnonzero(_predicted(before) != _predicted(positive))
+    right_now = int((_predicted(positive)[changed] == labels[changed]).sum())
+    lines = [f"**{right_now} sentences became right, {len(changed) - right_now} became wrong.**", ""]
+    if len(changed):
+        most = changed[np.argsort(-np.abs(positive[changed] - before[changed]), kind="stable")]
+        rows = (
+            (LABEL_NAMES[labels[row]], f"{before[row]:.3f}", f"{positive[row]:.3f}", sentences[row])
+            for row in most[:ROWS]
+        )
+        lines += _table(("label", "probability of POSITIVE before", "now", "sentence"), rows)
+    return "\n".join(lines)
+
+
+def _predicted(positive: np.ndarray) -> np.ndarray:
+    """(sentences,) as the argmax of the logits has it: 0 where both are equal."""
+    return (positive > 0.5).astype(np.int64)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *([*values, _cell(sentence)] for *values, sentence in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(sentence: str) -> str:
+    """A text that Markdown leaves as it is."""
+    text = html.escape(" ".join(sentence.split()), quote=False)
+    for sign in "\\`*_[]|~#":
+        text = text.replace(sign, f"&#{ord(sign)};")
+    return text
