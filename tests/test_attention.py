@@ -49,6 +49,22 @@ def test_grids_give_what_the_definition_gives(lengths: list[int], spare: int) ->
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("probability", [0.0, 1e-9], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("trains", [True, False])
+def test_sixteen_bits_are_rounded_and_no_more(trains: bool, probability: float) -> None:
+    pack = Pack.of(np.array([5, 3, 8, 60, 1]))
+    exact = inputs(pack.num_tokens)
+    rounded = [tensor.detach().bfloat16().requires_grad_(trains) for tensor in exact]
+    found = attend(*rounded, pack, probability, 1 / math.sqrt(WIDTH))
+    expected = by_definition(*exact, pack)
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
+    if trains:
+        mine = torch.autograd.grad(found.float().square().sum(), rounded)
+        theirs = torch.autograd.grad(expected.square().sum(), exact)
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda lengths: f"{len(lengths)}-{max(lengths)}")
 def test_one_query_for_each_sentence(lengths: list[int]) -> None:
     pack = Pack.of(np.array(lengths))
