@@ -3,13 +3,14 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import ttest_ind
 
 from sst2.arguments import to_yaml
 from sst2.compare import PROGRAM, main
@@ -20,14 +21,23 @@ from sst2.settings import Settings
 Compare = Callable[..., tuple[int, str, str]]
 
 
-def write_run(folder: Path, accuracy: float, finished: bool = True, sentences: int = 100, **settings: Any) -> Path:
-    """A folder as a run leaves it, with a model that has the first sentences right."""
+def write_run(
+    folder: Path,
+    accuracy: float,
+    finished: bool = True,
+    sentences: int = 100,
+    wrong: Iterable[int] | None = None,
+    **settings: Any,
+) -> Path:
+    """A folder as a run leaves it, with a model that has the first sentences right, or all but those in `wrong`."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(Settings(output_dir=str(folder), smoke=True, **SAMPLE | settings)))
     if not finished:
         return folder
     labels = np.arange(sentences) % 2
     right = np.arange(sentences) < round(accuracy * sentences)
+    if wrong is not None:
+        right = ~np.isin(np.arange(sentences), [*wrong])
     predicted = np.where(right, labels, 1 - labels)
     logits = np.stack([1.0 - predicted, predicted], axis=1)
     metrics = SentimentMetric().compute(predictions=logits, references=labels, lengths=np.full(sentences, 5))
@@ -90,7 +100,7 @@ def test_runs_that_differ_by_their_seed_alone_make_a_mean(compare: Compare, runs
 def test_a_baseline_is_tested_against_on_the_same_sentences(compare: Compare, runs: Path, tmp_path: Path) -> None:
     code, said, _ = compare(*sorted(runs.iterdir()), "--baseline", runs / "lr2e-05-seed1", "--output", tmp_path / "out")
     assert code == 0
-    baseline, better = cells(said)[-2:]
+    baseline, better = cells(said)[10:12]
     assert baseline[-3:] == ["baseline", "", ""]
     assert better[-3] == "+0.1000"
     assert better[-1].endswith("(Welch)")
@@ -108,6 +118,34 @@ def test_one_run_against_one_is_mcnemars_test(compare: Compare, runs: Path) -> N
     assert code == 0
     assert cells(said)[-1][-3:] == ["+0.1000", "+0.0500 to +0.1600", "0.00195 (McNemar)"]  # 10 of 10: 2 / 2**10
     assert [line[0] for line in cells(said)[2:4]] == [str(runs / "lr2e-05-seed1"), str(runs / "lr5e-05-seed1")]
+
+
+def test_two_by_three_runs_give_what_is_computed_by_hand(compare: Compare, tmp_path: Path) -> None:
+    # Sentences that the baseline and the other configuration have wrong, seed by seed, of 40.
+    wrong = {1: ([0, 1, 2, 3, 4, 5, 6], [0]), 2: ([0, 1, 2, 3, 4], [0, 5]), 3: ([0, 1, 2, 3], [4, 5, 6, 7])}
+    for seed, pair in wrong.items():
+        for rate, own in zip((2e-5, 5e-5), pair, strict=True):
+            write_run(tmp_path / f"{rate:g}-{seed}", 0, sentences=40, wrong=own, learning_rate=rate, seed=seed)
+    folders = sorted(tmp_path.iterdir())
+    code, said, _ = compare(*folders, "--baseline", tmp_path / "2e-05-1", "--output", tmp_path / "out")
+    assert code == 0
+    # McNemar: 6 against 0 of 6, 2 / 2**6; 4 against 1 of 5, 2 * (1 + 5) / 2**5; 4 against 4.
+    pairs = [["6", "0", "0.0312"], ["4", "1", "0.375"], ["4", "4", "1"]]
+    assert [line[1:] for line in cells(said)[-3:]] == [[str(seed), *pair] for seed, pair in enumerate(pairs, start=1)]
+    with open(tmp_path / "out" / "pairs.csv", newline="") as file:
+        assert [[*row.values()][2:] for row in csv.DictReader(file)] == pairs
+    # The bootstrap: each of 40 draws takes one of 40 gains, in thirds. The sum's distribution, exactly, by convolution.
+    thirds = np.array([sum((s in a) - (s in b) for a, b in wrong.values()) for s in range(40)])
+    one = np.bincount(thirds + 3, minlength=7) / 40
+    total = np.ones(1)
+    for _ in range(40):
+        total = np.convolve(total, one)
+    below = np.cumsum(total)
+    low, high = ((int(np.searchsorted(below, share)) - 3 * 40) / 3 / 40 for share in (0.025, 0.975))
+    better = cells(said)[11]
+    assert better[-3:-1] == [f"{thirds.sum() / 3 / 40:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+    # Welch: accuracies 33, 35, 36 of 40 against 39, 38, 36.
+    assert better[-1] == f"{ttest_ind([39, 38, 36], [33, 35, 36], equal_var=False).pvalue:.3g} (Welch)"
 
 
 def test_what_has_not_finished_is_named_and_in_no_mean(compare: Compare, runs: Path) -> None:

@@ -4,7 +4,8 @@
     python -m sst2.compare runs/* --baseline runs/first --output runs/comparison
 
 Prints one table of runs and one of configurations, in which runs that differ by their seed alone stand together.
-`--output DIR` writes them as comparison.md, runs.csv, configurations.csv and comparison.png as well.
+Against a baseline of several seeds, runs of the same seed are compared one by one as well.
+`--output DIR` writes comparison.md, comparison.png, and each table as csv: runs, configurations, pairs.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from sst2.arguments import OF_ONE_START, is_run
 from sst2.errors import UserError, exit_codes
 from sst2.run_folder import RunFolder, write_text
 from sst2.settings import Settings
-from sst2.statistics import Difference, compare_accuracy, mean_interval
+from sst2.statistics import Difference, compare_accuracy, mcnemar, mean_interval
 
 PROGRAM = "python -m sst2.compare"
 # Settings that say where, how often and in what portions something is done, and nothing of the result.
@@ -75,11 +76,15 @@ def main(argv: list[str] | None = None) -> None:
     differing = differing_settings(runs)
     of_runs = table_of_runs(runs, differing)
     of_groups = table_of_groups(runs, [name for name in differing if name != "seed"], baseline)
+    tables = {"runs": of_runs, "configurations": of_groups}
+    of_pairs = table_of_pairs(runs, [name for name in differing if name != "seed"], baseline)
+    if len(of_pairs) > 1:
+        tables["pairs"] = of_pairs
     without = [str(folder) for folder in arguments.runs if not is_run(folder)]
-    text = f"{markdown(of_runs)}\n{markdown(of_groups)}\n{remarks(runs, baseline, without)}"
+    text = "\n".join([*map(markdown, tables.values()), remarks(runs, baseline, without)])
     print(text)
     if arguments.output:
-        write(arguments.output, text, of_runs, of_groups, runs, differing)
+        write(arguments.output, text, tables, runs, differing)
 
 
 def _baseline(folder: Path | None, runs: list[Run]) -> Run | None:
@@ -95,15 +100,8 @@ def _baseline(folder: Path | None, runs: list[Run]) -> Run | None:
     return runs[0]
 
 
-def write(
-    folder: Path,
-    text: str,
-    of_runs: list[list[str]],
-    of_groups: list[list[str]],
-    runs: list[Run],
-    differing: list[str],
-) -> None:
-    """Write the tables and a plot.
+def write(folder: Path, text: str, tables: dict[str, list[list[str]]], runs: list[Run], differing: list[str]) -> None:
+    """Write the text, each table as csv, and a plot.
 
     Raises:
         UserError: the folder cannot be written.
@@ -114,8 +112,8 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "comparison.md", text)
-        write_text(folder / "runs.csv", as_csv(of_runs))
-        write_text(folder / "configurations.csv", as_csv(of_groups))
+        for name, table in tables.items():
+            write_text(folder / f"{name}.csv", as_csv(table))
         plot_accuracy(folder / "comparison.png", *map(list, zip(*finished, strict=True)))
     except OSError as error:
         raise UserError(f"--output {folder} cannot be written ({error.strerror}): name another folder") from None
@@ -185,9 +183,7 @@ def table_of_runs(runs: list[Run], differing: list[str]) -> list[list[str]]:
 def table_of_groups(runs: list[Run], differing: list[str], baseline: Run | None) -> list[list[str]]:
     """A line of names, and a line for each configuration, with its difference to the baseline's where there is one."""
     groups = grouped(runs)
-    reference: list[Run] = []
-    if baseline and baseline.is_finished:
-        reference = next(group for group in groups if baseline in group)
+    reference = _reference(groups, baseline)
     names = ["configuration", "runs", "accuracy", "95 % interval of the mean", "f1", "loss", "sentences/s"]
     lines = [names + (["difference to baseline", "95 % interval", "p"] if reference else [])]
     for group in groups:
@@ -202,6 +198,31 @@ def table_of_groups(runs: list[Run], differing: list[str], baseline: Run | None)
     return lines
 
 
+def table_of_pairs(runs: list[Run], differing: list[str], baseline: Run | None) -> list[list[str]]:
+    """A line of names, and one for each run of several that has one of the baseline's configuration with its seed."""
+    groups = grouped(runs)
+    reference = _reference(groups, baseline)
+    lines = [["configuration", "seed", "right here alone", "right in the baseline alone", "p (McNemar)"]]
+    for group in groups:
+        if group == reference or min(len(group), len(reference)) < 2:
+            continue
+        for run in group:
+            for other in reference:
+                if run.settings["seed"] != other.settings["seed"] or run.sentences != other.sentences:
+                    continue
+                here, there, p_value = mcnemar(*_correct([run, other]))
+                words = [_label(run, differing), str(run.settings["seed"])]
+                lines.append([*words, str(here), str(there), f"{p_value:.3g}"])
+    return lines
+
+
+def _reference(groups: list[list[Run]], baseline: Run | None) -> list[Run]:
+    """The runs of the baseline's configuration; none without a baseline that has finished."""
+    if baseline is None or not baseline.is_finished:
+        return []
+    return next(group for group in groups if baseline in group)
+
+
 def remarks(runs: list[Run], baseline: Run | None, without: list[str]) -> str:
     """What a reader must know to read the tables.
 
@@ -214,10 +235,13 @@ def remarks(runs: list[Run], baseline: Run | None, without: list[str]) -> str:
             f"Baseline: the configuration of {baseline.name}. Differences on the same sentences; their intervals by a "
             "paired bootstrap over sentences. p, where one run meets one: McNemar's exact test, of two models and not "
             "of other seeds; where several meet several: Welch's t-test, of other seeds; where one meets several: the "
-            "bootstrap. Not corrected for the number of comparisons."
+            "bootstrap. Runs of one seed are pairs of one line each; the pairs share their sentences, so that their p "
+            "are not independent. Not corrected for the number of comparisons."
         )
     elif baseline:
         lines.append(f"The baseline {baseline.name} has not finished: nothing is tested.")
+    if any(len({run.settings["seed"] for run in group}) < len(group) for group in grouped(runs)):
+        lines.append("Some configurations have several runs of one seed, which say less than their number.")
     if any(1 < len(group) <= TOO_FEW_SEEDS for group in grouped(runs)):
         lines.append(f"With {TOO_FEW_SEEDS} seeds or fewer, the spread over seeds is little more than a guess.")
     if any((run.metrics or {}).get("selected", "").endswith("flatters these figures") for run in runs):
@@ -250,7 +274,8 @@ def _against(group: list[Run], reference: list[Run]) -> list[str]:
     if len({run.sentences for run in group + reference}) > 1:
         return ["other sentences", "", ""]
     found: Difference = compare_accuracy(_correct(group), _correct(reference))
-    return [f"{found.value:+.4f}", f"{found.low:+.4f} to {found.high:+.4f}", f"{found.p_value:.3g} ({found.test})"]
+    value, low, high = (f"{round(number, 4) + 0.0:+.4f}" for number in (found.value, found.low, found.high))  # no -0
+    return [value, f"{low} to {high}", f"{found.p_value:.3g} ({found.test})"]
 
 
 def _correct(group: list[Run]) -> np.ndarray:

@@ -41,19 +41,22 @@ def mean_interval(values: list[float]) -> tuple[float, float, tuple[float, float
     return mean, deviation, (mean - reach, mean + reach)
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p-value of McNemar's exact test: do two runs err on different numbers of sentences?
+def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """McNemar's exact test: do two runs err on different numbers of sentences?
 
     Only sentences count that one of them has right and the other wrong; under the null hypothesis each of these is as
     likely to be the first's as the second's (McNemar, 1947; exact binomial form).
 
     Args:
         first, second: (sentences,) bool, whether the prediction is right.
+
+    Returns:
+        How many sentences only the first has right, how many only the second, and the two-sided p-value.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     if only_first + only_second == 0:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+        return 0, 0, 1.0
+    return only_first, only_second, float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
 def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Difference:
@@ -73,7 +76,7 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
     drawn = np.array([gains[generator.integers(len(gains), size=len(gains))].mean() for _ in range(resamples)])
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     if len(first) == len(second) == 1:
-        p_value, test = mcnemar(first[0], second[0]), "McNemar"
+        (*_, p_value), test = mcnemar(first[0], second[0]), "McNemar"
     elif min(len(first), len(second)) > 1 and np.ptp(first.mean(axis=1)) + np.ptp(second.mean(axis=1)) > 0:
         p_value = float(stats.ttest_ind(first.mean(axis=1), second.mean(axis=1), equal_var=False).pvalue)
         test = "Welch"
