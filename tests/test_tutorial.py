@@ -1,9 +1,8 @@
-"""The tutorial: what is stored is one clean run of it, and it runs from a clean kernel with the code of the repository."""
+"""The tutorial: what is stored is one clean run of it, and it runs from a clean kernel with the repository's code."""
 
 import csv
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +146,13 @@ def run_in(folder: Path, notebook: NotebookNode, **variables: str) -> NotebookNo
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NotebookNode, Path]]:
+def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[NotebookNode, Path]:
     """The tutorial, just executed where there is no network, with `FACTS` in its last cell, and where it ran."""
     folder = tmp_path_factory.mktemp("tutorial")
     notebook = tutorial.read()
     notebook.cells.append(nbformat.v4.new_code_cell(FACTS, id="facts"))
     variables = {"HF_HOME": str(folder / ".hf"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    yield run_in(folder, notebook, **variables), folder
+    return run_in(folder, notebook, **variables), folder
 
 
 @pytest.mark.slow
@@ -166,9 +165,8 @@ def test_a_clean_kernel_runs_it_with_the_code_of_the_repository(
         REPOSITORY / "src" / "sst2" / "__init__.py",
         REPOSITORY / "train_sst2.py",
     ]
-    assert [
-        output.name for output in outputs(notebook) if output.output_type == "stream" and output.name != "stdout"
-    ] == []
+    streams = {output.name for output in outputs(notebook) if output.output_type == "stream"}
+    assert streams == {"stdout"}  # no warnings
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {"runs"}
     for cell_id in SAME_EVERYWHERE:  # else the stored outputs are of an earlier state of the repository
         assert printed(notebook, cell_id) == printed(stored, cell_id), cell_id
