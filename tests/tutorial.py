@@ -2,7 +2,7 @@
 
     python tests/tutorial.py        # what `make notebook` does, after a change of the notebook or of what it shows
 
-Of two executions on one machine, speeds alone differ.
+Of two executions on one machine, only the speeds and times that they print differ.
 """
 
 import os
