@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow and not gpu
 
-.PHONY: help demo test test-slow test-gpu test-slurm checks clean
+.PHONY: help demo test test-slow test-gpu test-slurm checks notebook clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -30,6 +30,9 @@ checks: $(VENV)/installed-dev  ## ruff, mypy, shellcheck
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck .ci/run slurm/*.sh
+
+notebook: $(VENV)/installed-dev  ## execute the tutorial and keep what its cells put out
+	$(BIN)/python tests/tutorial.py
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)
