@@ -139,6 +139,29 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_classifier(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a random head that finds half of the sample's sentences positive, as a run exports it."""
+    import torch
+    from transformers import AutoTokenizer, DistilBertForSequenceClassification
+
+    from sst2.sample import sample_sentences
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("classifier") / "tiny-classifier"))
+    torch.manual_seed(1)
+    labels = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+    model = DistilBertForSequenceClassification.from_pretrained(tiny_model, **labels)
+    batch = AutoTokenizer.from_pretrained(folder)(
+        sample_sentences("validation")[0][:150], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+        logits = model.eval()(**batch).logits
+        model.classifier.bias[0] += (logits[:, 1] - logits[:, 0]).quantile(0.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def broken_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a weight that is not a number."""
     from safetensors.torch import load_file, save_file

@@ -77,9 +77,17 @@ def read_file(path: str, labels_required: bool) -> LabelledSentences:
     Raises:
         UserError: a missing column, unknown label, empty or non-UTF-8 sentence, broken row or empty file.
     """
+    return check_records(file_records(path, labels_required), path, labels_required)
+
+
+def file_records(path: str, labels_required: bool) -> Iterator[Record]:
+    """The rows of a file as `read_file` takes it, one after another; their values are not checked yet.
+
+    Raises:
+        UserError: at the first row that cannot be read.
+    """
     readers = {".csv": _csv_records, ".tsv": _csv_records, ".parquet": _parquet_records}
-    records = readers.get(Path(path).suffix, _json_records)(path, labels_required)
-    return check_records(records, path, labels_required)
+    return readers.get(Path(path).suffix, _json_records)(path, labels_required)
 
 
 def read_dataset(dataset: "Dataset", name: str, labels_required: bool) -> LabelledSentences:
@@ -100,7 +108,7 @@ def check_records(records: Iterable[Record], source: str, labels_required: bool)
     """
     sentences, labels = SentenceWriter(), Scratch("<i8")
     for record in records:
-        sentences.append(_checked_sentence(record))
+        sentences.append(checked_sentence(record))
         labels.append(_checked_label(record, labels_required).to_bytes(8, "little", signed=True))
     checked = LabelledSentences(sentences.finish(), labels.finish())
     if not len(checked):
@@ -108,7 +116,12 @@ def check_records(records: Iterable[Record], source: str, labels_required: bool)
     return checked
 
 
-def _checked_sentence(record: Record) -> str:
+def checked_sentence(record: Record) -> str:
+    """The sentence of a record.
+
+    Raises:
+        UserError: it is empty, or no text in UTF-8.
+    """
     if not isinstance(record.sentence, str):
         raise UserError(f"{record.place}: the sentence is {record.sentence!r}, not text: mend or remove the row")
     try:

@@ -1,0 +1,213 @@
+"""Classify sentences with a trained model.
+
+    python -m sst2.predict runs/NAME "a gripping, funny film"
+    python -m sst2.predict runs/NAME --file reviews.csv --output answers.csv
+    zcat reviews.txt.gz | python -m sst2.predict NAME_ON_THE_HUB --format jsonl
+    python -m sst2.predict runs/NAME "a gripping, funny film" --explain --html why.html
+
+Any number of sentences passes through in chunks, in memory that does not grow: each chunk is tokenised, sorted by
+length, classified in packed batches and answered in its order. Exit code 0; 2 for a mistake, in one line; 141 where
+the reader of the output has gone, as of other programs.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+
+from sst2.answers import Answer, lines_of
+from sst2.arguments import is_run
+from sst2.errors import UserError, exit_codes
+from sst2.highlight import PAGE_END, page_row, page_start
+from sst2.incoming import chunks, require_readable, sentences_of
+from sst2.predictions import log_probabilities
+from sst2.sinks import NewFile, Sink, StandardOutput
+
+if TYPE_CHECKING:  # they import torch, which is not needed to answer a mistake
+    from sst2.classifier import Classifier
+    from sst2.settings import Precision
+
+PROGRAM = "python -m sst2.predict"
+CHUNK, CHUNK_EXPLAINED = 4096, 32  # sentences: enough to find equally long ones; few where each takes a second
+SUFFIX_FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all flags")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises UserError: flags that cannot work."""
+    parser = _Parser(prog=PROGRAM, description="Classify sentences with a trained model.", allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL", help="folder of a run, an exported model's folder, or a hub name")
+    parser.add_argument(
+        "sentences",
+        nargs="*",
+        metavar="SENTENCE",
+        help="default: those of --file, else of standard input, one a line",
+    )
+    parser.add_argument(
+        "--file", help="txt with a sentence a line, or csv, tsv, json lines or parquet with the column `sentence`"
+    )
+    parser.add_argument("--output", metavar="FILE", help="where to write; default: standard output")
+    parser.add_argument(
+        "--format", choices=["text", "csv", "jsonl"], help="default: as --output's suffix says, else text"
+    )
+    parser.add_argument(
+        "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: what the model takes"
+    )
+    parser.add_argument(
+        "--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no (exact, the default), bf16, auto"
+    )
+    parser.add_argument("--explain", action="store_true", help="what each word did for the prediction (needs captum)")
+    parser.add_argument("--html", metavar="FILE", help="with --explain: a page of the sentences in colour")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.file is not None:
+        if arguments.sentences:
+            raise UserError("--file and sentences on the command line both name the input: give one")
+        require_readable(arguments.file)
+    if arguments.html is not None and not arguments.explain:
+        raise UserError("--html needs --explain beside it")
+    if arguments.html is not None and arguments.html == arguments.output:
+        raise UserError(f"--html and --output both name {arguments.html}: give two files")
+    if arguments.explain and importlib.util.find_spec("captum") is None:
+        raise UserError("--explain needs captum: pip install captum")
+    if arguments.format is None:
+        arguments.format = SUFFIX_FORMATS.get(Path(arguments.output or "").suffix, "text")
+    return arguments
+
+
+def model_name(name: str) -> str:
+    """The model's folder of a run, and any other name as it is.
+
+    Raises:
+        UserError: the run has no model, or a folder that is meant is not there.
+    """
+    folder = Path(os.path.expanduser(name))
+    if is_run(folder):
+        if not (folder / "model").is_dir():
+            raise UserError(f"MODEL {name} is a run that has not finished: it has no model yet")
+        return str(folder / "model")
+    if not folder.is_dir() and (name.startswith(("/", "./", "../", "~")) or name.count("/") > 1):
+        raise UserError(f"MODEL {name} does not exist as a folder")
+    return str(folder)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Raises UserError: flags, model or sentences that cannot be used."""
+    arguments = parse(argv)
+    name = model_name(arguments.model)
+    by_hand = not arguments.sentences and not arguments.file and os.isatty(0)
+    if by_hand:
+        print("one sentence a line; Ctrl-D ends", file=sys.stderr)
+    with ExitStack() as stack:
+        output: NewFile | StandardOutput = (
+            NewFile("--output", arguments.output) if arguments.output else StandardOutput()
+        )
+        stack.enter_context(output)
+        page = stack.enter_context(NewFile("--html", arguments.html)) if arguments.html else None
+        size = 1 if by_hand else CHUNK_EXPLAINED if arguments.explain else CHUNK
+        parts = chunks(sentences_of(arguments.sentences, arguments.file), size)
+        first = next(parts)  # a mistake in it is answered before the seconds that the model takes
+        classifier = load(name, arguments.max_length, arguments.mixed_precision)
+        hidden = True if by_hand or arguments.sentences else None  # None: where stderr is no terminal
+        bar = stack.enter_context(tqdm(unit=" sentences", unit_scale=True, disable=hidden))
+        answers = answer(chain([first], parts), classifier, arguments.explain, bar.update)
+        write(answers, classifier.labels, arguments, output, page)
+
+
+def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Classifier":
+    """The classifier, on the device that a run would take.
+
+    Raises:
+        UserError: it is no classifier of two classes, or cannot be had, or the device cannot do the precision.
+    """
+    import torch
+
+    from sst2.classifier import Classifier
+    from sst2.cpu import tune_cpu
+    from sst2.environment import choose_precision, computes_on_cpu
+    from sst2.logs import start_logging
+    from sst2.modeling import load_classifier
+
+    start_logging(is_main=True)
+    device = torch.device("cpu") if computes_on_cpu() else torch.accelerator.current_accelerator()
+    assert device is not None
+    if device.type == "cpu":
+        tune_cpu()
+    precision, _ = choose_precision(mixed_precision)
+    return Classifier(*load_classifier("MODEL", name), device, max_length, precision)
+
+
+def answer(
+    parts: Iterable[list[str]], classifier: "Classifier", explained: bool, done: Callable[[int], object]
+) -> Iterator[list[Answer]]:
+    """Answers to some sentences at a time, in their order.
+
+    Args:
+        parts: the sentences.
+        explained: whether the answers say what each word did.
+        done: called with numbers of sentences that are.
+    """
+    if explained:
+        from sst2.explain import Explainer
+
+        explainer = Explainer(classifier)
+    for sentences in parts:
+        logits = classifier.logits(sentences, (lambda count: None) if explained else done)
+        probabilities, predicted = np.exp(log_probabilities(logits)), logits.argmax(axis=1).tolist()
+        likelier = probabilities.max(axis=1).tolist()
+        positive = probabilities[:, classifier.positive].tolist()
+        answers = []
+        for row, sentence in enumerate(sentences):
+            words = None
+            if explained:
+                words = explainer.explain(sentence, predicted[row]).words
+                done(1)
+            answers.append(Answer(sentence, classifier.labels[predicted[row]], likelier[row], positive[row], words))
+        yield answers
+
+
+def write(
+    answers: Iterator[list[Answer]],
+    labels: tuple[str, ...],
+    arguments: argparse.Namespace,
+    output: Sink,
+    page: NewFile | None,
+) -> None:
+    """Write answers as they come, and the page where there is to be one.
+
+    Raises:
+        UserError: there is no room.
+    """
+    first = next(answers)  # before anything is written: a model that gives none leaves nothing
+    in_colour = not arguments.output and os.isatty(1) and "NO_COLOR" not in os.environ  # no-color.org
+    lines = lines_of(arguments.format, output, labels, arguments.explain, in_colour)
+    if page:
+        page.write(page_start(f"Sentiment by {arguments.model}"))
+    for some in chain([first], answers):
+        with tqdm.external_write_mode():  # the bar makes room for lines on the same terminal
+            for one in some:
+                lines.write(one)
+                if page and one.words is not None:
+                    page.write(page_row(one.prediction, one.probability, one.sentence, one.words))
+            output.flush()
+    if page:
+        page.write(PAGE_END)
+
+
+if __name__ == "__main__":
+    with exit_codes(PROGRAM):
+        try:
+            main(sys.argv[1:])
+        except KeyboardInterrupt:
+            sys.exit(130)  # as a shell says of programs that SIGINT has ended

@@ -1,0 +1,123 @@
+"""Where answers go: standard output, or a file that appears when it is whole and takes no other file's place."""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from sst2.errors import UserError
+from sst2.run_folder import sync
+
+EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
+
+
+class StandardOutput:
+    """UTF-8 whatever the locale. Where its reader has gone, as behind `| head`, the process ends without a word."""
+
+    def __init__(self) -> None:
+        try:
+            self._file = open(1, "w", encoding="utf-8", newline="", closefd=False)  # noqa: SIM115 (open until exit)
+        except OSError as error:
+            raise _unwritable("standard output", error) from None
+
+    def write(self, text: str) -> None:
+        """Raises UserError: it cannot be written. SystemExit: nobody reads it."""
+        try:
+            self._file.write(text)
+        except OSError as error:
+            self._fail(error)
+
+    def flush(self) -> None:
+        """Raises as `write`."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._fail(error)
+
+    def __enter__(self) -> "StandardOutput":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def _fail(self, error: OSError) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in buffers goes nowhere, and without complaint
+        if isinstance(error, BrokenPipeError):
+            sys.exit(EXIT_NO_READER)
+        raise _unwritable("standard output", error) from None
+
+
+class NewFile:
+    """Lies beside its place, under a hidden name, until it is whole; a mistake leaves it there as far as it got."""
+
+    def __init__(self, flag: str, path: str) -> None:
+        """
+        Args:
+            flag: what named the file, for messages.
+
+        Raises:
+            UserError: something is there already, or nothing can be written there.
+        """
+        self._flag, self._path = flag, Path(path).expanduser()
+        self._unfinished = self._path.with_name(f".{self._path.name}.unfinished")
+        self._is_empty = True
+        self._require_free()
+        try:
+            self._file = open(self._unfinished, "w", encoding="utf-8", newline="")  # noqa: SIM115 (open until exit)
+        except OSError as error:
+            raise _unwritable(f"{flag} {path}", error) from None
+
+    def write(self, text: str) -> None:
+        """Raises UserError: it cannot be written."""
+        self._is_empty = False
+        try:
+            self._file.write(text)
+        except OSError as error:
+            raise _unwritable(f"{self._flag} {self._path}", error) from None
+
+    def flush(self) -> None:
+        """Raises as `write`."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(f"{self._flag} {self._path}", error) from None
+
+    def __enter__(self) -> "NewFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put it in its place; after a mistake, leave what there is of it beside.
+
+        Raises:
+            UserError: the mistake, with the place of what was written before; or the file cannot be written, or another
+                one has appeared in its place.
+        """
+        if error is None:
+            self.flush()
+            self._file.close()
+            sync(self._unfinished)
+            self._require_free(f"; this one is in {self._unfinished}")
+            os.replace(self._unfinished, self._path)
+            return
+        with suppress(OSError):  # a full disk, which has led here
+            self._file.close()
+        if self._is_empty:
+            self._unfinished.unlink(missing_ok=True)
+        elif isinstance(error, UserError):
+            raise UserError(f"{error}; what was written before is in {self._unfinished}") from None
+
+    def _require_free(self, remark: str = "") -> None:
+        if os.path.lexists(self._path):
+            raise UserError(
+                f"{self._flag} {self._path} is there already and is not overwritten: remove it, or name another{remark}"
+            )
+
+
+def _unwritable(place: str, error: OSError) -> UserError:
+    return UserError(f"{place} cannot be written ({error.strerror}): make room, or name another place")
+
+
+Sink = StandardOutput | NewFile
