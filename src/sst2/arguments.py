@@ -200,7 +200,7 @@ def _values_of_yaml(parser: _Parser, file: str) -> dict[str, Any]:
 
 def _as_words(name: str, value: Any) -> list[str]:
     """A YAML value as it would stand on the command line."""
-    if name == "report_to":
+    if name in ("report_to", "label_names"):
         return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     if isinstance(value, list | dict):
         raise ValueError(f"{name} takes one value, not {value}")

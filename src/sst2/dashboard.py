@@ -59,10 +59,10 @@ class Dashboard:
             self._draw(split, step, positive)
 
     def _write_texts(self, split: "Split", step: int, positive: np.ndarray) -> None:
-        texts = {"most_confident_mistakes": most_confident_mistakes(split.sentences, split.labels, positive)}
+        texts = {"most_confident_mistakes": most_confident_mistakes(split, positive)}
         before = self._before.get(split.name)
         if before is not None:
-            texts["changed_sides"] = changed_sides(split.sentences, split.labels, before, positive)
+            texts["changed_sides"] = changed_sides(split, before, positive)
         self._before[split.name] = positive
         for name, text in texts.items():
             self._writer.add_text(f"{split.name}/{name}", text, step)
@@ -75,7 +75,7 @@ class Dashboard:
         keep_matplotlib_in(Path(datasets.config.HF_DATASETS_CACHE) / "sst2-matplotlib")
         from sst2.plots import draw_evaluation  # its libraries take most of a second
 
-        for name, picture in draw_evaluation(split.labels, positive).items():
+        for name, picture in draw_evaluation(split.labels, positive, split.label_names).items():
             self._writer.add_image(f"{split.name}/{name}", picture, step, dataformats="HWC")
         self._pictures_seconds = time.perf_counter() - started
         self._drawing_seconds += self._pictures_seconds

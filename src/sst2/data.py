@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub, require_revision
-from sst2.reading import LabelledSentences, read_dataset, read_file
+from sst2.reading import Columns, LabelledSentences, read_dataset, read_file
 from sst2.sample import sample_sentences
 from sst2.scratch import Scratch, blocks, spool
-from sst2.settings import SAMPLE, Settings
+from sst2.settings import LABEL_NAMES, SAMPLE, Settings
 from sst2.staging import local_copy
 from sst2.tokens import map_tokens, require_tokens
 
@@ -38,6 +38,7 @@ class Split:
         labels: (sentences,) int64; 0 negative, 1 positive, -1 unknown.
         input_ids: (tokens,) int32, with [CLS] and [SEP].
         offsets: (sentences + 1,) int64; sentence i is input_ids[offsets[i]:offsets[i + 1]].
+        label_names: what 0 and 1 stand for.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Split:
     labels: np.ndarray
     input_ids: np.ndarray
     offsets: np.ndarray
+    label_names: Sequence[str] = LABEL_NAMES
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,7 +97,10 @@ def tokenize_all(
 ) -> dict[str, Split]:
     """Every split of a run, tokenised by `tokenize`."""
     return {
-        name: tokenize(name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir)
+        name: replace(
+            tokenize(name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir),
+            label_names=settings.label_names,
+        )
         for name, data in sentences.items()
     }
 
@@ -129,7 +134,8 @@ def tokenize(
 
 def _from_files(settings: Settings) -> dict[str, LabelledSentences]:
     files = {"train": settings.train_file, "validation": settings.validation_file, "test": settings.test_file}
-    return {name: read_file(file, labels_required=name != "test") for name, file in files.items() if file}
+    columns = _columns(settings)
+    return {name: read_file(file, name != "test", columns) for name, file in files.items() if file}
 
 
 def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
@@ -152,7 +158,7 @@ def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
     if "validation" not in loaded and not settings.holdout_fraction:
         raise UserError(f"--dataset_name {name} has no split named validation: add --holdout_fraction 0.1 to cut one")
     splits = {
-        split: read_dataset(loaded[split], f"{name} {split}", labels_required=split != "test")
+        split: read_dataset(loaded[split], f"{name} {split}", split != "test", _columns(settings))
         for split in ("train", "validation", "test")
         if split in loaded
     }
@@ -161,6 +167,10 @@ def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
             if split in splits and len(splits[split]) != expected:
                 logger.warning("%s %s has %d sentences, SST-2 has %d", name, split, len(splits[split]), expected)
     return splits
+
+
+def _columns(settings: Settings) -> Columns:
+    return Columns(settings.sentence_column, settings.label_column, tuple(settings.label_names))
 
 
 def _first(data: LabelledSentences, count: int | None) -> LabelledSentences:

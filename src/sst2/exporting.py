@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from sst2.errors import UserError
-from sst2.settings import DEFAULT_MODEL, SAMPLE, Settings
+from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
 
 PROBES = 32  # sentences whose logits are compared after reloading
 
@@ -102,8 +102,10 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int) ->
     """The card: what it was trained on and how, its metrics with their interval, how it was selected, how to use it."""
     low, high = metrics["accuracy_ci95"]
     model, dataset = _public_name(settings.model_name_or_path), _dataset_name(settings)
+    is_sentiment = tuple(settings.label_names) == LABEL_NAMES
+    what = "the sentiment of sentences" if is_sentiment else "sentences of two classes"
     header = ["---", "library_name: transformers", "pipeline_tag: text-classification"]
-    header += ["tags: [sentiment-analysis, distilbert, sst2]"]
+    header += ["tags: [sentiment-analysis, distilbert, sst2]" if is_sentiment else "tags: [distilbert]"]
     if settings.model_name_or_path in (DEFAULT_MODEL, SAMPLE):
         header += ["license: apache-2.0"]  # other checkpoints have licenses of their own
     if _is_on_hub(settings.model_name_or_path):
@@ -128,7 +130,7 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int) ->
             "---",
             f"# {settings.run_dir.name}",
             "",
-            f"DistilBERT for the sentiment of sentences: NEGATIVE or POSITIVE. Fine-tuned from {model}.",
+            f"DistilBERT for {what}: {' or '.join(settings.label_names)}. Fine-tuned from {model}.",
             "",
             "```python",
             "from transformers import pipeline",

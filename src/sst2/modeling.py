@@ -11,7 +11,6 @@ from transformers import AutoConfig, DistilBertConfig, DistilBertTokenizer, PreT
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub
 from sst2.packed import PackedClassifier
-from sst2.reading import LABEL_NAMES
 from sst2.sample import sample_config, sample_tokenizer
 from sst2.settings import SAMPLE, Settings
 
@@ -46,7 +45,7 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Packed
     Raises:
         UserError: it cannot be had, or is incomplete.
     """
-    labels = dict(enumerate(LABEL_NAMES))
+    labels = dict(enumerate(settings.label_names))
     options = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     if settings.dropout is not None:
         options |= dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), settings.dropout)

@@ -1,6 +1,6 @@
 """Pictures of figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from sst2.metrics import calibration
-from sst2.reading import LABEL_NAMES
 
 
 def plot_accuracy(file: Path, labels: list[str], metrics: list[dict[str, Any]]) -> None:
@@ -38,12 +37,13 @@ def plot_accuracy(file: Path, labels: list[str], metrics: list[dict[str, Any]]) 
     figure.savefig(file, dpi=150)
 
 
-def draw_evaluation(labels: np.ndarray, positive: np.ndarray) -> dict[str, np.ndarray]:
+def draw_evaluation(labels: np.ndarray, positive: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Confusion matrix, reliability diagram and ROC curve.
 
     Args:
         labels: (sentences,) 0 or 1.
-        positive: (sentences,) probabilities of POSITIVE.
+        positive: (sentences,) probabilities of the class 1.
+        names: of the classes.
 
     Returns:
         By name, the pictures: (height, width, 3) uint8.
@@ -52,7 +52,7 @@ def draw_evaluation(labels: np.ndarray, positive: np.ndarray) -> dict[str, np.nd
     matrix = confusion_matrix(labels, predicted, labels=[0, 1])
     confidence = np.maximum(positive, 1 - positive)
     return {
-        "confusion_matrix": _picture(lambda axes: _draw_confusion(axes, matrix)),
+        "confusion_matrix": _picture(lambda axes: _draw_confusion(axes, matrix, names)),
         "reliability": _picture(lambda axes: _draw_reliability(axes, confidence, predicted == labels)),
         "roc": _picture(lambda axes: _draw_roc(axes, labels, positive)),
     }
@@ -67,14 +67,14 @@ def _picture(draw: Callable[[Axes], None]) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _draw_confusion(axes: Axes, matrix: np.ndarray) -> None:
+def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
     axes.imshow(matrix, cmap="Blues", vmin=0)
     for (row, column), count in np.ndenumerate(matrix):
         colour = "white" if count > matrix.max() / 2 else "black"
         axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=16)
     axes.set(title="confusion matrix", xlabel="predicted", ylabel="label")
-    axes.set_xticks([0, 1], LABEL_NAMES)
-    axes.set_yticks([0, 1], LABEL_NAMES, rotation=90, va="center")
+    axes.set_xticks([0, 1], names)
+    axes.set_yticks([0, 1], names, rotation=90, va="center")
 
 
 def _draw_reliability(axes: Axes, confidence: np.ndarray, correct: np.ndarray) -> None:

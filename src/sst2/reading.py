@@ -16,14 +16,25 @@ import numpy as np
 from sst2.errors import UserError
 from sst2.scratch import Scratch, blocks, spool
 from sst2.sentences import Sentences, SentenceWriter
+from sst2.settings import LABEL_NAMES
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LABEL_NAMES = ("NEGATIVE", "POSITIVE")
 UNLABELLED = -1
 NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "-1": UNLABELLED, "-1.0": UNLABELLED, "": None}
 READ_BATCH = 10_000  # rows converted from Arrow at a time: bounds memory, large enough to be fast
+
+
+class Columns(NamedTuple):
+    """Where a source has what, and how it calls the classes 0 and 1 (in upper or lower case)."""
+
+    sentence: str = "sentence"
+    label: str = "label"
+    label_names: tuple[str, ...] = LABEL_NAMES
+
+
+SST2 = Columns()
 
 
 class Record(NamedTuple):
@@ -67,40 +78,43 @@ class LabelledSentences:
         return LabelledSentences(self.sentences.take(rows), labels)
 
 
-def read_file(path: str, labels_required: bool) -> LabelledSentences:
-    """Read one csv, tsv, json lines or parquet file with the columns `sentence` and `label`.
+def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> LabelledSentences:
+    """Read one csv, tsv, json lines or parquet file.
 
     Args:
         path: the file; its suffix names the format. A tsv is read as IANA defines it, as GLUE's are: without quoting.
         labels_required: whether a row without a label is a mistake (training and validation) or not (test).
+        columns: names of its columns and labels.
 
     Raises:
         UserError: a missing column, unknown label, empty or non-UTF-8 sentence, broken row or empty file.
     """
-    return check_records(file_records(path, labels_required), path, labels_required)
+    return check_records(file_records(path, labels_required, columns), path, labels_required, columns)
 
 
-def file_records(path: str, labels_required: bool) -> Iterator[Record]:
+def file_records(path: str, labels_required: bool, columns: Columns = SST2) -> Iterator[Record]:
     """The rows of a file as `read_file` takes it, one after another; their values are not checked yet.
 
     Raises:
         UserError: at the first row that cannot be read.
     """
     readers = {".csv": _csv_records, ".tsv": _csv_records, ".parquet": _parquet_records}
-    return readers.get(Path(path).suffix, _json_records)(path, labels_required)
+    return readers.get(Path(path).suffix, _json_records)(path, labels_required, columns)
 
 
-def read_dataset(dataset: "Dataset", name: str, labels_required: bool) -> LabelledSentences:
+def read_dataset(dataset: "Dataset", name: str, labels_required: bool, columns: Columns = SST2) -> LabelledSentences:
     """Read one split of a `datasets.Dataset`.
 
     Raises:
         UserError: as `read_file`.
     """
-    _require_columns(dataset.column_names, name, labels_required)
-    return check_records(_dataset_records(dataset, name), name, labels_required)
+    _require_columns(dataset.column_names, name, labels_required, columns)
+    return check_records(_dataset_records(dataset, name, columns), name, labels_required, columns)
 
 
-def check_records(records: Iterable[Record], source: str, labels_required: bool) -> LabelledSentences:
+def check_records(
+    records: Iterable[Record], source: str, labels_required: bool, columns: Columns = SST2
+) -> LabelledSentences:
     """Collect the records, or stop at the first that cannot be used.
 
     Raises:
@@ -109,7 +123,7 @@ def check_records(records: Iterable[Record], source: str, labels_required: bool)
     sentences, labels = SentenceWriter(), Scratch("<i8")
     for record in records:
         sentences.append(checked_sentence(record))
-        labels.append(_checked_label(record, labels_required).to_bytes(8, "little", signed=True))
+        labels.append(_checked_label(record, labels_required, columns.label_names).to_bytes(8, "little", signed=True))
     checked = LabelledSentences(sentences.finish(), labels.finish())
     if not len(checked):
         raise UserError(f"{source} holds no sentences: give a file with at least one row below the header")
@@ -133,37 +147,50 @@ def checked_sentence(record: Record) -> str:
     return record.sentence
 
 
-def _checked_label(record: Record, required: bool) -> int:
+def _checked_label(record: Record, required: bool, names: tuple[str, ...]) -> int:
     label = record.label
-    if isinstance(label, str):
-        word = label.strip().upper()
-        if word in LABEL_NAMES:
-            return LABEL_NAMES.index(word)
+    known = [name.upper() for name in names]
+    word = "" if label is None else str(label).strip().upper()
+    if word in known:
+        return known.index(word)
+    are_numbers = not NUMBERS.keys().isdisjoint(known)  # 0 and 1 then mean what the names say, or nothing
+    if isinstance(label, str) and (not are_numbers or word in ("", "-1")):
         label = NUMBERS.get(word, label)
     if label in (None, UNLABELLED):
         if not required:
             return UNLABELLED
-        raise UserError(f"{record.place}: there is no label: give 0 or negative, 1 or positive, or remove the row")
-    if label in (0, 1):
+        raise UserError(f"{record.place}: there is no label: give {_accepted(names, are_numbers)}, or remove the row")
+    if label in (0, 1) and not are_numbers:
         return int(label)
-    raise UserError(f"{record.place}: label {label!r} is unknown: give 0 or negative, 1 or positive")
+    raise UserError(
+        f"{record.place}: label {label!r} is unknown: give {_accepted(names, are_numbers)}, or name the classes by "
+        "--label_names"
+    )
 
 
-def _require_columns(columns: Iterable[str], source: str, labels_required: bool) -> None:
-    columns = list(columns)
-    if not columns:
-        raise UserError(f"{source} is empty: give a header with sentence and label, and a row for every sentence")
-    for name in {"sentence", "label"}.intersection(columns):
-        if columns.count(name) > 1:
-            raise UserError(f"{source} has {columns.count(name)} columns {name!r}: keep one")
-    for name in ("sentence", "label") if labels_required else ("sentence",):
-        if name not in columns:
+def _accepted(names: tuple[str, ...], are_numbers: bool) -> str:
+    return " or ".join(names) if are_numbers else f"0 or {names[0].lower()}, 1 or {names[1].lower()}"
+
+
+def _require_columns(present: Iterable[str], source: str, labels_required: bool, columns: Columns) -> None:
+    present = list(present)
+    wanted = {"sentence": columns.sentence, "label": columns.label}
+    if not present:
+        raise UserError(
+            f"{source} is empty: give a header with {' and '.join(wanted.values())}, and a row for every sentence"
+        )
+    for name in wanted.values():
+        if present.count(name) > 1:
+            raise UserError(f"{source} has {present.count(name)} columns {name!r}: keep one")
+    for what, name in wanted.items():
+        if name not in present and (what == "sentence" or labels_required):
             raise UserError(
-                f"{source} has no column {name!r}, only {', '.join(map(repr, columns))}: name the columns so"
+                f"{source} has no column {name!r}, only {', '.join(map(repr, present))}: name the columns so, or give "
+                f"--{what}_column"
             )
 
 
-def _csv_records(path: str, labels_required: bool) -> Iterator[Record]:
+def _csv_records(path: str, labels_required: bool, columns: Columns) -> Iterator[Record]:
     tabs = Path(path).suffix == ".tsv"
     # strict: a stray quote is an error at its line, not a field that swallows the rest of the file
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
@@ -171,7 +198,7 @@ def _csv_records(path: str, labels_required: bool) -> Iterator[Record]:
         rows = csv.reader(file, **dialect)
         try:
             header = next(rows, [])
-            _require_columns(header, path, labels_required)
+            _require_columns(header, path, labels_required, columns)
             for fields in rows:
                 if not fields:
                     continue  # a blank line
@@ -180,12 +207,12 @@ def _csv_records(path: str, labels_required: bool) -> Iterator[Record]:
                     hint = "" if tabs else ": put sentences with commas in double quotes"
                     raise UserError(f"{place} has {len(fields)} fields where the header has {len(header)}{hint}")
                 row = dict(zip(header, fields, strict=True))
-                yield Record(place, row["sentence"], row.get("label"))
+                yield Record(place, row[columns.sentence], row.get(columns.label))
         except csv.Error as error:
             raise UserError(f"{path} line {rows.line_num} is not valid csv: {error}") from None
 
 
-def _json_records(path: str, labels_required: bool) -> Iterator[Record]:
+def _json_records(path: str, labels_required: bool, columns: Columns) -> Iterator[Record]:
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -197,36 +224,37 @@ def _json_records(path: str, labels_required: bool) -> Iterator[Record]:
                 raise UserError(f"{place} is not JSON ({error}): give one object a line") from None
             if not isinstance(row, dict):
                 raise UserError(f"{place} is not a JSON object: give one object a line")
-            _require_columns(row, place, labels_required)
-            yield Record(place, row["sentence"], row.get("label"))
+            _require_columns(row, place, labels_required, columns)
+            yield Record(place, row[columns.sentence], row.get(columns.label))
 
 
-def _parquet_records(path: str, labels_required: bool) -> Iterator[Record]:
+def _parquet_records(path: str, labels_required: bool, columns: Columns) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            _require_columns(file.schema_arrow.names, path, labels_required)
-            columns = [name for name in ("sentence", "label") if name in file.schema_arrow.names]
+            _require_columns(file.schema_arrow.names, path, labels_required, columns)
+            present = [name for name in (columns.sentence, columns.label) if name in file.schema_arrow.names]
             row = 0
-            for batch in file.iter_batches(READ_BATCH, columns=columns):
+            for batch in file.iter_batches(READ_BATCH, columns=present):
                 values = batch.to_pydict()
-                labels = values.get("label", [None] * len(batch))
-                for sentence, label in zip(values["sentence"], labels, strict=True):
+                labels = values.get(columns.label, [None] * len(batch))
+                for sentence, label in zip(values[columns.sentence], labels, strict=True):
                     row += 1
                     yield Record(f"{path} row {row}", sentence, label)
     except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as parquet: {error}") from None
 
 
-def _dataset_records(dataset: "Dataset", name: str) -> Iterator[Record]:
-    columns = [column for column in ("sentence", "label") if column in dataset.column_names]
-    names: Any = getattr(dataset.features.get("label"), "names", None)  # what the numbers stand for, where it is said
+def _dataset_records(dataset: "Dataset", name: str, columns: Columns) -> Iterator[Record]:
+    present = [column for column in (columns.sentence, columns.label) if column in dataset.column_names]
+    # what the numbers stand for, where it is said
+    names: Any = getattr(dataset.features.get(columns.label), "names", None)
     row = 0
-    for batch in dataset.select_columns(columns).iter(READ_BATCH):
-        labels = batch.get("label", [None] * len(batch["sentence"]))
-        for sentence, label in zip(batch["sentence"], labels, strict=True):
+    for batch in dataset.select_columns(present).iter(READ_BATCH):
+        labels = batch.get(columns.label, [None] * len(batch[columns.sentence]))
+        for sentence, label in zip(batch[columns.sentence], labels, strict=True):
             row += 1
             is_named = names is not None and label not in (None, UNLABELLED)
             yield Record(f"{name} row {row}", sentence, names[label] if is_named else label)

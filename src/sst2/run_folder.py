@@ -14,7 +14,6 @@ import numpy as np
 
 from sst2.errors import UserError
 from sst2.predictions import probability_positive
-from sst2.reading import LABEL_NAMES
 
 
 class RunFolder:
@@ -135,7 +134,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> None:
-    """One line per sentence: split, row, sentence, label (empty if unknown), prediction, probability of POSITIVE.
+    """One line per sentence: split, row, sentence, label (empty if unknown), prediction, probability of the class 1.
 
     Args:
         splits: pairs of a `Split` and its logits, (sentences, 2).
@@ -147,7 +146,7 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
         for split, logits in splits:
             probabilities, predicted = probability_positive(logits), logits.argmax(axis=1)
             for row, sentence in enumerate(split.sentences):
-                label = LABEL_NAMES[split.labels[row]] if split.labels[row] >= 0 else ""
-                prediction = LABEL_NAMES[predicted[row]]
+                label = split.label_names[split.labels[row]] if split.labels[row] >= 0 else ""
+                prediction = split.label_names[predicted[row]]
                 writer.writerow([split.name, row, sentence, label, prediction, f"{probabilities[row]:.6f}"])
     os.replace(unfinished, file)

@@ -13,6 +13,7 @@ TRACKERS = {"aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 SAMPLE = "sample"
+LABEL_NAMES = ("NEGATIVE", "POSITIVE")
 DATA_FILES = ("train_file", "validation_file", "test_file")
 Precision = Literal["no", "fp16", "bf16", "auto"]
 Batching = Literal["packed", "padded"]
@@ -53,6 +54,11 @@ class DataArguments:
     )
     validation_file: str | None = flag(None, "validation sentences, same formats", "FILE")
     test_file: str | None = flag(None, "test sentences, same formats; without labels they are only predicted", "FILE")
+    sentence_column: str = flag("sentence", "column of the texts, in files and data sets", "NAME")
+    label_column: str = flag("label", "column of the labels", "NAME")
+    label_names: list[str] = flag(
+        list(LABEL_NAMES), "the two classes as the label column names them, the one that stands for 0 first", "NAME"
+    )
     max_length: int = flag(128, "tokens per sentence at most, with [CLS] and [SEP]; longer ones are cut", "TOKENS")
     max_train_samples: int | None = flag(None, "train on the first N sentences", "N")
     max_eval_samples: int | None = flag(None, "evaluate on the first N sentences of each split", "N")
@@ -164,6 +170,7 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
             self.output_dir = f"runs/{'smoke' if self.smoke else model}-seed{self.seed}"
         _check_ranges(self)
         _check_combinations(self)
+        _check_columns(self)
         _check_files(self)
 
     @property
@@ -192,6 +199,16 @@ def _check_ranges(s: Settings) -> None:
     _require(0 < s.step_timeout < 1e6, "step_timeout", s.step_timeout, "give seconds above 0, such as 300")
     _require(0 < s.connect_timeout < 1e6, "connect_timeout", s.connect_timeout, "give seconds above 0, such as 300")
     _require(s.checkpoints_total_limit >= 2, "checkpoints_total_limit", s.checkpoints_total_limit, "keep at least 2")
+
+
+def _check_columns(s: Settings) -> None:
+    if s.sentence_column == s.label_column:
+        raise ValueError(f"--sentence_column and --label_column are both {s.label_column}: name two columns")
+    s.label_names = [name.strip() for name in s.label_names]
+    if len(s.label_names) != 2 or len({name.upper() for name in s.label_names}) != 2 or not all(s.label_names):
+        raise ValueError(f"--label_names {' '.join(s.label_names)} cannot work: give two different names")
+    if s.smoke and tuple(s.label_names) != LABEL_NAMES:
+        raise ValueError("--smoke trains on the embedded sample: drop --label_names, or drop --smoke")
 
 
 def _require(condition: bool, name: str, value: object, way_out: str) -> None:
