@@ -189,8 +189,10 @@ def write(
     Raises:
         UserError: there is no room.
     """
+    from sst2.environment import wants_colour
+
     first = next(answers)  # before anything is written: a model that gives none leaves nothing
-    in_colour = not arguments.output and os.isatty(1) and "NO_COLOR" not in os.environ  # no-color.org
+    in_colour = not arguments.output and wants_colour(1)
     lines = lines_of(arguments.format, output, labels, arguments.explain, in_colour)
     if page:
         page.write(page_start(f"Sentiment by {arguments.model}"))
