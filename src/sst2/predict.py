@@ -110,9 +110,7 @@ def main(argv: Sequence[str]) -> None:
     if by_hand:
         print("one sentence a line; Ctrl-D ends", file=sys.stderr)
     with ExitStack() as stack:
-        output: NewFile | StandardOutput = (
-            NewFile("--output", arguments.output) if arguments.output else StandardOutput()
-        )
+        output: Sink = NewFile("--output", arguments.output) if arguments.output else StandardOutput()
         stack.enter_context(output)
         page = stack.enter_context(NewFile("--html", arguments.html)) if arguments.html else None
         size = 1 if by_hand else CHUNK_EXPLAINED if arguments.explain else CHUNK
