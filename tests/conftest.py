@@ -1,15 +1,19 @@
 """What tests share: running the real job, in a process of its own or in this one, and small data and models for it."""
 
 import atexit
+import fcntl
 import json
 import logging
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +57,28 @@ def without_times(values: dict[str, Any]) -> dict[str, Any]:
     measured = {"seconds", "step_seconds", "sentences_per_second", "tokens_per_second", "mfu", "peak_memory_mib"}
     measured |= {f"{name}_share" for name in ("waiting", "data", "forward", "backward", "optimizer")}
     return {name: value for name, value in values.items() if name not in measured}
+
+
+@contextmanager
+def terminal(descriptor: int) -> Iterator[list[str]]:
+    """Have a file descriptor be a terminal of 80 columns. The list then holds what was written to it, a few lines."""
+    controller, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    before = os.dup(descriptor)
+    os.dup2(end, descriptor)
+    os.close(end)
+    written: list[str] = []
+    try:
+        yield written
+    finally:
+        os.dup2(before, descriptor)
+        os.close(before)
+        text = b""
+        with suppress(OSError):  # when all is read, and nobody else has it open
+            while part := os.read(controller, 65536):
+                text += part
+        os.close(controller)
+        written.append(text.decode())
 
 
 class Bomb:

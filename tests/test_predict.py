@@ -1,15 +1,12 @@
 """`python -m sst2.predict`: the stock model's answers in the order asked, whatever the source; mistakes in one line."""
 
 import csv
-import fcntl
 import json
 import os
 import resource
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from transformers import (
     DistilBertForTokenClassification,
 )
 
+from conftest import terminal
 from hub_server import HubServer
 from sst2 import predict
 from sst2.arguments import MARK
@@ -369,15 +367,11 @@ def test_the_bar_is_for_terminals(
     run: Run, tiny_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_sentences(tmp_path / "sentences.txt", SENTENCES)
-    controller, terminal = os.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # tqdm writes nothing into no columns
-    with open(terminal, "w", encoding="utf-8") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
+    with terminal(2) as written, open(2, "w", encoding="utf-8", closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)  # pytest has put another one there
         code, out, _ = run(tiny_classifier, "--file", file)
-        said = os.read(controller, 100_000).decode()
-    os.close(controller)
     assert (code, len(out.splitlines())) == (0, len(SENTENCES))
-    assert f"{len(SENTENCES)} sentences" in said.replace(".00", "")
+    assert f"{len(SENTENCES)} sentences" in written[0]
 
 
 def test_a_mistake_is_answered_without_torch() -> None:
@@ -391,9 +385,9 @@ def test_a_mistake_is_answered_without_torch() -> None:
 
 @pytest.mark.slow
 def test_somebody_who_types_is_answered_line_by_line(tiny_classifier: Path) -> None:
-    controller, terminal = os.openpty()
+    controller, end = os.openpty()
     with subprocess.Popen(
-        [*COMMAND, str(tiny_classifier)], stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, str(tiny_classifier)], stdin=end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         for sentence in ("a gripping film", "a dull film"):
@@ -401,7 +395,7 @@ def test_somebody_who_types_is_answered_line_by_line(tiny_classifier: Path) -> N
             assert process.stdout.readline().rstrip().endswith(sentence)
         os.write(controller, b"\x04")  # Ctrl-D
         assert process.wait(60) == 0
-    os.close(terminal)
+    os.close(end)
     os.close(controller)
 
 

@@ -60,7 +60,7 @@ class Classifier:
         self._encoder.no_padding()
         self._encoder.enable_truncation(self.max_length, direction=tokenizer.truncation_side)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: attention tries FlashAttention out once, backward as well
     def logits(self, sentences: Sequence[str], done: Callable[[int], object] = lambda count: None) -> np.ndarray:
         """Classify some thousand sentences at once.
 

@@ -179,6 +179,11 @@ def use_all_cores() -> None:
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def wants_colour(descriptor: int) -> bool:
+    """Whether what is written there may be coloured: to a terminal, unless NO_COLOR is set (no-color.org)."""
+    return os.isatty(descriptor) and not os.environ.get("NO_COLOR")
+
+
 def expand_path(text: str) -> Path:
     """A path with ~ and variables such as $TMPDIR looked up on this node.
 

@@ -110,9 +110,7 @@ def main(argv: Sequence[str]) -> None:
     if by_hand:
         print("one sentence a line; Ctrl-D ends", file=sys.stderr)
     with ExitStack() as stack:
-        output: NewFile | StandardOutput = (
-            NewFile("--output", arguments.output) if arguments.output else StandardOutput()
-        )
+        output: Sink = NewFile("--output", arguments.output) if arguments.output else StandardOutput()
         stack.enter_context(output)
         page = stack.enter_context(NewFile("--html", arguments.html)) if arguments.html else None
         size = 1 if by_hand else CHUNK_EXPLAINED if arguments.explain else CHUNK
@@ -189,8 +187,10 @@ def write(
     Raises:
         UserError: there is no room.
     """
+    from sst2.environment import wants_colour
+
     first = next(answers)  # before anything is written: a model that gives none leaves nothing
-    in_colour = not arguments.output and os.isatty(1) and "NO_COLOR" not in os.environ  # no-color.org
+    in_colour = not arguments.output and wants_colour(1)
     lines = lines_of(arguments.format, output, labels, arguments.explain, in_colour)
     if page:
         page.write(page_start(f"Sentiment by {arguments.model}"))
