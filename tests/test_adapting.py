@@ -12,6 +12,7 @@ from transformers import pipeline
 
 from conftest import Finished
 from sst2.errors import UserError
+from sst2.incoming import sentences_of
 from sst2.reading import Columns, LabelledSentences, read_dataset, read_file
 from sst2.sample import sample_sentences
 
@@ -29,6 +30,13 @@ def test_columns_and_classes_have_the_names_that_they_are_given(tmp_path: Path) 
     named = datasets.Dataset.from_dict({"text": ["hello", "buy"], "verdict": [1, 0]})
     named = named.cast_column("verdict", datasets.ClassLabel(names=["spam", "ham"]))  # the other way round
     assert read_dataset(named, "mails train", True, HAM).labels.tolist() == [0, 1]
+
+
+def test_sentences_to_classify_may_stand_in_any_column(tmp_path: Path) -> None:
+    file = tmp_path / "mails.csv"
+    file.write_text("label,text\nmonday,hello\nfriday,bye\n")
+    assert [*sentences_of([], str(file), "text")] == ["hello", "bye"]
+    assert [*sentences_of([], str(file), "label")] == ["monday", "friday"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

@@ -4,15 +4,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sst2.errors import UserError
-from sst2.reading import Record, checked_sentence, file_records
+from sst2.reading import Columns, Record, checked_sentence, file_records
 from sst2.settings import FILE_SUFFIXES
 
 SUFFIXES = (".txt", *FILE_SUFFIXES)
 CHUNK_CHARACTERS = 1 << 20  # a chunk of very long sentences ends early: what a process needs for it is bounded
 
 
-def sentences_of(words: Sequence[str], file: str | None) -> Iterator[str]:
+def sentences_of(words: Sequence[str], file: str | None, column: str = "sentence") -> Iterator[str]:
     """The sentences that the command line names: its words, else those of the file, else of standard input.
+
+    Args:
+        column: of the sentences, in a file that has columns.
 
     Raises:
         UserError: at the first sentence that is empty, no UTF-8, or in a row that cannot be read, with its place; or at
@@ -21,7 +24,7 @@ def sentences_of(words: Sequence[str], file: str | None) -> Iterator[str]:
     source = "the command line" if words else file or "standard input"
     count = 0
     try:
-        for record in _records(words, file, source):
+        for record in _records(words, file, source, column):
             count += 1
             yield checked_sentence(record)
     except OSError as error:
@@ -52,12 +55,12 @@ def chunks(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
-def _records(words: Sequence[str], file: str | None, source: str) -> Iterator[Record]:
+def _records(words: Sequence[str], file: str | None, source: str, column: str) -> Iterator[Record]:
     if words:
         for number, word in enumerate(words, start=1):
             yield Record(f"sentence {number}", word, None)
     elif file and Path(file).suffix != ".txt":
-        yield from file_records(file, labels_required=False)
+        yield from file_records(file, labels_required=False, columns=Columns(sentence=column))
     else:  # standard input is read as files are, whatever the locale says of it
         with open(file or 0, encoding="utf-8-sig", errors="surrogateescape", closefd=bool(file)) as lines:
             for number, line in enumerate(lines, start=1):

@@ -56,8 +56,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="default: those of --file, else of standard input, one a line",
     )
     parser.add_argument(
-        "--file", help="txt with a sentence a line, or csv, tsv, json lines or parquet with the column `sentence`"
+        "--file", help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences"
     )
+    parser.add_argument("--sentence_column", default="sentence", metavar="NAME", help="that column; default: sentence")
     parser.add_argument("--output", metavar="FILE", help="where to write; default: standard output")
     parser.add_argument(
         "--format", choices=["text", "csv", "jsonl"], help="default: as --output's suffix says, else text"
@@ -114,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
         stack.enter_context(output)
         page = stack.enter_context(NewFile("--html", arguments.html)) if arguments.html else None
         size = 1 if by_hand else CHUNK_EXPLAINED if arguments.explain else CHUNK
-        parts = chunks(sentences_of(arguments.sentences, arguments.file), size)
+        parts = chunks(sentences_of(arguments.sentences, arguments.file, arguments.sentence_column), size)
         first = next(parts)  # a mistake in it is answered before the seconds that the model takes
         classifier = load(name, arguments.max_length, arguments.mixed_precision)
         hidden = True if by_hand or arguments.sentences else None  # None: where stderr is no terminal
