@@ -63,7 +63,7 @@ def main(settings: Settings, requests: Requests) -> None:
             fit(job)
             finish(job)
         except StopRequestedError as stop:
-            job.tracker.note(job.state.step, f"stopped by {stop}")
+            job.tracker.note_end(job.state.step, f"stopped by {stop}")
             checkpoint(job)
             settle(job)
             place = newest_checkpoint(job.run.checkpoints)
@@ -287,7 +287,7 @@ def finish(job: Job) -> None:
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
     job.tracker.log_hparams(asdict(settings), name, step, metrics)
     write_json(run.metrics, metrics)
-    job.tracker.note(step, f"finished: {in_words(metrics, name)}")
+    job.tracker.note_end(step, f"finished: {in_words(metrics, name)}")
     logger.info("final: %s", in_words(metrics, name))
     logger.info("metrics %s, model %s, curves: tensorboard --logdir %s", run.metrics, run.model, run.path.parent)
     if settings.push_to_hub:

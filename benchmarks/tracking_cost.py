@@ -61,7 +61,10 @@ def measure(flags: list[str]) -> dict[str, Any]:
 
         return wrapper
 
-    watched = {Tracker: ("log", "show", "note", "log_checkpoint", "flush"), Phases: ("begin", "end", "take")}
+    watched = {
+        Tracker: ("log", "show", "note_start", "note_end", "log_checkpoint", "flush"),
+        Phases: ("begin", "end", "take"),
+    }
     for owner, names in watched.items():
         for name in names:
             setattr(owner, name, timed(f"{owner.__name__}.{name}", getattr(owner, name)))

@@ -17,7 +17,8 @@ from sst2.run_folder import RunFolder
 from sst2.tracking import Tracker, drop_later_lines, flatten
 from sst2.training_state import TrainingState
 
-SETTINGS: dict[str, Any] = {"learning_rate": 2e-5, "seed": 42, "smoke": True, "eval_steps": None, "report_to": ["a"]}
+SETTINGS: dict[str, Any] = {"learning_rate": 2e-5, "seed": 42, "load_best_model_at_end": True, "batching": "packed"}
+SETTINGS |= {"max_train_steps": None, "step_timeout": 300.0}
 
 
 @pytest.fixture
@@ -181,8 +182,8 @@ def test_the_run_has_one_line_in_the_hparams_table(accelerator: Accelerator, run
                     starts.append(plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams)
     assert len(starts) == 1
     assert (starts[0]["learning_rate"].number_value, starts[0]["seed"].number_value) == (2e-5, 42)
-    assert starts[0]["smoke"].number_value == 1
-    assert starts[0]["report_to"].string_value == "['a']"
-    assert "eval_steps" not in starts[0]
+    assert starts[0]["load_best_model_at_end"].number_value == 1
+    assert starts[0]["batching"].string_value == "packed"
+    assert set(starts[0]) == {"learning_rate", "seed", "load_best_model_at_end", "batching"}  # what decides, and is set
     for name in ("accuracy", "precision", "recall", "f1", "loss"):
         assert curve(run, f"final/validation_{name}") == [(20, 0.5)]

@@ -175,7 +175,7 @@ class Job:
         device = f"{self.accelerator.num_processes} x {self.accelerator.device}"
         what = "resumed" if self.state.step else "started"
         speed = f"matrix products at {self.meter.peak / 1e9:,.0f} GFLOP/s each"
-        self.tracker.note(self.state.step, f"{what} on {device}, {speed}")
+        self.tracker.note_start(self.state.step, f"{what} on {device}, {speed}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:

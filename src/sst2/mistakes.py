@@ -64,7 +64,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _cell(sentence: str) -> str:
     """A text that Markdown leaves as it is."""
-    text = html.escape(" ".join(sentence.split()), quote=False)
-    for sign in "\\`*_[]|~#":
-        text = text.replace(sign, f"&#{ord(sign)};")
-    return text
+    text = " ".join(sentence.split()).replace("\\", "\\\\")
+    for sign in "`*_[]|":
+        text = text.replace(sign, f"\\{sign}")
+    return html.escape(text, quote=False)

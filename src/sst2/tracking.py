@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from sst2.data import Split
 
 
+# What is worth a column of TensorBoard's table of runs: settings that decide on the result.
+HPARAMS = (
+    "model_name_or_path dataset_name train_file holdout_fraction max_train_samples max_length batching "
+    "global_batch_size learning_rate lr_scheduler_type num_train_epochs max_train_steps num_warmup_steps weight_decay "
+    "dropout max_grad_norm mixed_precision load_best_model_at_end seed"
+).split()
+
+
 class Tracker:
     """Writes on the main process; every process may call it.
 
@@ -72,10 +80,17 @@ class Tracker:
         if self._board is not None:
             self._dashboard.show(split, step, logits, run_seconds)
 
-    def note(self, step: int, text: str) -> None:
-        """What happened to the run, and after which step: in TensorBoard's text, under `run`."""
+    def note_start(self, step: int, text: str) -> None:
+        """How the run was started or resumed, and after which step: in TensorBoard's text."""
+        self._note("run/starts", step, text)
+
+    def note_end(self, step: int, text: str) -> None:
+        """Why it ended, likewise. Under a name of its own, since TensorBoard shows one text for each step."""
+        self._note("run/ends", step, text)
+
+    def _note(self, tag: str, step: int, text: str) -> None:
         if self._board is not None:
-            self._board.add_text("run", text, step)
+            self._board.add_text(tag, text, step)
 
     def log_samples(self, step: int, rows: list[int]) -> None:
         """Log which rows of the training split made step number `step` (counted from 1), sorted."""
@@ -92,7 +107,7 @@ class Tracker:
         """The run's one line in TensorBoard's HParams table, in the run itself rather than a run of its own."""
         if self._board is None:
             return
-        plain = {name: _plain(value) for name, value in settings.items() if value is not None}
+        plain = {name: _plain(settings[name]) for name in HPARAMS if settings.get(name) is not None}
         finals = {f"final/{split}_{name}": metrics[name] for name in ("accuracy", "precision", "recall", "f1", "loss")}
         for summary in hparams(plain, finals):
             self._board._get_file_writer().add_summary(summary)
