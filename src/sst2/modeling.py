@@ -1,4 +1,4 @@
-"""The stock DistilBERT classifier and its tokenizer: loaded safely and in float32."""
+"""The stock DistilBERT classifier and its tokenizer, to train or as it was trained: loaded safely and in float32."""
 
 import logging
 from pathlib import Path
@@ -32,21 +32,8 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
         tokenizer = sample_tokenizer()
         _check_fit(settings, sample_config(len(tokenizer)), tokenizer)
         return tokenizer
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"--model_name_or_path {name} has no config.json: give a folder written by save_pretrained")
-    with reading_from_hub("--model_name_or_path", name, "model", revision):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if config.model_type != "distilbert":
-            raise UserError(f"--model_name_or_path {name} is a {config.model_type} model: give a DistilBERT checkpoint")
-        try:
-            tokenizer = DistilBertTokenizer.from_pretrained(name, revision=revision)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"--model_name_or_path {name}: its tokenizer files are damaged ({error!r})") from None
-    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
-        raise UserError(f"--model_name_or_path {name} holds no vocabulary: it needs tokenizer.json or vocab.txt")
+    config, tokenizer = _read_tokenizer("--model_name_or_path", name, revision)
     _check_fit(settings, config, tokenizer)
-    # a folder without this setting has no limit, and the exported model would meet sentences that it cannot take
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     return tokenizer
 
 
@@ -63,13 +50,36 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Packed
     options = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     if settings.dropout is not None:
         options |= dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), settings.dropout)
-    if settings.model_name_or_path == SAMPLE:
+    name = settings.model_name_or_path
+    if name == SAMPLE:
         config = sample_config(len(tokenizer))
         config.update(options)
         model = PackedClassifier(config)
     else:
-        model = _load_checkpoint(settings, options)
+        model, fresh = _read_weights("--model_name_or_path", name, settings.model_revision, options)
+        logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
     return model
+
+
+def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedTokenizerBase]:
+    """A trained classifier of two classes, with its own names of them, in float32; and its tokenizer.
+
+    Args:
+        flag: what gave the name, for messages.
+        name: on the hub, or a local folder, for which the hub is not asked.
+
+    Raises:
+        UserError: it cannot be had, or is no such classifier.
+    """
+    config, tokenizer = _read_tokenizer(flag, name, "main")
+    if config.num_labels != 2 or config.problem_type == "multi_label_classification":
+        kind = "several labels at once" if config.num_labels == 2 else f"{config.num_labels} classes"
+        raise UserError(f"{flag} {name} is a model of {kind}: give a classifier of two")
+    _check_vocabulary(flag, name, config, tokenizer)
+    model, fresh = _read_weights(flag, name, "main", {})
+    if fresh:
+        raise UserError(f"{flag} {name} has no trained classification head ({fresh[0]} is missing): fine-tune it first")
+    return model, tokenizer
 
 
 def num_bytes(model: torch.nn.Module) -> int:
@@ -77,9 +87,27 @@ def num_bytes(model: torch.nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _load_checkpoint(settings: Settings, options: dict[str, Any]) -> PackedClassifier:
-    name, revision = settings.model_name_or_path, settings.model_revision
-    with reading_from_hub("--model_name_or_path", name, "model", revision):
+def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConfig, DistilBertTokenizer]:
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise UserError(f"{flag} {name} has no config.json: give a folder written by save_pretrained")
+    with reading_from_hub(flag, name, "model", revision):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if config.model_type != "distilbert":
+            raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
+        try:
+            tokenizer = DistilBertTokenizer.from_pretrained(name, revision=revision)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{flag} {name}: its tokenizer files are damaged ({error!r})") from None
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+        raise UserError(f"{flag} {name} holds no vocabulary: it needs tokenizer.json or vocab.txt")
+    # a folder without this setting has no limit, and the exported model would meet sentences that it cannot take
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return config, tokenizer
+
+
+def _read_weights(flag: str, name: str, revision: str, options: dict[str, Any]) -> tuple[PackedClassifier, list[str]]:
+    """The model, and the names of the weights of its head that the checkpoint does not have."""
+    with reading_from_hub(flag, name, "model", revision):
         try:
             loaded: Any = PackedClassifier.from_pretrained(
                 name,
@@ -91,14 +119,13 @@ def _load_checkpoint(settings: Settings, options: dict[str, Any]) -> PackedClass
                 **options,
             )
         except SafetensorError as error:
-            raise UserError(f"--model_name_or_path {name}: its safetensors file is damaged ({error})") from None
+            raise UserError(f"{flag} {name}: its safetensors file is damaged ({error})") from None
     model, report = loaded
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     lost = sorted(key for key in fresh if not key.startswith(HEAD))
     if lost:
-        raise UserError(f"--model_name_or_path {name} lacks {len(lost)} weights of a DistilBERT, {lost[0]} for one")
-    logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
-    return model
+        raise UserError(f"{flag} {name} lacks {len(lost)} weights of a DistilBERT, {lost[0]} for one")
+    return model, sorted(fresh)
 
 
 def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -107,8 +134,12 @@ def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrain
         raise UserError(
             f"--max_length {settings.max_length} is more than the {config.max_position_embeddings} positions of {name}"
         )
+    _check_vocabulary("--model_name_or_path", name, config, tokenizer)
+
+
+def _check_vocabulary(flag: str, name: str, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     if len(tokenizer) > config.vocab_size:
         raise UserError(
-            f"--model_name_or_path {name}: the tokenizer has {len(tokenizer)} entries, the model {config.vocab_size}: "
+            f"{flag} {name}: the tokenizer has {len(tokenizer)} entries, the model {config.vocab_size}: "
             "they do not belong together"
         )
