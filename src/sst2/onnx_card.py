@@ -36,7 +36,7 @@ def onnx_card(report: dict[str, Any]) -> str:
     parts = [
         HEADER,
         f"# {report['model']}, ONNX",
-        f"A DistilBERT classifier with the classes {' and '.join(labels)}. It needs onnxruntime 1.18 or later and "
+        f"A DistilBERT classifier with the classes {' and '.join(labels)}. It needs onnxruntime 1.20 or later and "
         "tokenizers, neither torch nor transformers. In this folder:",
         USAGE.format(max_length=report["max_length"], file=file, labels=tuple(labels)),
         f"ONNX opset {report['opset']}; inputs `input_ids` and `attention_mask`, int64, (sentences, length), of up to "

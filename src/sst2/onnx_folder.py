@@ -21,6 +21,11 @@ TOLERANCES = {"onnx_float32": TOLERANCE, "onnx_int8": float("inf")}
 PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers")
 
 
+def versions() -> dict[str, str]:
+    """Of what writes and runs the models."""
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
 def write_files(
     folder: Path,
     model: DistilBertForSequenceClassification,
@@ -75,8 +80,7 @@ def write_files(
         "measured_on": data[0] if data else "sentences of the project's sample, without labels",
         "machine": f"{os.cpu_count()} x {processor()}",
         "threads": threads,
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions(),
         "forms": figures,
     }
     (folder / "README.md").write_text(onnx_card(report), encoding="utf-8")

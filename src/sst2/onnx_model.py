@@ -18,7 +18,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from sst2.errors import UserError
 
-OPSET = 20  # the first with Gelu as one operator; onnxruntime reads it from 1.18 on
+OPSET = 20  # the first with Gelu as one operator
 INPUTS = ("input_ids", "attention_mask")
 
 Inputs = dict[str, np.ndarray]  # by name: (sentences, longest) int64
@@ -46,11 +46,11 @@ def write_onnx(model: DistilBertForSequenceClassification, file: Path, attention
         attention: transformers' implementation to write down. The plain one, `eager`, leaves fewer operators, which
             the quantised model gains from (benchmarks/onnx_variants.py).
     """
+    import onnx
+
     before = model.config._attn_implementation
     # Two tensors: of one given twice, the exporter makes one input, and says nothing (torch 2.13).
     example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in INPUTS)
-    free = torch.export.Dim.DYNAMIC
-    shapes = {"input_ids": {0: "batch", 1: "length"}, "attention_mask": {0: free, 1: free}}  # the same, inferred
     try:
         model.set_attn_implementation(attention)
         with _without_needless_warnings():
@@ -61,18 +61,22 @@ def write_onnx(model: DistilBertForSequenceClassification, file: Path, attention
                 opset_version=OPSET,
                 input_names=INPUTS,
                 output_names=["logits"],
-                dynamic_shapes=shapes,
+                dynamic_shapes={name: {0: "batch", 1: "length"} for name in INPUTS},
                 verbose=False,
             )
     finally:
         model.set_attn_implementation(before)
     assert program is not None  # it is without dynamo
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with the paths of this machine
-    program.save(file)
+    written = program.model_proto
+    for node in written.graph.node:
+        del node.metadata_props[:]  # stack traces, with the paths of this machine
+    del written.graph.value_info[:]  # shapes, over which onnxruntime 1.23, the last for Python 3.10, stumbles
+    onnx.save(written, file)
 
 
-def quantise(file: Path, target: Path, per_channel: bool = True, reduce_range: bool = True) -> None:
+def quantise(
+    file: Path, target: Path, per_channel: bool = True, reduce_range: bool = True, signed: bool = True
+) -> None:
     """Write the float32 model in `file` with int8 weights; activations are quantised on the way, by their range.
 
     Args:
@@ -80,11 +84,18 @@ def quantise(file: Path, target: Path, per_channel: bool = True, reduce_range: b
         reduce_range: weights of 7 bits. With 8, sums of two products may not fit 16 bits, and CPUs of the x86 family
             without VNNI cut them off (onnxruntime, "Quantize ONNX models", section "When and why do I need to try
             U8U8?").
+        signed: weights around 0; unsigned ones do not overflow either, and took longer than all others.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _without_needless_warnings():
-        quantize_dynamic(file, target, per_channel=per_channel, reduce_range=reduce_range, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            file,
+            target,
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+        )
 
 
 def onnx_classifier(file: Path, threads: int) -> Classify:
@@ -144,6 +155,8 @@ def _without_needless_warnings() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch's own use of its own name for part of a tree (torch 2.13)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            # both inputs have the same length, as they should
+            warnings.filterwarnings("ignore", "# The axis name: .* shares the same shape constraints", UserWarning)
             yield
     finally:
         for logger in loggers:
