@@ -1,6 +1,6 @@
 """What each way to export a classifier to ONNX is worth: accuracy, agreement with torch, size, latency.
 
-    python benchmarks/onnx_variants.py MODEL_FOLDER --validation_file dev.tsv --output benchmarks/results/onnx.json
+    python benchmarks/onnx_variants.py runs/NAME --validation_file dev.tsv --output benchmarks/results/onnx.json
 
 `python -m sst2.export` writes `onnx_float32` and `onnx_int8`. The others are what it might write: transformers' other
 attention, one scale for a whole matrix, weights of 8 bits, and unsigned ones. All of them take turns on the same
@@ -16,12 +16,12 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from sst2.environment import processor
 from sst2.exporting import stock_classifier
@@ -31,7 +31,9 @@ from sst2.onnx_figures import REFERENCE, Form, figures_of, padded
 from sst2.onnx_folder import versions
 from sst2.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.reading import LabelledSentences, read_file
+from sst2.run_folder import RunFolder
 
+RECIPE = "num_train_epochs global_batch_size learning_rate mixed_precision seed"
 INT8: dict[str, dict[str, Any]] = {
     "onnx_int8": {},
     "onnx_int8_8_bits": {"reduce_range": False},
@@ -43,13 +45,13 @@ INT8: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a trained classifier, e.g. runs/NAME/model")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--validation_file", required=True, help="labelled sentences")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     start_logging(is_main=True)
     data = read_file(arguments.validation_file, labels_required=True)
-    loaded, tokenizer = load_classifier("MODEL", arguments.model)
+    loaded, tokenizer = load_classifier("RUN", str(RunFolder(arguments.run).model))
     model = stock_classifier(loaded.config, loaded.state_dict()).eval()
     with tempfile.TemporaryDirectory() as folder:
         forms = make_forms(model, Path(folder))
@@ -58,14 +60,17 @@ def main() -> None:
         in_batches = batched(forms, tokenizer, data)
     for name in figures:
         figures[name] |= in_batches[name] | ({"overflows": overflows[name]} if name in overflows else {})
+    settings = yaml.safe_load(RunFolder(arguments.run).config.read_text(encoding="utf-8"))
     described = {
         "what": "a fine-tuned classifier in torch and as ONNX; each sentence by itself unless a batch is named",
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(words())}",
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
         "machine": f"{os.cpu_count()} x {processor()}",
         "load_average": round(os.getloadavg()[0], 1),  # other work on the machine, and this one
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | versions(),
+        "model": Path(settings["model_name_or_path"]).name,
         "parameters": model.num_parameters(),
+        "recipe": {name: settings[name] for name in RECIPE.split()},
         "sentences": len(data),
         "forms": figures,
     }
@@ -117,11 +122,6 @@ def count_overflows(file: Path) -> int:
             lowest = 255 * (np.minimum(weights[0::2], 0) + np.minimum(weights[1::2], 0))
             count += int(((highest > 2**15 - 1) | (lowest < -(2**15))).sum())
     return count
-
-
-def words() -> Sequence[str]:
-    """The command line, with the last parts of paths alone."""
-    return [word if word.startswith("-") else Path(word).name for word in sys.argv[1:]]
 
 
 if __name__ == "__main__":

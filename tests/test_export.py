@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from benchmarks.onnx_variants import count_overflows
 from sst2.arguments import to_yaml
 from sst2.errors import UserError, exit_codes
 from sst2.export import PROGRAM, check_output_dir, locate, main
@@ -122,6 +123,7 @@ class TestExport:
             }
         kinds = {node.op_type for node in graphs["model_int8.onnx"].graph.node}
         assert "MatMulInteger" in kinds
+        assert count_overflows(exported[0] / "model_int8.onnx") == 0
         sizes = [(exported[0] / name).stat().st_size for name in graphs]
         assert sizes[1] < sizes[0] / 2  # the tiny model's graph itself takes its share
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sst2.errors import UserError
@@ -98,7 +99,7 @@ def figures_of(
         RuntimeError: a logit is not finite.
     """
     sentences = sample_sentences("validation")[0][:PROBES] if data is None else data.sentences
-    logits = {name: _logits(form.classify, tokenizer, sentences) for name, form in forms.items()}
+    logits = {name: _logits(name, form.classify, tokenizer, sentences) for name, form in forms.items()}
     reference = logits[REFERENCE]
     figures: dict[str, dict[str, Any]] = {}
     for name, form in forms.items():
@@ -120,8 +121,9 @@ def figures_of(
     return figures
 
 
-def _logits(classify: Classify, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> np.ndarray:
-    logits = np.concatenate([classify(padded(tokenizer, [sentence])) for sentence in sentences])
+def _logits(name: str, classify: Classify, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> np.ndarray:
+    bar = tqdm(sentences, desc=name, unit=" sentences", disable=None)  # none without a terminal
+    logits = np.concatenate([classify(padded(tokenizer, [sentence])) for sentence in bar])
     if not np.isfinite(logits).all():
         raise RuntimeError("the exported model gives logits that are not finite: nothing was written")
     return logits
