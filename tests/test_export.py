@@ -80,123 +80,134 @@ def exported(run: Path, tsv_files: tuple[Path, Path]) -> tuple[Path, subprocess.
 
 
 @pytest.mark.slow
-class TestExport:
-    """All of it is said of one export, which takes some ten seconds."""
+def test_it_succeeds_without_a_warning(exported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = exported
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].endswith(str(folder))
+    verify_sealed(folder)
+    assert {path.name for path in folder.iterdir()} == FILES | {"model_int8.onnx", "manifest.json"}
+    assert {path.name for path in folder.parent.iterdir()} == {"config.yaml", "model", "onnx"}
 
-    def test_it_succeeds_without_a_warning(self, exported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-        folder, done = exported
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.splitlines()[-1].endswith(str(folder))
-        verify_sealed(folder)
-        assert {path.name for path in folder.iterdir()} == FILES | {"model_int8.onnx", "manifest.json"}
-        assert {path.name for path in folder.parent.iterdir()} == {"config.yaml", "model", "onnx"}
 
-    def test_any_batch_has_the_logits_of_torch(self, exported: tuple[Path, Any], run: Path) -> None:
-        loaded, tokenizer = load_classifier("MODEL", str(run / "model"))
-        reference = torch_classifier(stock_classifier(loaded.config, loaded.state_dict()).eval())
-        float32, int8 = (onnx_classifier(exported[0] / name, 1) for name in ("model.onnx", "model_int8.onnx"))
-        sentences = sample_sentences("train")[0]
-        for size, length in ((1, 1), (1, 40), (3, 1), (50, 1), (5, 511)):  # none of them a probe
-            texts = [" ".join(sentences[n : n + (n % length) + 1]) for n in range(size)]
-            inputs = padded(tokenizer, texts)
-            expected = reference(inputs)
-            assert np.abs(float32(inputs) - expected).max() < 1e-4
-            # coarse, and far from another model's: the logits of different sentences are several units apart
-            assert np.abs(int8(inputs) - expected).max() < 1
+@pytest.mark.slow
+def test_any_batch_has_the_logits_of_torch(exported: tuple[Path, Any], run: Path) -> None:
+    loaded, tokenizer = load_classifier("MODEL", str(run / "model"))
+    reference = torch_classifier(stock_classifier(loaded.config, loaded.state_dict()).eval())
+    float32, int8 = (onnx_classifier(exported[0] / name, 1) for name in ("model.onnx", "model_int8.onnx"))
+    sentences = sample_sentences("train")[0]
+    for size, length in ((1, 1), (1, 40), (3, 1), (50, 1), (5, 511)):  # none of them a probe
+        texts = [" ".join(sentences[n : n + (n % length) + 1]) for n in range(size)]
+        inputs = padded(tokenizer, texts)
+        expected = reference(inputs)
+        assert np.abs(float32(inputs) - expected).max() < 1e-4
+        # coarse, and far from another model's: the logits of different sentences are several units apart
+        assert np.abs(int8(inputs) - expected).max() < 1
 
-    def test_the_graph_is_as_promised(self, exported: tuple[Path, Any], run: Path) -> None:
-        graphs = {name: onnx.load(exported[0] / name) for name in ("model.onnx", "model_int8.onnx")}
-        for model in graphs.values():
-            onnx.checker.check_model(model)
-            assert {entry.domain: entry.version for entry in model.opset_import}[""] == 20
-            shapes = {
-                value.name: (
-                    value.type.tensor_type.elem_type,
-                    [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
-                )
-                for value in (*model.graph.input, *model.graph.output)
-            }
-            assert shapes == {
-                "input_ids": (onnx.TensorProto.INT64, ["batch", "length"]),
-                "attention_mask": (onnx.TensorProto.INT64, ["batch", "length"]),
-                "logits": (onnx.TensorProto.FLOAT, ["batch", 2]),
-            }
-        kinds = {node.op_type for node in graphs["model_int8.onnx"].graph.node}
-        assert "MatMulInteger" in kinds
-        assert count_overflows(exported[0] / "model_int8.onnx") == 0
-        sizes = [(exported[0] / name).stat().st_size for name in graphs]
-        assert sizes[1] < sizes[0] / 2  # the tiny model's graph itself takes its share
 
-    def test_nothing_in_it_tells_of_this_machine(self, exported: tuple[Path, Any], run: Path) -> None:
-        for file in exported[0].iterdir():
-            content = file.read_bytes()
-            for place in (run.parent, Path(torch.__file__).parent, Path(__file__).parent.parent):
-                assert str(place).encode() not in content, file
-
-    def test_the_cards_example_runs_without_torch(self, exported: tuple[Path, Any], run: Path) -> None:
-        match = re.search(r"```python\n(.*?)```", (exported[0] / "README.md").read_text(), re.DOTALL)
-        assert match
-        absent = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'sst2')))\n"
-        done = subprocess.run(
-            [sys.executable, "-c", absent + match[1]], cwd=exported[0], capture_output=True, text=True, check=False
-        )
-        assert done.stderr == ""
-        loaded, tokenizer = load_classifier("MODEL", str(run / "model"))
-        classify = torch_classifier(stock_classifier(loaded.config, loaded.state_dict()).eval())
-        expected = classify(padded(tokenizer, ["a gripping, funny film"]))[0].argmax()
-        assert done.stdout.strip() == ("NEGATIVE", "POSITIVE")[expected]
-
-    def test_the_figures_are_those_of_the_file(self, exported: tuple[Path, Any], run: Path, tsv_files: Any) -> None:
-        report = json.loads((exported[0] / "export.json").read_text())
-        data = read_file(str(tsv_files[1]), labels_required=True)
-        loaded, tokenizer = load_classifier("MODEL", str(run / "model"))
-        reference = torch_classifier(stock_classifier(loaded.config, loaded.state_dict()).eval())
-        int8 = onnx_classifier(exported[0] / "model_int8.onnx", 1)
-        logits = {
-            name: np.concatenate([classify(padded(tokenizer, [sentence])) for sentence in data.sentences])
-            for name, classify in {"torch_float32": reference, "onnx_int8": int8}.items()
+@pytest.mark.slow
+def test_the_graph_is_as_promised(exported: tuple[Path, Any], run: Path) -> None:
+    graphs = {name: onnx.load(exported[0] / name) for name in ("model.onnx", "model_int8.onnx")}
+    for model in graphs.values():
+        onnx.checker.check_model(model)
+        assert {entry.domain: entry.version for entry in model.opset_import}[""] == 20
+        shapes = {
+            value.name: (
+                value.type.tensor_type.elem_type,
+                [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+            )
+            for value in (*model.graph.input, *model.graph.output)
         }
-        predicted = {name: values.argmax(axis=1) for name, values in logits.items()}
-        assert {*predicted["torch_float32"].tolist()} == {0, 1}  # else agreement would say nothing
-        for name, classes in predicted.items():
-            figures = report["forms"][name]
-            assert figures["accuracy"] == pytest.approx((classes == data.labels).mean())
-            assert figures["same_predictions"] == pytest.approx((classes == predicted["torch_float32"]).mean())
-            assert figures["accuracy_ci95"][0] < figures["accuracy"] < figures["accuracy_ci95"][1]
-            for batch in ("batch_1", "batch_32"):
-                assert 0 < figures[batch]["p5_ms"] <= figures[batch]["median_ms"] <= figures[batch]["p95_ms"]
-        assert report["forms"]["onnx_float32"]["same_predictions"] == 1
-        size = (exported[0] / "model_int8.onnx").stat().st_size
-        assert report["forms"]["onnx_int8"]["megabytes"] == size / 1e6
-        assert 0 < report["probes"]["largest_logit_difference"]["onnx_float32"] < 1e-4
-        assert (report["measured_on"], report["threads"], report["opset"]) == ("dev.tsv", 1, 20)
-        assert (exported[0] / "README.md").read_text() == onnx_card(report)
+        assert shapes == {
+            "input_ids": (onnx.TensorProto.INT64, ["batch", "length"]),
+            "attention_mask": (onnx.TensorProto.INT64, ["batch", "length"]),
+            "logits": (onnx.TensorProto.FLOAT, ["batch", 2]),
+        }
+    kinds = {node.op_type for node in graphs["model_int8.onnx"].graph.node}
+    assert "MatMulInteger" in kinds
+    assert count_overflows(exported[0] / "model_int8.onnx") == 0
+    sizes = [(exported[0] / name).stat().st_size for name in graphs]
+    assert sizes[1] < sizes[0] / 2  # the tiny model's graph itself takes its share
 
-    def test_it_is_replaced_only_on_demand(
-        self, exported: tuple[Path, Any], run: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        before = {path.name: path.stat().st_mtime_ns for path in exported[0].iterdir()}
-        assert exit_of(run) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert "--overwrite_output_dir replaces it" in error
-        assert {path.name: path.stat().st_mtime_ns for path in exported[0].iterdir()} == before
+
+@pytest.mark.slow
+def test_nothing_in_it_tells_of_this_machine(exported: tuple[Path, Any], run: Path) -> None:
+    for file in exported[0].iterdir():
+        content = file.read_bytes()
+        for place in (run.parent, Path(torch.__file__).parent, Path(__file__).parent.parent):
+            assert str(place).encode() not in content, file
+
+
+@pytest.mark.slow
+def test_the_cards_example_runs_without_torch(exported: tuple[Path, Any], run: Path) -> None:
+    match = re.search(r"```python\n(.*?)```", (exported[0] / "README.md").read_text(), re.DOTALL)
+    assert match
+    absent = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'sst2')))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", absent + match[1]], cwd=exported[0], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    loaded, tokenizer = load_classifier("MODEL", str(run / "model"))
+    classify = torch_classifier(stock_classifier(loaded.config, loaded.state_dict()).eval())
+    expected = classify(padded(tokenizer, ["a gripping, funny film"]))[0].argmax()
+    assert done.stdout.strip() == ("NEGATIVE", "POSITIVE")[expected]
+
+
+@pytest.mark.slow
+def test_the_figures_are_those_of_the_file(exported: tuple[Path, Any], run: Path, tsv_files: Any) -> None:
+    report = json.loads((exported[0] / "export.json").read_text())
+    data = read_file(str(tsv_files[1]), labels_required=True)
+    loaded, tokenizer = load_classifier("MODEL", str(run / "model"))
+    reference = torch_classifier(stock_classifier(loaded.config, loaded.state_dict()).eval())
+    int8 = onnx_classifier(exported[0] / "model_int8.onnx", 1)
+    logits = {
+        name: np.concatenate([classify(padded(tokenizer, [sentence])) for sentence in data.sentences])
+        for name, classify in {"torch_float32": reference, "onnx_int8": int8}.items()
+    }
+    predicted = {name: values.argmax(axis=1) for name, values in logits.items()}
+    assert {*predicted["torch_float32"].tolist()} == {0, 1}  # else agreement would say nothing
+    for name, classes in predicted.items():
+        figures = report["forms"][name]
+        assert figures["accuracy"] == pytest.approx((classes == data.labels).mean())
+        assert figures["same_predictions"] == pytest.approx((classes == predicted["torch_float32"]).mean())
+        assert figures["accuracy_ci95"][0] < figures["accuracy"] < figures["accuracy_ci95"][1]
+        for batch in ("batch_1", "batch_32"):
+            assert 0 < figures[batch]["p5_ms"] <= figures[batch]["median_ms"] <= figures[batch]["p95_ms"]
+    assert report["forms"]["onnx_float32"]["same_predictions"] == 1
+    size = (exported[0] / "model_int8.onnx").stat().st_size
+    assert report["forms"]["onnx_int8"]["megabytes"] == size / 1e6
+    assert 0 < report["probes"]["largest_logit_difference"]["onnx_float32"] < 1e-4
+    assert (report["measured_on"], report["threads"], report["opset"]) == ("dev.tsv", 1, 20)
+    assert (exported[0] / "README.md").read_text() == onnx_card(report)
+
+
+@pytest.mark.slow
+def test_it_is_replaced_only_on_demand(
+    exported: tuple[Path, Any], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in exported[0].iterdir()}
+    assert exit_of(run) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "--overwrite_output_dir replaces it" in error
+    assert {path.name: path.stat().st_mtime_ns for path in exported[0].iterdir()} == before
+    check_output_dir(exported[0], overwrite=True)
+    (exported[0] / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other files, notes\.txt for one"):
         check_output_dir(exported[0], overwrite=True)
-        (exported[0] / "notes.txt").write_text("mine")
-        with pytest.raises(UserError, match=r"holds other files, notes\.txt for one"):
-            check_output_dir(exported[0], overwrite=True)
-        (exported[0] / "notes.txt").unlink()
+    (exported[0] / "notes.txt").unlink()
 
-    def test_a_mismatch_leaves_the_folder_as_it_was(
-        self, exported: tuple[Path, Any], run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        # The two add up in different orders: no difference at all is more than they can do.
-        monkeypatch.setattr("sst2.onnx_folder.TOLERANCES", {"onnx_float32": 0.0})
-        shutil.copytree(exported[0], tmp_path / "out")
-        before = (tmp_path / "out" / "export.json").read_bytes()
-        assert exit_of(run, "--output_dir", tmp_path / "out", "--overwrite_output_dir") == 1
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        assert (tmp_path / "out" / "export.json").read_bytes() == before
+
+@pytest.mark.slow
+def test_a_mismatch_leaves_the_folder_as_it_was(
+    exported: tuple[Path, Any], run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # The two add up in different orders: no difference at all is more than they can do.
+    monkeypatch.setattr("sst2.onnx_folder.TOLERANCES", {"onnx_float32": 0.0})
+    shutil.copytree(exported[0], tmp_path / "out")
+    before = (tmp_path / "out" / "export.json").read_bytes()
+    assert exit_of(run, "--output_dir", tmp_path / "out", "--overwrite_output_dir") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "export.json").read_bytes() == before
 
 
 def test_probes_are_of_several_sizes_and_lengths() -> None:
