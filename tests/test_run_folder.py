@@ -19,7 +19,7 @@ from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 
 def fill(run: RunFolder) -> None:
     run.lock()
-    for folder in (run.model, run.tensorboard, run.checkpoints / "step-00000001"):
+    for folder in (run.model, run.onnx, run.tensorboard, run.checkpoints / "step-00000001"):
         folder.mkdir(parents=True)
         (folder / "file").write_text("old")
     for file in (run.config, run.environment, run.metrics_log, run.samples, run.metrics, run.predictions, run.log):

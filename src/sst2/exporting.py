@@ -47,11 +47,7 @@ def export_model(
     Raises:
         RuntimeError: the reloaded model gives other logits.
     """
-    # A stock model around the trained weights: autocast, compilation or a strategy may have patched the trained one.
-    config = copy.deepcopy(config)
-    config._attn_implementation = None  # transformers' choice, not the packed one
-    stock = DistilBertForSequenceClassification(config)
-    stock.load_state_dict(weights)
+    stock = stock_classifier(config, weights)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     stock.save_pretrained(unfinished)
@@ -60,6 +56,15 @@ def export_model(
     _compare(stock, tokenizer, unfinished, sentences[:PROBES], max_length, expected)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def stock_classifier(config: DistilBertConfig, weights: dict[str, torch.Tensor]) -> DistilBertForSequenceClassification:
+    """A stock model around trained weights: autocast, compilation or a strategy may have patched the trained one."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = None  # transformers' choice, not the packed one
+    stock = DistilBertForSequenceClassification(config)
+    stock.load_state_dict(weights)
+    return stock
 
 
 def require_hub_login(settings: Settings) -> None:

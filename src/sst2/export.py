@@ -1,0 +1,169 @@
+"""Export a trained classifier for machines without torch.
+
+    python -m sst2.export runs/NAME --format onnx
+    python -m sst2.export runs/NAME --format onnx --int8 --validation_file dev.tsv
+
+Writes a folder with the model as ONNX, in float32 and with `--int8` quantised as well, tokenizer, configuration, a card
+and all figures as JSON. It appears only after its logits were compared with torch's.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sst2.arguments import is_run
+from sst2.errors import UserError, exit_codes
+from sst2.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from sst2.reading import LabelledSentences
+
+PROGRAM = "python -m sst2.export"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all flags")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises UserError: flags that cannot work."""
+    parser = _Parser(prog=PROGRAM, description="Export a trained classifier for small machines.", allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL", help="folder of a run, an exported model's folder, or a hub name")
+    parser.add_argument("--format", choices=["onnx"], default="onnx", help="onnx, the only one")
+    parser.add_argument("--int8", action="store_true", help="a quantised model as well: a quarter of the size, faster")
+    parser.add_argument(
+        "--validation_file", metavar="FILE", help="csv, tsv, json lines or parquet with sentence, label to measure on"
+    )
+    parser.add_argument("--output_dir", metavar="DIR", help="folder to write; default: beside the model, e.g. RUN/onnx")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export in it")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Raises UserError: flags, model or sentences that cannot be used."""
+    arguments = parse(argv)
+    source, title, default_dir = locate(arguments.model)
+    if arguments.output_dir is None and default_dir is None:
+        raise UserError(
+            f"MODEL {arguments.model} is no local folder: check its name, or add --output_dir DIR if it is on the hub"
+        )
+    output_dir = Path(os.path.expanduser(arguments.output_dir)) if arguments.output_dir else default_dir
+    assert output_dir is not None
+    check_output_dir(output_dir, arguments.overwrite_output_dir)
+    data = read_validation(arguments.validation_file)
+    report = export(source, title, output_dir, arguments.int8, data)
+
+    from sst2.onnx_card import table
+
+    print(table(report))
+    print(f"ONNX model, opset {report['opset']}, equal to torch's: {output_dir}")
+
+
+def locate(name: str) -> tuple[str, str, Path | None]:
+    """What to load, a name for it, and where its export goes unless told otherwise (None: it is not here).
+
+    Raises:
+        UserError: the run has no model.
+    """
+    folder = Path(os.path.expanduser(name))
+    if is_run(folder):
+        if not RunFolder(folder).model.is_dir():
+            raise UserError(f"MODEL {name} is a run that has not finished: it has no model yet")
+        return str(RunFolder(folder).model), folder.resolve().name, RunFolder(folder).onnx
+    if not folder.is_dir():
+        return name, name, None
+    place = folder.resolve()
+    if place.name == "model" and is_run(place.parent):
+        return str(folder), place.parent.name, RunFolder(place.parent).onnx
+    return str(folder), place.name, place.with_name(f"{place.name}-onnx")
+
+
+def check_output_dir(folder: Path, overwrite: bool) -> None:
+    """Raises UserError: something is there that must not be touched."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file: name a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        names = {"manifest.json", *json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        names = set()
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in names)
+    if foreign or "export.json" not in names:
+        raise UserError(f"--output_dir {folder} holds other files, {foreign[0]} for one: name another folder")
+    if not overwrite:
+        raise UserError(
+            f"--output_dir {folder} holds an export: --overwrite_output_dir replaces it, another --output_dir leaves "
+            "it alone"
+        )
+
+
+def read_validation(file: str | None) -> tuple[str, "LabelledSentences"] | None:
+    """Name and sentences of the file, if one is given.
+
+    Raises:
+        UserError: it is not there, or a row cannot be used.
+    """
+    if file is None:
+        return None
+    from sst2.reading import read_file
+    from sst2.settings import FILE_SUFFIXES
+
+    path = Path(os.path.expanduser(file))
+    if not path.is_file():
+        raise UserError(f"--validation_file {file} {'is a folder' if path.is_dir() else 'does not exist'}")
+    if path.suffix not in FILE_SUFFIXES:
+        raise UserError(f"--validation_file {file} must end in one of {' '.join(FILE_SUFFIXES)}")
+    return path.name, read_file(str(path), labels_required=True)
+
+
+def export(
+    source: str, title: str, output_dir: Path, int8: bool, data: tuple[str, "LabelledSentences"] | None
+) -> dict[str, Any]:
+    """Load the model and write its export, or nothing.
+
+    Returns:
+        What `export.json` holds.
+
+    Raises:
+        UserError: a package is missing, it is no such model, or the folder cannot be written.
+        RuntimeError: an exported model is not the model.
+    """
+    from sst2.exporting import stock_classifier
+    from sst2.logs import start_logging
+    from sst2.modeling import load_classifier
+    from sst2.onnx_folder import write_files
+    from sst2.onnx_model import class_names, require_onnx
+    from sst2.reading import LABEL_NAMES
+    from sst2.sealed_folder import write_sealed
+
+    require_onnx()
+    start_logging(is_main=True)
+    loaded, tokenizer = load_classifier("MODEL", source)
+    names = [name.upper() for name in class_names(loaded.config)]
+    if data is not None and names not in ([*LABEL_NAMES], ["LABEL_0", "LABEL_1"]):
+        raise UserError(
+            f"--validation_file: its labels are {' and '.join(LABEL_NAMES)}, the classes of MODEL {' and '.join(names)}"
+            ": leave the flag out"
+        )
+    model = stock_classifier(loaded.config, loaded.state_dict()).eval()
+    reports: list[dict[str, Any]] = []
+    try:
+        write_sealed(
+            output_dir, lambda folder: reports.append(write_files(folder, model, tokenizer, title, int8, data))
+        )
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {output_dir} cannot be written ({error.strerror}): make room, or name another folder"
+        ) from None
+    return reports[0]
+
+
+if __name__ == "__main__":
+    with exit_codes(PROGRAM):
+        main(sys.argv[1:])
