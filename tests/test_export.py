@@ -244,7 +244,7 @@ def test_where_it_goes_unless_told_otherwise(run: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line_and_leave_nothing(
-    run: Path, tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unfinished = Path(shutil.copytree(run, tmp_path / "unfinished", ignore=shutil.ignore_patterns("model")))
     three = write_run(tmp_path / "three", num_labels=3) / "model"
@@ -258,6 +258,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
         model.save_pretrained(broken / "model")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
+    (tmp_path / "words.csv").write_text("sentence,label\nfine,positive\n")
     (tmp_path / "unlabelled.csv").write_text("sentence,label\nfine,\n")
     before = sorted(tmp_path.rglob("*"))
     mistakes: dict[tuple[object, ...], str] = {
@@ -265,13 +266,14 @@ def test_mistakes_are_one_line_and_leave_nothing(
         (run, "--int4"): "unrecognized arguments: --int4",
         (run, "--format", "gguf"): "invalid choice: 'gguf'",
         (unfinished,): "is a run that has not finished",
-        (tmp_path / "typo",): "is no local folder: check its name, or add --output_dir DIR",
-        (tmp_path / "typo", "--output_dir", tmp_path / "x"): "MODEL",
+        (tmp_path / "typo",): "does not exist as a folder",
+        ("typo",): "is no local folder: check its name, or add --output_dir DIR",
         (tmp_path / "full",): "has no config.json",
         (bert,): "is a bert model: give a DistilBERT checkpoint",
         (tiny_model, "--output_dir", tmp_path / "x"): "has no trained classification head",
         (three,): "is a model of 3 classes: give a classifier of two",
-        (spam, "--validation_file", tsv_files[1]): "the classes of MODEL HAM and SPAM",
+        (spam, "--validation_file", tmp_path / "words.csv"): "label 'positive' is unknown: give 0 or ham, 1 or spam",
+        (spam, "--validation_file", tmp_path / "words.csv", "--sentence_column", "text"): "has no column 'text'",
         (broken,): "logits that are not finite",
         (run, "--output_dir", tmp_path / "unlabelled.csv"): "is a file: name a folder",
         (run, "--output_dir", tmp_path / "full"): "holds other files, thesis.tex for one: name another folder",

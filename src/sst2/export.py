@@ -13,31 +13,33 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 from sst2.arguments import is_run
 from sst2.errors import UserError, exit_codes
+from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
+from sst2.reading import SST2, Columns, LabelledSentences, read_file
 from sst2.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from sst2.reading import LabelledSentences
+from sst2.settings import FILE_SUFFIXES, LABEL_NAMES
 
 PROGRAM = "python -m sst2.export"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists all flags")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError: flags that cannot work."""
-    parser = _Parser(prog=PROGRAM, description="Export a trained classifier for small machines.", allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL", help="folder of a run, an exported model's folder, or a hub name")
+    parser = OneLineParser(
+        prog=PROGRAM, description="Export a trained classifier for small machines.", allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="onnx, the only one")
     parser.add_argument("--int8", action="store_true", help="a quantised model as well: a quarter of the size, faster")
     parser.add_argument(
         "--validation_file", metavar="FILE", help="csv, tsv, json lines or parquet with sentence, label to measure on"
+    )
+    parser.add_argument("--sentence_column", default=SST2.sentence, metavar="NAME", help="that column of the file")
+    parser.add_argument("--label_column", default=SST2.label, metavar="NAME", help="that column of the file")
+    parser.add_argument(
+        "--label_names", nargs=2, metavar="NAME", help="the classes 0 and 1 in the file; default: as the model's"
     )
     parser.add_argument("--output_dir", metavar="DIR", help="folder to write; default: beside the model, e.g. RUN/onnx")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export in it")
@@ -55,8 +57,8 @@ def main(argv: Sequence[str]) -> None:
     output_dir = Path(os.path.expanduser(arguments.output_dir)) if arguments.output_dir else default_dir
     assert output_dir is not None
     check_output_dir(output_dir, arguments.overwrite_output_dir)
-    data = read_validation(arguments.validation_file)
-    report = export(source, title, output_dir, arguments.int8, data)
+    require_readable(arguments.validation_file)
+    report = export(source, title, output_dir, arguments)
 
     from sst2.onnx_card import table
 
@@ -68,19 +70,15 @@ def locate(name: str) -> tuple[str, str, Path | None]:
     """What to load, a name for it, and where its export goes unless told otherwise (None: it is not here).
 
     Raises:
-        UserError: the run has no model.
+        UserError: as `model_name`.
     """
-    folder = Path(os.path.expanduser(name))
-    if is_run(folder):
-        if not RunFolder(folder).model.is_dir():
-            raise UserError(f"MODEL {name} is a run that has not finished: it has no model yet")
-        return str(RunFolder(folder).model), folder.resolve().name, RunFolder(folder).onnx
-    if not folder.is_dir():
-        return name, name, None
-    place = folder.resolve()
+    source = model_name(name)
+    if not Path(source).is_dir():
+        return source, name, None
+    place = Path(source).resolve()
     if place.name == "model" and is_run(place.parent):
-        return str(folder), place.parent.name, RunFolder(place.parent).onnx
-    return str(folder), place.name, place.with_name(f"{place.name}-onnx")
+        return source, place.parent.name, RunFolder(place.parent).onnx
+    return source, place.name, place.with_name(f"{place.name}-onnx")
 
 
 def check_output_dir(folder: Path, overwrite: bool) -> None:
@@ -103,35 +101,44 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
         )
 
 
-def read_validation(file: str | None) -> tuple[str, "LabelledSentences"] | None:
-    """Name and sentences of the file, if one is given.
-
-    Raises:
-        UserError: it is not there, or a row cannot be used.
-    """
+def require_readable(file: str | None) -> None:
+    """Raises UserError: it is no file, or of a kind that cannot be read."""
     if file is None:
-        return None
-    from sst2.reading import read_file
-    from sst2.settings import FILE_SUFFIXES
-
+        return
     path = Path(os.path.expanduser(file))
     if not path.is_file():
         raise UserError(f"--validation_file {file} {'is a folder' if path.is_dir() else 'does not exist'}")
     if path.suffix not in FILE_SUFFIXES:
         raise UserError(f"--validation_file {file} must end in one of {' '.join(FILE_SUFFIXES)}")
-    return path.name, read_file(str(path), labels_required=True)
 
 
-def export(
-    source: str, title: str, output_dir: Path, int8: bool, data: tuple[str, "LabelledSentences"] | None
-) -> dict[str, Any]:
+def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> tuple[str, LabelledSentences] | None:
+    """Name and sentences of the file, if one is given.
+
+    Args:
+        classes: of the model; its labels are called so unless a flag or their being mere numbers says otherwise.
+
+    Raises:
+        UserError: a row cannot be used.
+    """
+    if arguments.validation_file is None:
+        return None
+    has_names = [name.upper() for name in classes] != ["LABEL_0", "LABEL_1"]  # transformers' names where none are given
+    names = arguments.label_names or (classes if has_names else LABEL_NAMES)
+    path = Path(os.path.expanduser(arguments.validation_file))
+    columns = Columns(arguments.sentence_column, arguments.label_column, tuple(names))
+    return path.name, read_file(str(path), labels_required=True, columns=columns)
+
+
+def export(source: str, title: str, output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Load the model and write its export, or nothing.
 
     Returns:
         What `export.json` holds.
 
     Raises:
-        UserError: a package is missing, it is no such model, or the folder cannot be written.
+        UserError: a package is missing, it is no such model, a row of the validation file cannot be used, or the folder
+            cannot be written.
         RuntimeError: an exported model is not the model.
     """
     from sst2.exporting import stock_classifier
@@ -139,23 +146,18 @@ def export(
     from sst2.modeling import load_classifier
     from sst2.onnx_folder import write_files
     from sst2.onnx_model import class_names, require_onnx
-    from sst2.reading import LABEL_NAMES
     from sst2.sealed_folder import write_sealed
 
     require_onnx()
     start_logging(is_main=True)
     loaded, tokenizer = load_classifier("MODEL", source)
-    names = [name.upper() for name in class_names(loaded.config)]
-    if data is not None and names not in ([*LABEL_NAMES], ["LABEL_0", "LABEL_1"]):
-        raise UserError(
-            f"--validation_file: its labels are {' and '.join(LABEL_NAMES)}, the classes of MODEL {' and '.join(names)}"
-            ": leave the flag out"
-        )
+    data = read_validation(arguments, class_names(loaded.config))
     model = stock_classifier(loaded.config, loaded.state_dict()).eval()
     reports: list[dict[str, Any]] = []
     try:
         write_sealed(
-            output_dir, lambda folder: reports.append(write_files(folder, model, tokenizer, title, int8, data))
+            output_dir,
+            lambda folder: reports.append(write_files(folder, model, tokenizer, title, arguments.int8, data)),
         )
     except OSError as error:
         raise UserError(

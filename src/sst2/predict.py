@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from sst2.answers import Answer, lines_of
-from sst2.arguments import is_run
 from sst2.errors import UserError, exit_codes
 from sst2.highlight import PAGE_END, page_row, page_start
 from sst2.incoming import chunks, require_readable, sentences_of
+from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
 from sst2.predictions import log_probabilities
 from sst2.sinks import NewFile, Sink, StandardOutput
 
@@ -40,15 +40,10 @@ CHUNK, CHUNK_EXPLAINED = 4096, 32  # sentences: enough to find equally long ones
 SUFFIX_FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists all flags")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError: flags that cannot work."""
-    parser = _Parser(prog=PROGRAM, description="Classify sentences with a trained model.", allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL", help="folder of a run, an exported model's folder, or a hub name")
+    parser = OneLineParser(prog=PROGRAM, description="Classify sentences with a trained model.", allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "sentences",
         nargs="*",
@@ -85,22 +80,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.format is None:
         arguments.format = SUFFIX_FORMATS.get(Path(arguments.output or "").suffix, "text")
     return arguments
-
-
-def model_name(name: str) -> str:
-    """The model's folder of a run, and any other name as it is.
-
-    Raises:
-        UserError: the run has no model, or a folder that is meant is not there.
-    """
-    folder = Path(os.path.expanduser(name))
-    if is_run(folder):
-        if not (folder / "model").is_dir():
-            raise UserError(f"MODEL {name} is a run that has not finished: it has no model yet")
-        return str(folder / "model")
-    if not folder.is_dir() and (name.startswith(("/", "./", "../", "~")) or name.count("/") > 1):
-        raise UserError(f"MODEL {name} does not exist as a folder")
-    return str(folder)
 
 
 def main(argv: Sequence[str]) -> None:
