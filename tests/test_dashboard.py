@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch.utils.tensorboard import SummaryWriter
 
@@ -53,7 +52,10 @@ def shown(writer: SummaryWriter) -> dict[str, dict[int, Summary.Value]]:
     return read(Path(writer.log_dir))
 
 
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated")  # which TensorBoard has in itself
 def test_an_evaluation_is_seen_from_all_sides(writer: SummaryWriter) -> None:
+    from tensorboard.plugin_util import markdown_to_safe_html
+
     dashboard = Dashboard(writer, "validation")
     dashboard.show(split(), 4, logits(0.9, 0.97, 0.4, 0.2), run_seconds=1e6)
     dashboard.show(split(), 8, logits(0.9, 0.1, 0.45, 0.8), run_seconds=1e6)
