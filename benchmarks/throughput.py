@@ -236,7 +236,7 @@ def peak(dtype: str) -> float:
     from sst2.flops import matrix_peak
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return matrix_peak(device, getattr(torch, dtype), seconds=1.0, size=None if device.type == "cuda" else 2048)
+    return matrix_peak(device, getattr(torch, dtype), seconds=1.0, size=8192 if device.type == "cuda" else 2048)
 
 
 def circumstances() -> dict[str, Any]:
