@@ -48,6 +48,9 @@ def test_classes_that_are_numbers_mean_what_the_flag_says(suffix: str, tmp_path:
     else:
         file.write_text("".join(json.dumps({"sentence": text, "label": stars}) + "\n" for text, stars in rows))
     columns = Columns(label_names=("1", "5"))
+    whole = tmp_path / "whole.parquet"
+    datasets.Dataset.from_dict({"sentence": ["poor", "great"], "label": [1.0, 5.0]}).to_parquet(whole)
+    assert read_file(str(whole), True, columns).labels.tolist() == [0, 1]
     assert read_file(str(file), True, columns).labels.tolist() == [0, 1, 0]
     with open(file, "a") as stream:
         stream.write("bad,0\n" if suffix == ".csv" else '{"sentence": "bad", "label": 0}\n')
@@ -82,6 +85,11 @@ def test_a_file_of_ones_own_is_a_matter_of_flags(
     assert "sentences of two classes: ham or spam" in card
     assert "sst2" not in card
     accuracy = run.metrics["accuracy"]
+    other = ("--label_names", "spam", "ham", "--resume_from_checkpoint", "auto")
+    renamed = train_here("--config", run.run_dir / "config.yaml", *other)
+    assert renamed.code == 2
+    assert "--label_names is spam ham but" in renamed.stderr
+    assert "give --label_names ham spam" in renamed.stderr
     again = train_here("--config", run.run_dir / "config.yaml", "--overwrite_output_dir")
     assert again.code == 0, again.stderr  # names come back out of a run's own record
     assert again.metrics["accuracy"] == accuracy

@@ -37,6 +37,7 @@ from sst2.training_state import TrainingState
 
 SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01, num_warmup_steps=3, max_train_steps=20)
 OTHERS = {
+    "label_names": ["spam", "ham"],
     **{"dropout": 0.2, "learning_rate": 0.02, "weight_decay": 0.5, "max_grad_norm": 2.0, "holdout_fraction": 0.1},
     **{"max_length": 64, "max_train_samples": 10, "max_eval_samples": 10, "global_batch_size": 64},
     **{"max_train_steps": 30, "num_warmup_steps": 4, "seed": 1, "batching": "padded"},
@@ -374,6 +375,11 @@ def test_other_sentences_are_refused(accelerator: Accelerator, tmp_path: Path) -
             training.load(place, splits=splits | {name: split(name, 0)})
 
 
+def words(value: Any) -> str:
+    """As on the command line."""
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
 @pytest.mark.parametrize("name", BINDING_SETTINGS)
 def test_a_setting_that_would_make_it_another_run_is_refused(
     name: str, accelerator: Accelerator, tmp_path: Path
@@ -383,8 +389,8 @@ def test_a_setting_that_would_make_it_another_run_is_refused(
     saved, other = getattr(SETTINGS, name), OTHERS.get(name, "another")
     with pytest.raises(UserError) as refused:
         training.load(place, replace(SETTINGS, **{name: other}))
-    way_out = f"leave --{name} out" if saved is None else f"give --{name} {saved}"
-    message = f"--{name} is {other} but {place} was trained with {saved}: {way_out} to go on, "
+    way_out = f"leave --{name} out" if saved is None else f"give --{name} {words(saved)}"
+    message = f"--{name} is {words(other)} but {place} was trained with {words(saved)}: {way_out} to go on, "
     assert str(refused.value) == message + "or start a new run in another --output_dir"
 
 

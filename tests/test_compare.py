@@ -148,6 +148,18 @@ def test_two_by_three_runs_give_what_is_computed_by_hand(compare: Compare, tmp_p
     assert better[-1] == f"{ttest_ind([39, 38, 36], [33, 35, 36], equal_var=False).pvalue:.3g} (Welch)"
 
 
+def test_names_of_the_classes_make_no_other_sentences(compare: Compare, runs: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "renamed", 0.9, learning_rate=5e-5, seed=1)
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("- NEGATIVE", "- bad").replace("- POSITIVE", "- good"))
+    predictions = other / "predictions.csv"
+    predictions.write_text(predictions.read_text().replace("negative", "bad").replace("positive", "good"))
+    code, said, _ = compare(other, "--baseline", runs / "lr2e-05-seed1")
+    assert code == 0
+    assert cells(said)[-1][-1].endswith("(McNemar)")
+    assert "label_names" not in said
+
+
 def test_what_has_not_finished_is_named_and_in_no_mean(compare: Compare, runs: Path) -> None:
     write_run(runs / "lr2e-05-seed4", 0, finished=False, learning_rate=2e-5, seed=4)
     code, said, _ = compare(*sorted(runs.iterdir()))

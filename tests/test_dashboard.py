@@ -3,6 +3,7 @@
 import html
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,26 @@ def test_pictures_are_drawn_where_the_run_can_afford_it_and_at_its_end(writer: S
     found = shown(writer)
     assert sorted(found["validation/confusion_matrix"]) == [2, 4]
     assert sorted(found["validation/precision_recall"]) == [1, 2, 3, 4]
+
+
+def test_an_earlier_model_shown_last_is_not_compared_with_a_later_one(writer: SummaryWriter) -> None:
+    dashboard = Dashboard(writer, "validation")
+    for step in (8, 4):  # as where the best model is loaded at the end of a run that was resumed after it
+        dashboard.show(split(), step, logits(0.9, 0.97, 0.4, 0.2 + step / 10), 0.0)
+    assert "validation/changed_sides/text_summary" not in shown(writer)
+
+
+def test_class_names_are_no_formulas_and_pictures_cost_no_run(
+    writer: SummaryWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dashboard = Dashboard(writer, "validation")
+    dashboard.show(replace(split(), label_names=("<$10", "$10_$50")), 4, logits(0.9, 0.97, 0.4, 0.2))
+    monkeypatch.setattr("sst2.plots._draw_roc", None)  # broken, however that may come
+    dashboard.show(split(), 8, logits(0.9, 0.97, 0.4, 0.2))
+    assert "pictures of validation cannot be drawn: TypeError" in caplog.text
+    found = shown(writer)
+    assert sorted(found["validation/confusion_matrix"]) == [4]
+    assert sorted(found["validation/precision_recall"]) == [4, 8]
 
 
 @pytest.mark.parametrize("labels", [np.array([1, 1, 1, 1]), np.array([-1, -1, -1, -1])], ids=["one class", "none"])

@@ -105,6 +105,10 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
         "drop one of the two",
     ),
     "one class": (with_flags("--label_names", "spam"), "--label_names spam cannot work: give two different names"),
+    "classes the other way round": (
+        with_flags("--label_names", "positive", "negative"),
+        "name the negative class first",
+    ),
     "classes alike": (with_flags("--label_names", "Spam", "spam"), "--label_names Spam spam cannot work"),
     "one column": (with_flags("--label_column", "sentence"), "--sentence_column and --label_column are both sentence"),
     "other column": (with_flags("--sentence_column", "text"), "has no column 'text', only 'sentence', 'label'"),

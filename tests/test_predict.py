@@ -232,8 +232,13 @@ def test_what_was_answered_before_a_mistake_does_not_look_finished(
     assert not (tmp_path / "answers.csv").exists()
     assert len((tmp_path / ".answers.csv.unfinished").read_text().splitlines()) == 1 + 128  # two whole chunks
     write_sentences(file, SENTENCES)
+    code, _, said = run(tiny_classifier, "--file", file, "--output", tmp_path / "answers.csv")
+    assert code == 2
+    assert "/.answers.csv.unfinished is what another start is writing, or has left: move it away" in said
+    (tmp_path / ".answers.csv.unfinished").rename(tmp_path / "first.csv")  # nobody has touched it
+    assert len((tmp_path / "first.csv").read_text().splitlines()) == 1 + 128
     assert run(tiny_classifier, "--file", file, "--output", tmp_path / "answers.csv")[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {file.name, "answers.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, "answers.csv", "first.csv"}
 
 
 @pytest.mark.parametrize(

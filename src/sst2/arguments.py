@@ -200,6 +200,8 @@ def _values_of_yaml(parser: _Parser, file: str) -> dict[str, Any]:
 
 def _as_words(name: str, value: Any) -> list[str]:
     """A YAML value as it would stand on the command line."""
+    if name == "label_names" and isinstance(value, list) and any(isinstance(word, bool) for word in value):
+        raise ValueError("label_names: put yes and no, on and off in quotes, which YAML takes for true and false")
     if name in ("report_to", "label_names"):
         return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     if isinstance(value, list | dict):

@@ -28,7 +28,7 @@ from sst2.data import Split
 from sst2.errors import UserError
 from sst2.random_states import random_state, restore_random_state
 from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
-from sst2.settings import Precision, Settings
+from sst2.settings import LABEL_NAMES, Precision, Settings
 from sst2.strategies import DataParallel
 from sst2.training_state import TrainingState
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 BINDING_SETTINGS = (
     "model_name_or_path model_revision dropout dataset_name dataset_config_name dataset_revision max_length "
     "max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate weight_decay max_train_steps "
-    "lr_scheduler_type num_warmup_steps max_grad_norm gradient_compression mixed_precision batching seed"
+    "lr_scheduler_type num_warmup_steps max_grad_norm gradient_compression mixed_precision batching seed label_names"
 ).split()
 
 # What the libraries raise for a file that is not what they expect.
@@ -200,7 +200,7 @@ class Checkpointer:
             raise UserError(f"--output_dir {self.folder.parent} must be shared by all nodes: there is no {place} here")
         try:
             content = json.loads((place / "state.json").read_text(encoding="utf-8"))
-            state = TrainingState(**content["training_state"])
+            state = TrainingState.of(content["training_state"])
             settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
             before = content["world_size"], content["threads"]
         except _UNREADABLE as error:
@@ -317,10 +317,12 @@ def _damaged(place: Path, error: Exception) -> UserError:
 def _refuse_another_run(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     for name in BINDING_SETTINGS:
         # a setting that came later had its default
-        value, flag = saved.get(name, getattr(Settings, name, None)), f"--{name}"
+        default = list(LABEL_NAMES) if name == "label_names" else getattr(Settings, name, None)
+        value, flag = saved.get(name, default), f"--{name}"
         if current[name] != value:
+            own, theirs = (" ".join(v) if isinstance(v, list) else v for v in (current[name], value))
             raise UserError(
-                f"{flag} is {current[name]} but {place} was trained with {value}: "
-                + (f"leave {flag} out" if value is None else f"give {flag} {value}")
+                f"{flag} is {own} but {place} was trained with {theirs}: "
+                + (f"leave {flag} out" if value is None else f"give {flag} {theirs}")
                 + " to go on, or start a new run in another --output_dir"
             )

@@ -30,7 +30,8 @@ PROGRAM = "python -m sst2.compare"
 # Settings that say where, how often and in what portions something is done, and nothing of the result.
 OF_NO_ACCOUNT = (
     "output_dir report_to logging_steps log_sample_ids checkpointing_steps checkpoints_total_limit step_timeout "
-    "connect_timeout stage_dir per_device_eval_batch_size per_device_train_batch_size gradient_accumulation_steps"
+    "connect_timeout stage_dir per_device_eval_batch_size per_device_train_batch_size gradient_accumulation_steps "
+    "sentence_column label_column label_names"
 ).split()
 FIGURES = ("accuracy", "accuracy_ci95", "f1", "loss", "step", "sentences_per_second")
 TOO_FEW_SEEDS = 3  # up to which the spread over seeds is little more than a guess
@@ -43,7 +44,7 @@ class Run:
     Attributes:
         settings: that decide on the result, the seed among them.
         metrics: as in `metrics.json`.
-        sentences: what it was evaluated on, with the labels.
+        sentences: what it was evaluated on, with the labels as numbers.
         correct: (sentences,) bool, whether each prediction is right.
     """
 
@@ -112,6 +113,7 @@ def write(folder: Path, text: str, tables: dict[str, list[list[str]]], runs: lis
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "comparison.md", text)
+        (folder / "pairs.csv").unlink(missing_ok=True)  # there may be none this time
         for name, table in tables.items():
             write_text(folder / f"{name}.csv", as_csv(table))
         plot_accuracy(folder / "comparison.png", *map(list, zip(*finished, strict=True)))
@@ -135,7 +137,8 @@ def read_run(folder: Path) -> Run:
         metrics = json.loads(place.metrics.read_text(encoding="utf-8"))
         with open(place.predictions, encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == metrics["split"]]
-        sentences = tuple((row["sentence"], row["label"]) for row in rows)
+        number = {name.upper(): str(number) for number, name in enumerate(settings["label_names"])}
+        sentences = tuple((row["sentence"], number.get(row["label"].upper(), "")) for row in rows)
         correct = np.array([row["label"] == row["prediction"] for row in rows])
         if missing := [name for name in FIGURES if name not in metrics]:
             raise ValueError(f"{place.metrics.name} lacks {missing[0]}")

@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run beside curves: the custom scalars' layout, and pictures and texts of evaluations."""
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from sst2.predictions import probability_positive
 
 if TYPE_CHECKING:
     from sst2.data import Split
+
+logger = logging.getLogger(__name__)
 
 PICTURE_SHARE = 0.01  # of the run's time that pictures may take
 FIRST_PICTURES_SECONDS = 1.5  # what those of one evaluation take, before any was drawn: most of it is imports
@@ -32,7 +35,7 @@ class Dashboard:
         self._writer = writer
         self._shown: set[tuple[str, int]] = set()  # splits and steps
         self._drawn: set[tuple[str, int]] = set()
-        self._before: dict[str, np.ndarray] = {}  # probabilities at the last evaluation of each split
+        self._before: dict[str, tuple[int, np.ndarray]] = {}  # of each split, the last step shown, and probabilities
         self._drawing_seconds = 0.0
         self._pictures_seconds = FIRST_PICTURES_SECONDS
         writer.add_custom_scalars(layout(selection_split))
@@ -60,10 +63,10 @@ class Dashboard:
 
     def _write_texts(self, split: "Split", step: int, positive: np.ndarray) -> None:
         texts = {"most_confident_mistakes": most_confident_mistakes(split, positive)}
-        before = self._before.get(split.name)
-        if before is not None:
+        shown, before = self._before.get(split.name, (step, positive))
+        if shown < step:  # at the end, a run may come back to an earlier model
             texts["changed_sides"] = changed_sides(split, before, positive)
-        self._before[split.name] = positive
+        self._before[split.name] = step, positive
         for name, text in texts.items():
             self._writer.add_text(f"{split.name}/{name}", text, step)
 
@@ -73,9 +76,14 @@ class Dashboard:
     def _draw(self, split: "Split", step: int, positive: np.ndarray) -> None:
         started = time.perf_counter()
         keep_matplotlib_in(Path(datasets.config.HF_DATASETS_CACHE) / "sst2-matplotlib")
-        from sst2.plots import draw_evaluation  # its libraries take most of a second
+        try:
+            from sst2.plots import draw_evaluation  # its libraries take most of a second
 
-        for name, picture in draw_evaluation(split.labels, positive, split.label_names).items():
+            pictures = draw_evaluation(split.labels, positive, split.label_names)
+        except Exception as error:  # whatever it is, no run shall be lost for a picture
+            logger.warning("pictures of %s cannot be drawn: %s: %s", split.name, type(error).__name__, error)
+            return
+        for name, picture in pictures.items():
             self._writer.add_image(f"{split.name}/{name}", picture, step, dataformats="HWC")
         self._pictures_seconds = time.perf_counter() - started
         self._drawing_seconds += self._pictures_seconds

@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
         )
     output_dir = Path(os.path.expanduser(arguments.output_dir)) if arguments.output_dir else default_dir
     assert output_dir is not None
+    output_dir = output_dir.absolute()
     check_output_dir(output_dir, arguments.overwrite_output_dir)
     require_readable(arguments.validation_file)
     report = export(source, title, output_dir, arguments)

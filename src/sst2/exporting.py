@@ -54,6 +54,7 @@ def export_model(
     tokenizer.save_pretrained(unfinished)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     _compare(stock, tokenizer, unfinished, sentences[:PROBES], max_length, expected)
+    shutil.rmtree(folder.with_name("onnx"), ignore_errors=True)  # made of the model that goes now
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
@@ -94,7 +95,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
     try:
         api = HfApi()
         address = api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Fine-tuned on SST-2")
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Fine-tuned DistilBERT")
     except Exception as error:  # refused, or out of reach: see above
         raise UserError(
             f"--push_to_hub: the model is safe in {folder}, but the upload to {repository} failed ({error}): "

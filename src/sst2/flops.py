@@ -6,6 +6,7 @@ import torch
 from transformers import DistilBertConfig
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the precision of forward passes
+SLOW = 5e9  # FLOP/s on a CPU below which a large product would take half a second
 
 
 def flop_per_token(config: DistilBertConfig) -> int:
@@ -28,7 +29,9 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float, size: 
         size: of the square matrices; large enough for the device if None.
     """
     on_gpu = device.type == "cuda"
-    size = size or (4096 if on_gpu else 1024)
+    if size is None:
+        # a CPU may only emulate a type: the small product that takes a thousandth of the time tells
+        size = 4096 if on_gpu else 1024 if matrix_peak(device, dtype, 0.0, 128) > SLOW else 128
     generator = torch.Generator(device).manual_seed(0)  # the random state of training stays what it is
     left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
 

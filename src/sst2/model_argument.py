@@ -31,6 +31,11 @@ def model_name(name: str) -> str:
         if not model.is_dir():
             raise UserError(f"MODEL {name} is a run that has not finished: it has no model yet")
         return str(model)
-    if not folder.is_dir() and (name.startswith(("/", "./", "../", "~")) or name.count("/") > 1):
+    is_meant = (
+        name.startswith(("/", "./", "../", "~"))
+        or name.count("/") > 1
+        or (len(folder.parts) > 1 and folder.parent.is_dir())
+    )
+    if not folder.is_dir() and is_meant:
         raise UserError(f"MODEL {name} does not exist as a folder")
     return str(folder)

@@ -7,7 +7,7 @@ NAMES = {"torch_float32": "torch, float32", "onnx_float32": "ONNX, float32", "on
 HEADER = """---
 library_name: onnx
 pipeline_tag: text-classification
-tags: [sentiment-analysis, distilbert, sst2, onnx]
+tags: [distilbert, onnx]
 ---"""
 USAGE = """```python
 import numpy as np

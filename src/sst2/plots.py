@@ -30,7 +30,7 @@ def plot_accuracy(file: Path, labels: list[str], metrics: list[dict[str, Any]]) 
         [high - value for value, high in zip(accuracy, highs, strict=True)],
     ]
     axes.errorbar(accuracy, range(len(labels)), xerr=reach, fmt="o", capsize=3)
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)  # a name may hold a $
     axes.invert_yaxis()
     axes.set_xlabel("accuracy with its 95 % interval (Wilson)")
     axes.grid(axis="x", alpha=0.3)
@@ -73,8 +73,8 @@ def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> Non
         colour = "white" if count > matrix.max() / 2 else "black"
         axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=16)
     axes.set(title="confusion matrix", xlabel="predicted", ylabel="label")
-    axes.set_xticks([0, 1], names)
-    axes.set_yticks([0, 1], names, rotation=90, va="center")
+    axes.set_xticks([0, 1], names, parse_math=False)
+    axes.set_yticks([0, 1], names, rotation=90, va="center", parse_math=False)
 
 
 def _draw_reliability(axes: Axes, confidence: np.ndarray, correct: np.ndarray) -> None:

@@ -73,7 +73,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         require_readable(arguments.file)
     if arguments.html is not None and not arguments.explain:
         raise UserError("--html needs --explain beside it")
-    if arguments.html is not None and arguments.html == arguments.output:
+    places = [Path(file).expanduser().resolve() for file in (arguments.html, arguments.output) if file is not None]
+    if len(places) > len(set(places)):
         raise UserError(f"--html and --output both name {arguments.html}: give two files")
     if arguments.explain and importlib.util.find_spec("captum") is None:
         raise UserError("--explain needs captum: pip install captum")

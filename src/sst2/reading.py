@@ -6,6 +6,7 @@ is named by file and row.
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,10 @@ def checked_sentence(record: Record) -> str:
 
 def _checked_label(record: Record, required: bool, names: tuple[str, ...]) -> int:
     label = record.label
+    if isinstance(label, float) and label.is_integer():  # as a column becomes where a label is missing
+        label = int(label)
+    elif isinstance(label, str):
+        label = re.sub(r"^\s*(-?\d+)\.0+\s*$", r"\1", label)
     known = [name.upper() for name in names]
     word = "" if label is None else str(label).strip().upper()
     if word in known:

@@ -207,6 +207,8 @@ def _check_columns(s: Settings) -> None:
     s.label_names = [name.strip() for name in s.label_names]
     if len(s.label_names) != 2 or len({name.upper() for name in s.label_names}) != 2 or not all(s.label_names):
         raise ValueError(f"--label_names {' '.join(s.label_names)} cannot work: give two different names")
+    if s.label_names[0].upper() == "POSITIVE" or s.label_names[1].upper() == "NEGATIVE":
+        raise ValueError(f"--label_names {' '.join(s.label_names)} cannot work: name the negative class first")
     if s.smoke and tuple(s.label_names) != LABEL_NAMES:
         raise ValueError("--smoke trains on the embedded sample: drop --label_names, or drop --smoke")
 

@@ -64,7 +64,12 @@ class NewFile:
         self._is_empty = True
         self._require_free()
         try:
-            self._file = open(self._unfinished, "w", encoding="utf-8", newline="")  # noqa: SIM115 (open until exit)
+            self._file = open(self._unfinished, "x", encoding="utf-8", newline="")  # noqa: SIM115 (open until exit)
+        except FileExistsError:
+            raise UserError(
+                f"{flag} {path}: {self._unfinished} is what another start is writing, or has left: move it away, or "
+                "name another file"
+            ) from None
         except OSError as error:
             raise _unwritable(f"{flag} {path}", error) from None
 
