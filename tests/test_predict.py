@@ -396,7 +396,7 @@ def test_somebody_who_types_is_answered_line_by_line(tiny_classifier: Path) -> N
     ) as process:
         assert process.stdout
         for sentence in ("a gripping film", "a dull film"):
-            os.write(controller, f"{sentence}\n".encode())
+            os.write(controller, f"\n{sentence}\n".encode())  # an empty line is no sentence, and no mistake here
             assert process.stdout.readline().rstrip().endswith(sentence)
         os.write(controller, b"\x04")  # Ctrl-D
         assert process.wait(60) == 0

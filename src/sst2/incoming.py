@@ -63,5 +63,8 @@ def _records(words: Sequence[str], file: str | None, source: str, column: str) -
         yield from file_records(file, labels_required=False, columns=Columns(sentence=column))
     else:  # standard input is read as files are, whatever the locale says of it
         with open(file or 0, encoding="utf-8-sig", errors="surrogateescape", closefd=bool(file)) as lines:
+            is_typed = lines.isatty()
             for number, line in enumerate(lines, start=1):
+                if is_typed and not line.strip():
+                    continue  # Enter once too often
                 yield Record(f"{source} line {number}", line.rstrip("\n"), None)
