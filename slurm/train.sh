@@ -161,7 +161,7 @@ elif ! is_mine_to_requeue; then
     say "stopped by SLURM, exit code $code"
 elif [ "$code" -eq 75 ]; then
     [ "$restarts" -lt "$cap" ] || give_up
-    say "stopped with a checkpoint: requeueing"
+    say "stopped on request: requeueing" # with a checkpoint, or before there was anything to save
     if patiently requeue; then
         sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
     else
