@@ -21,6 +21,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.batching import collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
+from sst2.batching import Passes, collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
 from sst2.connect import connect
@@ -49,6 +50,7 @@ from sst2.ranks import on_main
 from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
 from sst2.settings import Settings
 from sst2.staging import stage
+from sst2.step_graphs import step_graphs
 from sst2.strategies import prepare
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
@@ -65,7 +67,7 @@ def main(settings: Settings, requests: Requests) -> None:
         except StopRequestedError as stop:
             job.tracker.note_end(job.state.step, f"stopped by {stop}")
             checkpoint(job)
-            settle(job)
+            job.settle()
             place = newest_checkpoint(job.run.checkpoints)
             raise StopRequestedError(f"stopped by {stop}: --resume_from_checkpoint auto goes on from {place}") from None
 
@@ -114,7 +116,10 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     prepared = (loaders, plan, model_config, strategy, schedule, state, meter)
     watchdog = Watchdog(settings.step_timeout)
-    return Job(settings, accelerator, run, tokenizer, splits, *prepared, checkpoints, requests, watchdog, tracker)
+    graphs = step_graphs(strategy, model_config, settings, splits["train"].lengths)
+    return Job(
+        settings, accelerator, run, tokenizer, splits, *prepared, checkpoints, requests, watchdog, tracker, graphs
+    )
 
 
 def fit(job: Job) -> None:
@@ -153,23 +158,10 @@ def checkpoint(job: Job) -> None:
     """Save the run as it is; its files are written while training goes on."""
     job.read_meter()
     started = time.perf_counter()
-    settle(job)
+    job.settle()
     job.watchdog.at(f"the checkpoint after step {job.state.step}")
     job.tracker.flush()
     job.checkpoints.save(job.state, started)
-
-
-def settle(job: Job) -> None:
-    """Wait until the last checkpoint is on disk, on all ranks, which go on to hear of each other in the meantime."""
-    while True:
-        job.watchdog.at("the end of the last checkpoint")
-        busy = job.checkpoints.is_writing  # asked before the other: a writer may fail and end in between
-        wishes = job.requests.agree(job.checkpoints.has_failed, busy)
-        if wishes.failed:
-            raise job.checkpoints.failure()
-        if not wishes.busy:
-            return
-        time.sleep(0.02)
 
 
 def train_step(job: Job) -> dict[str, Any]:
@@ -179,40 +171,48 @@ def train_step(job: Job) -> dict[str, Any]:
     """
     started = time.perf_counter()
     job.enter("data")
-    accelerator, strategy, settings, state = job.accelerator, job.strategy, job.settings, job.state
-    train, world_size, device = job.splits["train"], accelerator.num_processes, accelerator.device
+    settings, state, train, rank = job.settings, job.state, job.splits["train"], job.accelerator.process_index
     rows = job.plan.rows(state.step)
-    hands = deal(rows, train.lengths, world_size)
-    passes = micro_batches(hands, accelerator.process_index, forward_size(settings, device))
-    loss_sum, padded_tokens = torch.zeros((), device=device), 0
-    own_rows = hands[accelerator.process_index]
-    strategy.model.train()
-    for number, (micro_rows, weight) in enumerate(passes, start=1):
-        job.enter("data", number)
-        batch = collate(train, micro_rows, job.tokenizer.pad_token_id, settings.batching).to(device)
-        job.enter("forward", number)
-        with strategy.forward_pass(is_last=number == len(passes)):
-            logits = strategy.model(**batch.inputs).logits
-            loss = weight * F.cross_entropy(logits.float(), batch.labels, reduction="sum")
-            job.enter("backward", number)
-            # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
-            strategy.backward(loss * world_size / len(rows))
-        loss_sum += loss.detach()
-        padded_tokens += batch.inputs["input_ids"].numel()
-    job.enter("optimizer")
-    grad_norm = strategy.update(settings.max_grad_norm)
+    hands = deal(rows, train.lengths, job.accelerator.num_processes)
+    passes = [
+        (collate(train, part, job.tokenizer.pad_token_id, settings.batching), weight)
+        for part, weight in micro_batches(hands, rank, forward_size(settings, job.strategy.device))
+    ]
+    take = partial(learn, job, len(rows))
+    if job.graphs and len(rows) == job.graphs.batch_size:
+        job.enter("graph")
+        loss_sum, grad_norm = job.graphs.step(passes, take)
+    else:
+        loss_sum, grad_norm = take(passes)
     measured = {"learning_rate": job.schedule.get_last_lr()[0], "grad_norm": grad_norm}
     job.schedule.step()
     job.meter.phases.end()
-
     if settings.log_sample_ids:
-        job.tracker.log_samples(state.step + 1, gather_object(own_rows.tolist()))
-    per_rank = [int(train.lengths[hand].sum()) for hand in hands]
-    state.count_step(len(rows), sum(per_rank), max(per_rank) * world_size)
-    job.meter.count(loss_sum, grad_norm, len(own_rows), padded_tokens, time.perf_counter() - started)
+        job.tracker.log_samples(state.step + 1, gather_object(hands[rank].tolist()))
+    tokens, padded_tokens = [int(train.lengths[hand].sum()) for hand in hands], sum(batch.size for batch, _ in passes)
+    state.count_step(len(rows), sum(tokens), max(tokens) * len(tokens))
+    job.meter.count(loss_sum, grad_norm, len(hands[rank]), padded_tokens, time.perf_counter() - started)
     if job.meter.is_due:
         job.read_meter()
     return measured
+
+
+def learn(job: Job, num_sentences: int, passes: Passes) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of a step, pass by pass, and AdamW's step on it. Returns the losses' sum and the gradient's norm."""
+    strategy, loss_sum = job.strategy, torch.zeros((), device=job.strategy.device)
+    strategy.model.train()
+    for number, (batch, weight) in enumerate(passes, start=1):
+        job.enter("forward", number)
+        here = batch.to(strategy.device)
+        with strategy.forward_pass(is_last=number == len(passes)):
+            logits = strategy.model(**here.inputs).logits
+            loss = weight * F.cross_entropy(logits.float(), here.labels, reduction="sum")
+            job.enter("backward", number)
+            # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
+            strategy.backward(loss * job.accelerator.num_processes / num_sentences)
+        loss_sum += loss.detach()
+    job.enter("optimizer")
+    return loss_sum, strategy.update(job.settings.max_grad_norm)
 
 
 def log_training(job: Job, measured: dict[str, Any]) -> str:
@@ -267,7 +267,7 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
 def finish(job: Job) -> None:
     """Final metrics and predictions, the exported model, and a few lines on where they are."""
     settings, run = job.settings, job.run
-    settle(job)
+    job.settle()
     step, selected = job.load_final_model()
     evaluated = {split: evaluate(job, job.splits[split]) for split in job.loaders}
     for split, (scores, logits) in evaluated.items():

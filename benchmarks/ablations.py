@@ -135,7 +135,16 @@ ON_CPU = (
     without_kept_memory,
     without_flushed_denormals,
 )
-ON_GPU = (with_reading_every_step,)
+
+
+def without_graphs() -> None:
+    """The host asks for the operations of a step one by one."""
+    import train_sst2
+
+    put(train_sst2, "step_graphs", lambda *arguments: None)
+
+
+ON_GPU = (without_graphs, with_reading_every_step)
 
 
 def altered_job(folder: Path, batch_size: int, alter: Callable[[], None] | None, precision: str, batching: str) -> Step:

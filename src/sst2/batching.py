@@ -74,6 +74,8 @@ def deal(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndar
         Row numbers for each device; none for the last ones, if there are fewer sentences than devices.
     """
     by_length = rows[np.argsort(lengths[rows], kind="stable")]
+    if world_size == 1:
+        return [by_length]
     device, tokens = np.empty(len(rows), dtype=np.int64), np.zeros(world_size, dtype=np.int64)
     for end in range(len(rows), 0, -world_size):
         longest = np.arange(end - 1, max(end - 1 - world_size, -1), -1)
@@ -154,7 +156,7 @@ class Batch:
     """Sentences as the model takes them.
 
     Attributes:
-        inputs: arguments of the model; `input_ids` among them, with as many entries as the model has tokens to look at.
+        inputs: arguments of the model.
         labels: (sentences,) int64.
         rows: (sentences,) int64, row numbers of the split.
     """
@@ -163,12 +165,25 @@ class Batch:
     labels: torch.Tensor
     rows: torch.Tensor
 
+    @property
+    def size(self) -> int:
+        """Tokens that the model looks at, padding included."""
+        return self.inputs["input_ids"].numel()
+
     def to(self, device: torch.device) -> "Batch":
         inputs = {
             name: value.to(device) if isinstance(value, Pack) else send(value, device)
             for name, value in self.inputs.items()
         }
         return Batch(inputs, send(self.labels, device), send(self.rows, device))
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything of it that lies on its device."""
+        inputs = [value.cu_seqlens if isinstance(value, Pack) else value for value in self.inputs.values()]
+        return [*inputs, self.labels, self.rows]
+
+
+Passes = list[tuple[Batch, float]]  # the batches of a step, and the weight of each one's sentences
 
 
 def collate(split: Split, rows: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:

@@ -19,6 +19,11 @@ class DeviceClock:
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether work is recorded to a CUDA graph, not done."""
+        return self._on_gpu and torch.cuda.is_current_stream_capturing()
+
     def now(self) -> Moment:
         if not self._on_gpu:
             return time.perf_counter()

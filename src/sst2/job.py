@@ -1,6 +1,7 @@
 """Everything a run consists of."""
 
 import logging
+import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sst2.ranks import on_main
 from sst2.run_folder import RunFolder
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
 from sst2.settings import Settings
+from sst2.step_graphs import StepGraphs
 from sst2.strategies import DataParallel
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
@@ -47,6 +49,7 @@ class Job:
         strategy: the model as it is spread over the ranks, and its optimizer.
         meter: what steps have done since `state` was last brought up to date, by `read_meter`.
         schedule: steps once per optimizer step; accelerate does not know of it.
+        graphs: takes steps whole, on one GPU; None where they are taken operation by operation.
     """
 
     settings: Settings
@@ -65,6 +68,7 @@ class Job:
     requests: Requests
     watchdog: Watchdog
     tracker: Tracker
+    graphs: StepGraphs | None = None
 
     @property
     def selection_split(self) -> Split:
@@ -165,6 +169,18 @@ class Job:
             "selected": selected,
         }
         return metrics | ({"test": scores["test"]} if scores.get("test") else {})
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on disk, on all ranks, which go on to hear of each other meanwhile."""
+        while True:
+            self.watchdog.at("the end of the last checkpoint")
+            busy = self.checkpoints.is_writing  # asked before the other: a writer may fail and end in between
+            wishes = self.requests.agree(self.checkpoints.has_failed, busy)
+            if wishes.failed:
+                raise self.checkpoints.failure()
+            if not wishes.busy:
+                return
+            time.sleep(0.02)
 
     def log_checkpoints(self) -> None:
         """Log what the checkpoints written since the last call have cost."""

@@ -13,6 +13,9 @@ def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimiz
     return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), settings.learning_rate, fused=True)
 
 
+PART = 1 << 18  # elements whose squares are added up in float32
+
+
 @torch.no_grad()
 def clipped_step(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
     """One step on gradients that are clipped on the way, or none if they are not finite; the host waits for nothing.
@@ -40,9 +43,10 @@ def global_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.zeros(())
     if tensors[0].is_cuda:
         return torch.stack(torch._foreach_norm(tensors)).norm()
-    # torch's norm on a CPU adds up large tensors in float32 one by one: slower than a dot product, and less exact
-    flat = (tensor.reshape(-1) for tensor in tensors)
-    return torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt()
+    # torch's norm on a CPU adds up large tensors in float32 one by one. So do some CPUs' dot products, but not those of
+    # parts, which are no slower: 23 million elements are off by 1e-3, 5e-4 and 5e-7.
+    parts = (part for tensor in tensors for part in tensor.reshape(-1).split(PART))
+    return torch.stack([torch.dot(part, part) for part in parts]).sum().sqrt()
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings) -> LRScheduler:

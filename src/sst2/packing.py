@@ -1,6 +1,6 @@
 """Where the sentences of a packed batch lie, which is laid end to end without padding."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -43,17 +43,20 @@ class Pack:
     Attributes:
         lengths: (sentences,) int64 on the host, tokens of each; at least one sentence, and one token in each.
         cu_seqlens: (sentences + 1,) int32, the first token of each sentence, and the number of all tokens.
+        longest: tokens of the longest sentence, at least.
     """
 
     lengths: np.ndarray
     cu_seqlens: torch.Tensor = field(repr=False)
+    longest: int
 
     @classmethod
-    def of(cls, lengths: np.ndarray) -> "Pack":
-        return cls(lengths, torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)))
+    def of(cls, lengths: np.ndarray, longest: int = 0) -> "Pack":
+        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        return cls(lengths, torch.from_numpy(ends), max(int(lengths.max()), longest))
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> "Pack":
-        return Pack(self.lengths, send(self.cu_seqlens, device))
+    def to(self, device: torch.device) -> "Pack":
+        return replace(self, cu_seqlens=send(self.cu_seqlens, device))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -61,11 +64,6 @@ class Pack:
     @property
     def num_tokens(self) -> int:
         return int(self.lengths.sum())
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sentence."""
-        return int(self.lengths.max())
 
     @cached_property
     def firsts(self) -> torch.Tensor:

@@ -57,6 +57,17 @@ class DataParallel:
         """Have `waiting` begin with this rank's last gradient: of the word embeddings, with which the model begins."""
         next(self._bare_model.parameters()).register_post_accumulate_grad_hook(self.waiting.begin)
 
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self._accelerator.device
+
+    @property
+    def fits_a_graph(self) -> bool:
+        """Whether a step, `update` included, needs neither the host nor other ranks: it can be a CUDA graph then."""
+        is_alone = self._accelerator.num_processes == 1
+        return is_alone and self.device.type == "cuda" and self._accelerator.scaler is None
+
     @contextmanager
     def forward_pass(self, is_last: bool) -> Iterator[None]:
         """Around each forward and backward pass of a step: only the last one has the ranks share their gradients."""

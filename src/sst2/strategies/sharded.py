@@ -21,6 +21,10 @@ class Sharded(DataParallel, ABC):
     _parameters: dict[str, nn.Parameter]  # by name
     _groups: list[dict[str, Any]]  # AdamW's parameter groups, with names for "params"
 
+    @property
+    def fits_a_graph(self) -> bool:
+        return False
+
     @abstractmethod
     def _full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
         """The whole of a float32 weight, or of one of its moments. All ranks call it."""

@@ -1,0 +1,156 @@
+"""Optimizer steps as CUDA graphs: recorded once for each shape, then launched whole.
+
+A step of DistilBERT on some hundred tokens is over a thousand small operations. Asking for them one by one takes a host
+several times as long as a GPU needs to do them; a graph is asked for at once.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import DistilBertConfig
+
+from sst2.attention import flash_works
+from sst2.batching import Batch, Passes
+from sst2.packing import Pack
+from sst2.settings import Settings
+from sst2.strategies import DataParallel
+
+logger = logging.getLogger(__name__)
+
+FEWEST_TOKENS = 64  # numbers of tokens are rounded up to a multiple of it,
+IGNORED = -100  # torch's label for what has none
+SHARE = 8  # or of the power of two below the usual number divided by this
+
+Result = tuple[torch.Tensor, torch.Tensor]  # of a step: the sum of its losses and its gradient norm, () each
+Step = Callable[[Passes], Result]
+
+
+def step_graphs(
+    strategy: DataParallel, config: DistilBertConfig, settings: Settings, lengths: np.ndarray
+) -> "StepGraphs | None":
+    """Have steps recorded, if they can be.
+
+    Args:
+        lengths: (sentences,) tokens of each training sentence.
+
+    Returns:
+        `StepGraphs`, or None where steps cannot be recorded: anywhere but on one process with one GPU, for packed
+        batches in bf16, a step in one forward pass. The sizes of padded batches, and of attention in grids, follow from
+        their sentences; a loss scale is looked at by the host, and ranks wait for each other.
+    """
+    fits = settings.batching == "packed" and settings.mixed_precision == "bf16"
+    fits = fits and settings.gradient_accumulation_steps == 1 and strategy.fits_a_graph
+    if not fits or not flash_works(strategy.device, torch.bfloat16, config.dim // config.n_heads):
+        return None
+    return StepGraphs(strategy.optimizer, strategy.device, settings.global_batch_size or 1, lengths)
+
+
+def fill(batch: Batch, multiple: int, longest: int) -> Batch:
+    """A packed batch with some sentences more, of padding, that no loss looks at: its shape is one of few.
+
+    They are as many in every batch, `multiple` / `FEWEST_TOKENS`, and each has a token at least: attention might leave
+    the gradients of an empty one as it finds them in memory.
+
+    Args:
+        multiple: of which the number of tokens is one afterwards; a multiple of `FEWEST_TOKENS`.
+        longest: tokens of the longest sentence that may come.
+    """
+    count = multiple // FEWEST_TOKENS
+    spare = count + -(batch.size + count) % multiple
+    lengths = np.diff(spare * np.arange(count + 1) // count)
+    pack = Pack.of(np.concatenate([batch.inputs["pack"].lengths, lengths]), max(longest, FEWEST_TOKENS + 1))
+    filled = {name: F.pad(batch.inputs[name], (0, spare)) for name in ("input_ids", "position_ids")}
+    labels, rows = (F.pad(tensor, (0, count), value=IGNORED) for tensor in (batch.labels, batch.rows))
+    return Batch(filled | {"pack": pack}, labels, rows)
+
+
+class StepGraphs:
+    """Takes steps of `batch_size` sentences. A shape that comes for the second time is recorded.
+
+    The first time, the step is taken as it would be without this class; libraries then prepare what they cannot prepare
+    in a recording. Recording takes about as long as two such steps, so that it pays in the shortest run.
+
+    Args:
+        optimizer: of the steps; its learning rate may change from step to step, nothing else.
+        lengths: (sentences,) tokens of each training sentence.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, batch_size: int, lengths: np.ndarray):
+        self.batch_size = batch_size
+        self._optimizer, self._device = optimizer, device
+        self._longest = int(lengths.max())
+        usual = batch_size * float(lengths.mean())
+        self._multiple = max(FEWEST_TOKENS, 2 ** int(np.log2(usual / SHARE)))
+        self._rate = torch.zeros((), device=device)
+        self._graphs: dict[int, _Graph | None] = {}  # by number of tokens; None when met once
+        self._pool: Any = None  # of memory, shared: graphs run one after the other, and keep nothing from step to step
+        self._works = True
+
+    @property
+    def recorded(self) -> int:
+        """Number of shapes that are recorded."""
+        return sum(graph is not None for graph in self._graphs.values())
+
+    def step(self, passes: Passes, step: Step) -> Result:
+        """Take a step.
+
+        Args:
+            passes: a packed batch of all its sentences, on the host, and their weight, which is 1.
+            step: what to do with it; it gets a batch of one of few shapes, and does the same with each of a shape.
+        """
+        ((batch, weight),) = passes
+        batch = fill(batch, self._multiple, self._longest)
+        tokens = batch.size
+        if not self._works or tokens not in self._graphs:
+            self._graphs.setdefault(tokens, None)
+            return step([(batch, weight)])
+        graph = self._graphs[tokens]
+        self._rate.fill_(self._optimizer.param_groups[0]["lr"])
+        if graph is None:
+            try:
+                with self._recordable():
+                    graph = self._graphs[tokens] = _Graph(step, batch.to(self._device), weight, self._pool)
+            except RuntimeError as error:
+                logger.warning("CUDA graphs do not work here (%s): steps are launched operation by operation", error)
+                self._works = False
+                self._optimizer.zero_grad()
+                return step([(batch, weight)])
+            self._pool = graph.pool
+        return graph.replay(batch)
+
+    @contextmanager
+    def _recordable(self) -> Iterator[None]:
+        """A graph repeats the numbers that it was recorded with, so that it has to find the learning rate in memory."""
+        groups = self._optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group.update(lr=self._rate, capturable=True)
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group.update(lr=rate, capturable=False)
+
+
+class _Graph:
+    """One shape's step, and the memory that it finds its batch in."""
+
+    def __init__(self, step: Step, batch: Batch, weight: float, pool: Any) -> None:
+        self._batch = batch
+        self._graph = torch.cuda.CUDAGraph()
+        # other threads, which write checkpoints, may go on
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._result = step([(batch, weight)])
+        self.pool = self._graph.pool()
+
+    def replay(self, batch: Batch) -> Result:
+        for own, new in zip(self._batch.tensors(), batch.tensors(), strict=True):
+            own.copy_(new.pin_memory(), non_blocking=True)
+        self._graph.replay()
+        loss, norm = self._result
+        return loss.clone(), norm.clone()  # the next graph may use their memory
