@@ -2,13 +2,14 @@
 
     python benchmarks/predict.py --rounds 5 --output benchmarks/results/predict.json
 
-Speed: DistilBERT-base with random weights, in float32, on sentences of the lengths of SST-2's training and validation
-sentences (benchmarks/data/sst2_lengths.json). Both ways are processes of their own with their model at hand, and take
-turns on the same file: `pipeline("sentiment-analysis", batch_size=32)`, which a generator feeds line by line, and this
-command from reading to writing. Their answers are compared.
+Speed: models of three sizes with random weights, in float32, on sentences of the lengths of SST-2's training and
+validation sentences (benchmarks/data/sst2_lengths.json). Both ways are processes of their own with their models at
+hand, and take turns on the same sentences, others in each round: `pipeline("sentiment-analysis", batch_size=32)`,
+which a generator feeds line by line, and this command from reading to writing. Their answers are compared. The tiny
+model's sentences are slices of a million.
 
-Memory: the command as users start it, with a tiny model, on ten thousand and on a million sentences. The figure is the
-largest resident set of the process (VmHWM, Linux).
+Memory: the command as users start it, alone, with the tiny model, on ten thousand sentences and on the whole million.
+The figure is the largest resident set of the process (VmHWM, Linux). All takes about eight minutes on two cores.
 """
 
 import argparse
@@ -21,9 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,45 +33,75 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks.throughp
 
 LENGTHS = Path(__file__).parent / "data" / "sst2_lengths.json"
 PIPELINE_BATCH, SEED = 32, 0
-Classify = Callable[[Path], list[float]]  # of a file's sentences, one a line; to the probabilities of POSITIVE
-Rounds = dict[str, dict[str, list[float]]]  # seconds of each round, by workload and way
+WARM_UP = 128  # sentences
+Classify = Callable[[Path], tuple[float, list[float]]]  # a file's sentences, one a line; to seconds and probabilities
+Rounds = dict[str, dict[str, list[float]]]  # sentences per second in each round, by workload and way
+
+
+class Workload(NamedTuple):
+    """What both ways classify.
+
+    Attributes:
+        model: its folder.
+        split: whose lengths the sentences have.
+        factor: how many times `--sentences` there are in a round: more for smaller models.
+    """
+
+    model: str
+    split: str
+    factor: int
+
+
+MILLION = "tiny_train_lengths_of_a_million"
+WORKLOADS = {
+    "base_train_lengths": Workload("base", "train", 1),
+    "base_validation_lengths": Workload("base", "validation", 1),
+    "minilm_train_lengths": Workload("minilm", "train", 2),
+    MILLION: Workload("tiny", "train", 20),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sentences", type=int, default=1024, help="in a round, of each of the two mixes of lengths")
+    parser.add_argument("--sentences", type=int, default=1000, help="in a round, for DistilBERT-base")
     parser.add_argument(
-        "--memory_sentences", type=int, nargs="+", default=[10_000, 1_000_000], help="to measure the memory with"
+        "--memory_sentences", type=int, nargs=2, default=[10_000, 1_000_000], help="to measure the memory with"
     )
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_inputs(Path(folder), arguments.sentences)
-        memory = {f"{count} sentences": peak_memory(Path(folder), count) for count in arguments.memory_sentences}
-        seconds, difference = measure(Path(folder), arguments.rounds)
-    figures = describe(seconds, difference, arguments, memory)
+    if arguments.memory_sentences[1] < arguments.rounds * arguments.sentences * WORKLOADS[MILLION].factor:
+        parser.error("--memory_sentences are too few for the rounds, which take slices of them")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_models(folder)
+        few, many = arguments.memory_sentences
+        memory = {f"{count} sentences": peak_memory(folder, count) for count in (few, many)}
+        speeds, difference = measure(folder, arguments.rounds, arguments.sentences, many)
+    figures = describe(speeds, difference, arguments, memory)
     print(json.dumps(figures, indent=2))
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def write_inputs(folder: Path, count: int) -> None:
-    """The two models, and a file of sentences for each mix of lengths."""
+def write_models(folder: Path) -> None:
+    """With random weights: DistilBERT-base, one of MiniLM's shape, and the sample's, whose tokenizer all have."""
     import torch
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     from sst2.sample import sample_config, sample_tokenizer
 
     tokenizer = sample_tokenizer()
-    labels = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
-    for name, config in (("base", DistilBertConfig()), ("tiny", sample_config(len(tokenizer)))):
+    configs = {
+        "base": DistilBertConfig(),
+        "minilm": DistilBertConfig(vocab_size=len(tokenizer), dim=384, hidden_dim=1536, n_layers=6, n_heads=12),
+        "tiny": sample_config(len(tokenizer)),
+    }
+    for name, config in configs.items():
         torch.manual_seed(SEED)
-        config.update(labels)
+        config.update({"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}})
         DistilBertForSequenceClassification(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    for split in ("train", "validation"):
-        write_sentences(folder / f"{split}.txt", split, count)
 
 
 def write_sentences(file: Path, split: str, count: int) -> None:
@@ -88,45 +120,49 @@ def write_sentences(file: Path, split: str, count: int) -> None:
             stream.write(" ".join(words[number] for number in drawn) + "\n")
 
 
-def by_pipeline(folder: Path) -> Classify:
+def by_pipeline(model: Path) -> Classify:
     """As it is usually done."""
     import torch
     from transformers import pipeline
 
     device = 0 if torch.cuda.is_available() else "cpu"
     make: Any = pipeline  # whose many overloads take no device of two types
-    classify = make("sentiment-analysis", str(folder / "base"), batch_size=PIPELINE_BATCH, device=device)
+    classify = make("sentiment-analysis", str(model), batch_size=PIPELINE_BATCH, device=device)
 
     def sentences(file: Path) -> Iterator[str]:
         with open(file, encoding="utf-8") as lines:
             for line in lines:
                 yield line.rstrip("\n")
 
-    def run(file: Path) -> list[float]:
-        answers = classify(sentences(file), truncation=True)
-        return [a["score"] if a["label"] == "POSITIVE" else 1 - a["score"] for a in answers]
+    def run(file: Path) -> tuple[float, list[float]]:
+        started = time.perf_counter()
+        answers = [*classify(sentences(file), truncation=True)]
+        seconds = time.perf_counter() - started
+        return seconds, [a["score"] if a["label"] == "POSITIVE" else 1 - a["score"] for a in answers]
 
     return run
 
 
-def by_this_command(folder: Path) -> Classify:
+def by_this_command(model: Path) -> Classify:
     """What the command does once its model is there: read, classify, write."""
     from sst2 import predict
     from sst2.incoming import chunks, sentences_of
     from sst2.sinks import NewFile
 
-    classifier = predict.load(str(folder / "base"), None, "no")
+    classifier = predict.load(str(model), None, "no")
 
-    def run(file: Path) -> list[float]:
-        answers_file = folder / "answers.jsonl"
-        flags = predict.parse(["base", "--file", str(file), "--output", str(answers_file)])
+    def run(file: Path) -> tuple[float, list[float]]:
+        target = file.with_suffix(".jsonl")
+        started = time.perf_counter()
+        flags = predict.parse([str(model), "--file", str(file), "--output", str(target)])
         parts = chunks(sentences_of([], str(file)), predict.CHUNK)
-        with NewFile("--output", str(answers_file)) as output:
+        with NewFile("--output", str(target)) as output:
             answers = predict.answer(parts, classifier, explained=False, done=lambda count: None)
             predict.write(answers, classifier.labels, flags, output, page=None)
-        lines = answers_file.read_text(encoding="utf-8").splitlines()
-        answers_file.unlink()
-        return [json.loads(line)["probability_positive"] for line in lines]
+        seconds = time.perf_counter() - started
+        lines = target.read_text(encoding="utf-8").splitlines()
+        target.unlink()
+        return seconds, [json.loads(line)["probability_positive"] for line in lines]
 
     return run
 
@@ -134,52 +170,74 @@ def by_this_command(folder: Path) -> Classify:
 WAYS: dict[str, Callable[[Path], Classify]] = {"pipeline": by_pipeline, "sst2.predict": by_this_command}
 
 
-def work(connection: Connection, way: str, folder: Path) -> None:
-    """A process of its own: classifies the files that it is told, and says how long it took."""
-    classify = WAYS[way](folder)
-    for file in folder.glob("*.txt"):  # what the libraries prepare for shapes is there then
-        classify(file)
+def work(connection: Connection, way: str, folder: Path, warm_up: Path) -> None:
+    """A process of its own: classifies the files that it is told with the models that it is told."""
+    classify = {model: WAYS[way](folder / model) for model in sorted({load.model for load in WORKLOADS.values()})}
+    for run in classify.values():
+        run(warm_up)
     connection.send("ready")
-    while file := connection.recv():
-        started = time.perf_counter()
-        probabilities = classify(file)
-        connection.send((time.perf_counter() - started, probabilities))
+    while told := connection.recv():
+        model, file = told
+        connection.send(classify[model](file))
 
 
-def measure(folder: Path, rounds: int) -> tuple[Rounds, float]:
-    """Have both ways take turns. Returns their seconds, and the largest difference between two probabilities."""
+def measure(folder: Path, rounds: int, sentences: int, many: int) -> tuple[Rounds, float]:
+    """Have both ways take turns.
+
+    Args:
+        folder: of the models.
+        sentences: in a round, times the workload's factor.
+        many: sentences of which the tiny model's are slices.
+
+    Returns:
+        Their speeds, and the largest difference between two probabilities.
+    """
+    warm_up = folder / "warm_up.txt"
+    write_sentences(warm_up, "train", WARM_UP)
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
     processes = []
     for way in WAYS:
         ends[way], other = context.Pipe()
-        processes.append(context.Process(target=work, args=(other, way, folder), daemon=True))
+        processes.append(context.Process(target=work, args=(other, way, folder, warm_up), daemon=True))
         processes[-1].start()
         other.close()  # else nobody would hear of its end
         assert ends[way].recv() == "ready"  # one after the other: they would slow each other down
-    files = sorted(folder.glob("*.txt"))
-    seconds: Rounds = {file.stem: {way: [] for way in WAYS} for file in files}
+    speeds: Rounds = {name: {way: [] for way in WAYS} for name in WORKLOADS}
     difference = 0.0
-    for _ in range(rounds):
-        for file in files:
+    for name, load in WORKLOADS.items():
+        count, source = sentences * load.factor, folder / f"{name}.txt"
+        write_sentences(source, load.split, many if name == MILLION else rounds * count)
+        for number, file in enumerate(slices(source, rounds, count), start=1):
             answers = []
             for way, end in ends.items():
-                end.send(file)
+                end.send((load.model, file))
                 taken, probabilities = end.recv()
-                seconds[file.stem][way].append(taken)
+                speeds[name][way].append(count / taken)
                 answers.append(np.array(probabilities))
             difference = max(difference, float(np.abs(answers[0] - answers[1]).max()))
+            done = ", ".join(f"{way} {rates[-1]:.1f} sentences/s" for way, rates in speeds[name].items())
+            say(f"{name}, round {number} of {rounds}: {done}")
     for end in ends.values():
         end.send(None)
     for process in processes:
         process.join()
-    return seconds, difference
+    return speeds, difference
+
+
+def slices(source: Path, most: int, count: int) -> Iterator[Path]:
+    """Files of so many lines each, one after another out of a longer one."""
+    part = source.with_name("slice.txt")
+    with open(source, encoding="utf-8") as lines:
+        for _ in range(most):
+            part.write_text("".join(islice(lines, count)), encoding="utf-8")
+            yield part
 
 
 def peak_memory(folder: Path, count: int) -> dict[str, float]:
     """Peak resident MiB and seconds of one process that classifies so many sentences with the tiny model."""
-    source, target = folder / "many.tmp.txt", folder / "many.csv"
-    write_sentences(source, "train", count)
+    source, target = folder / "many.txt", folder / "many.csv"
+    write_sentences(source, WORKLOADS[MILLION].split, count)
     started = time.perf_counter()
     command = [sys.executable, "-m", "sst2.predict", folder / "tiny", "--file", source, "--output", target]
     process = subprocess.Popen([*map(str, command)])
@@ -192,7 +250,8 @@ def peak_memory(folder: Path, count: int) -> dict[str, float]:
         assert sum(1 for _ in lines) == count + 1
     source.unlink()
     target.unlink()
-    return {"peak_resident_mib": round(peak, 1), "seconds_with_start": round(seconds, 2)}
+    say(f"{count} sentences in one process: {seconds:.1f} s, {peak:.0f} MiB")
+    return {"sentences": count, "peak_resident_mib": round(peak, 1), "seconds_with_start": round(seconds, 2)}
 
 
 def resident_peak_mib(pid: int) -> float:
@@ -206,32 +265,41 @@ def resident_peak_mib(pid: int) -> float:
 
 
 def describe(
-    seconds: Rounds, difference: float, arguments: argparse.Namespace, memory: dict[str, dict[str, float]]
+    speeds: Rounds, difference: float, arguments: argparse.Namespace, memory: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
     from benchmarks.throughput import circumstances, ratio
+    from sst2.linear import onednn_gain
 
     figures: dict[str, Any] = {
-        "what": "sentences classified in a second, DistilBERT-base with random weights in float32, of SST-2's lengths; "
-        f"pipeline with batch_size={PIPELINE_BATCH}, fed by a generator; and the peak memory of a stream through a "
+        "what": "sentences classified in a second, models with random weights in float32, of SST-2's lengths; "
+        f"pipeline with batch_size={PIPELINE_BATCH}, fed by a generator; and the peak memory of a stream through the "
         "tiny model",
         **circumstances(),
         "load_average": round(os.getloadavg()[0], 1),
+        "onednn_gain": round(onednn_gain(), 2),  # over MKL, which the pipeline multiplies with
         "rounds": arguments.rounds,
-        "sentences_in_a_round": arguments.sentences,
         "largest_difference_of_probabilities": difference,
     }
-    for split, of_way in seconds.items():
-        speeds = {way: [arguments.sentences / taken for taken in rounds] for way, rounds in of_way.items()}
-        figures[f"{split}_lengths"] = {
-            "sentences_per_second": {way: statistics.median(rates) for way, rates in speeds.items()},
-            "sst2.predict / pipeline": ratio(speeds["sst2.predict"], speeds["pipeline"]),
-            "sentences_per_second_by_round": speeds,
+    for name, of_way in speeds.items():
+        figures[name] = {
+            "sentences_in_a_round": arguments.sentences * WORKLOADS[name].factor,
+            "sentences_per_second": {way: statistics.median(rates) for way, rates in of_way.items()},
+            "sst2.predict / pipeline": ratio(of_way["sst2.predict"], of_way["pipeline"]),
+            "sentences_per_second_by_round": of_way,
         }
-    figures["memory"] = memory
-    peaks = [entry["peak_resident_mib"] for entry in memory.values()]
-    figures["memory"]["last / first"] = {"peak_resident_mib": round(peaks[-1] / peaks[0], 4)}
+    few, many = memory.values()
+    more, seconds = many["sentences"] - few["sentences"], many["seconds_with_start"] - few["seconds_with_start"]
+    figures["memory"] = {
+        **memory,
+        "last / first": {"peak_resident_mib": round(many["peak_resident_mib"] / few["peak_resident_mib"], 4)},
+        "sentences_per_second_after_the_first": round(more / seconds, 1),
+    }
     return figures
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sst2.errors import UserError
+from sst2.linear import use_faster_linear
 from sst2.packed import PackedClassifier
 from sst2.packing import Pack, send
 from sst2.settings import Precision
 
-TOKENS_ON_CPU = 1024  # of a forward pass: activations that the caches hold
+TOKENS_ON_CPU = 1024  # of a forward pass: activations that the caches hold, and few shapes for the library
 TOKENS_ON_GPU = 1 << 15
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,6 +50,8 @@ class Classifier:
             raise UserError(f"--max_length {max_length} cannot work: give 3 to {limit}, which is what the model takes")
         self.max_length = max_length or limit
         self.model = model.eval().to(device)
+        if device.type == "cpu" and precision == "no":
+            use_faster_linear(self.model)
         self.tokenizer = tokenizer
         names: Any = model.config.id2label
         self.labels = (str(names[0]), str(names[1]))
