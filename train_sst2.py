@@ -116,7 +116,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     prepared = (loaders, plan, model_config, strategy, schedule, state, meter)
     watchdog = Watchdog(settings.step_timeout)
-    graphs = step_graphs(strategy, model_config, settings, splits["train"].lengths)
+    graphs = step_graphs(strategy, model_config, settings, plan.global_batch_size, splits["train"].lengths)
     return Job(
         settings, accelerator, run, tokenizer, splits, *prepared, checkpoints, requests, watchdog, tracker, graphs
     )
@@ -167,12 +167,12 @@ def checkpoint(job: Job) -> None:
 def train_step(job: Job) -> dict[str, Any]:
     """One optimizer step on the mean loss over its sentences, wherever they lie. Returns its rate and gradient norm.
 
-    On a GPU it is only on its way then: nothing here waits for the device, so that the next one is ready in time.
+    On a GPU it is only on its way then: the host waits for none but those that it records, so that it is ahead.
     """
     started = time.perf_counter()
     job.enter("data")
-    settings, state, train, rank = job.settings, job.state, job.splits["train"], job.accelerator.process_index
-    rows = job.plan.rows(state.step)
+    settings, train, rank = job.settings, job.splits["train"], job.accelerator.process_index
+    rows = job.plan.rows(job.state.step)
     hands = deal(rows, train.lengths, job.accelerator.num_processes)
     passes = [
         (collate(train, part, job.tokenizer.pad_token_id, settings.batching), weight)
@@ -180,20 +180,18 @@ def train_step(job: Job) -> dict[str, Any]:
     ]
     take = partial(learn, job, len(rows))
     if job.graphs and len(rows) == job.graphs.batch_size:
+        passes = job.graphs.fill(passes)
         job.enter("graph")
         loss_sum, grad_norm = job.graphs.step(passes, take)
     else:
         loss_sum, grad_norm = take(passes)
+
     measured = {"learning_rate": job.schedule.get_last_lr()[0], "grad_norm": grad_norm}
     job.schedule.step()
     job.meter.phases.end()
     if settings.log_sample_ids:
-        job.tracker.log_samples(state.step + 1, gather_object(hands[rank].tolist()))
-    tokens, padded_tokens = [int(train.lengths[hand].sum()) for hand in hands], sum(batch.size for batch, _ in passes)
-    state.count_step(len(rows), sum(tokens), max(tokens) * len(tokens))
-    job.meter.count(loss_sum, grad_norm, len(hands[rank]), padded_tokens, time.perf_counter() - started)
-    if job.meter.is_due:
-        job.read_meter()
+        job.tracker.log_samples(job.state.step + 1, gather_object(hands[rank].tolist()))
+    job.count_step(hands, passes, loss_sum, grad_norm, time.perf_counter() - started)
     return measured
 
 
@@ -202,8 +200,9 @@ def learn(job: Job, num_sentences: int, passes: Passes) -> tuple[torch.Tensor, t
     strategy, loss_sum = job.strategy, torch.zeros((), device=job.strategy.device)
     strategy.model.train()
     for number, (batch, weight) in enumerate(passes, start=1):
-        job.enter("forward", number)
+        job.enter("data", number)
         here = batch.to(strategy.device)
+        job.enter("forward", number)
         with strategy.forward_pass(is_last=number == len(passes)):
             logits = strategy.model(**here.inputs).logits
             loss = weight * F.cross_entropy(logits.float(), here.labels, reduction="sum")

@@ -305,18 +305,21 @@ def ratio(own: list[float], theirs: list[float]) -> dict[str, Any]:
 
 def profile(folder: Path, batch_size: int, output: Path) -> None:
     """Where the time of a step goes, operator by operator."""
+    import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
     step = this_job(folder, batch_size, "bf16", "packed")
-    for _ in range(3):
+    on_gpu = torch.cuda.is_available()
+    for _ in range(100 if on_gpu else 3):  # until all shapes are recorded
         step()
     with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
         for _ in range(5):
             step()
     output.mkdir(parents=True, exist_ok=True)
     recorded.export_chrome_trace(str(output / "trace.json"))
-    table = recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=40)
+    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    table = recorded.key_averages().table(sort_by=order, row_limit=40)
     (output / "operators.txt").write_text(table, encoding="utf-8")
     print(table)
 

@@ -178,9 +178,9 @@ class Batch:
         return Batch(inputs, send(self.labels, device), send(self.rows, device))
 
     def tensors(self) -> list[torch.Tensor]:
-        """Everything of it that lies on its device."""
+        """All that a step looks at on its device."""
         inputs = [value.cu_seqlens if isinstance(value, Pack) else value for value in self.inputs.values()]
-        return [*inputs, self.labels, self.rows]
+        return [*inputs, self.labels]
 
 
 Passes = list[tuple[Batch, float]]  # the batches of a step, and the weight of each one's sentences

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import DistilBertConfig, PreTrainedTokenizerBase
 
-from sst2.batching import BatchPlan
+from sst2.batching import BatchPlan, Passes
 from sst2.checkpoint_folder import checkpoint_name, newest_checkpoint
 from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
@@ -84,6 +86,30 @@ class Job:
         """
         self.watchdog.at(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
         self.meter.phases.begin(phase)
+
+    def count_step(
+        self,
+        hands: list[np.ndarray],
+        passes: Passes,
+        loss_sum: torch.Tensor,
+        grad_norm: torch.Tensor,
+        seconds: float,
+    ) -> None:
+        """Count an optimizer step, and read the meter if it is due. All ranks call it.
+
+        Args:
+            hands: row numbers of the step's sentences, for each rank.
+            passes: of this rank.
+            loss_sum: (), over this rank's sentences, in nats.
+            grad_norm: (), of all ranks; not finite if the step was skipped.
+            seconds: that the host took for it.
+        """
+        tokens = [int(self.splits["train"].lengths[hand].sum()) for hand in hands]
+        self.state.count_step(sum(map(len, hands)), sum(tokens), max(tokens) * len(tokens))
+        own, padded_tokens = len(hands[self.accelerator.process_index]), sum(batch.size for batch, _ in passes)
+        self.meter.count(loss_sum, grad_norm, own, padded_tokens, seconds)
+        if self.meter.is_due:
+            self.read_meter()
 
     def take_means(self) -> dict[str, float]:
         """What a logged point of training holds: `TrainingState.take_means`, and where the run is. All ranks call it.

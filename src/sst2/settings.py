@@ -17,6 +17,7 @@ LABEL_NAMES = ("NEGATIVE", "POSITIVE")
 DATA_FILES = ("train_file", "validation_file", "test_file")
 Precision = Literal["no", "fp16", "bf16", "auto"]
 Batching = Literal["packed", "padded"]
+Graphs = Literal["auto", "no"]
 
 
 def flag(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -97,6 +98,9 @@ class TrainingArguments:
     max_grad_norm: float = flag(1.0, "global L2 norm that gradients are clipped to; 0 does not clip", "NORM")
     mixed_precision: Precision | None = flag(
         None, "no, fp16, bf16, or auto for what the device does well; default: as the launcher says", "MODE"
+    )
+    cuda_graphs: Graphs = flag(
+        "auto", "launch steps whole where that works: on one GPU, in bf16, packed, in one forward pass; or no", "NAME"
     )
     seed: int = flag(42, "of the order of sentences, the new head and dropout", "N")
 

@@ -4,7 +4,6 @@ A step of DistilBERT on some hundred tokens is over a thousand small operations.
 several times as long as a GPU needs to do them; a graph is asked for at once.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,38 +15,38 @@ from transformers import DistilBertConfig
 
 from sst2.attention import flash_works
 from sst2.batching import Batch, Passes
+from sst2.errors import UserError
 from sst2.packing import Pack
 from sst2.settings import Settings
 from sst2.strategies import DataParallel
-
-logger = logging.getLogger(__name__)
 
 FEWEST_TOKENS = 64  # numbers of tokens are rounded up to a multiple of it,
 IGNORED = -100  # torch's label for what has none
 SHARE = 8  # or of the power of two below the usual number divided by this
 
 Result = tuple[torch.Tensor, torch.Tensor]  # of a step: the sum of its losses and its gradient norm, () each
-Step = Callable[[Passes], Result]
+Take = Callable[[Passes], Result]
 
 
 def step_graphs(
-    strategy: DataParallel, config: DistilBertConfig, settings: Settings, lengths: np.ndarray
+    strategy: DataParallel, config: DistilBertConfig, settings: Settings, batch_size: int, lengths: np.ndarray
 ) -> "StepGraphs | None":
     """Have steps recorded, if they can be.
 
     Args:
+        batch_size: sentences of a step.
         lengths: (sentences,) tokens of each training sentence.
 
     Returns:
-        `StepGraphs`, or None where steps cannot be recorded: anywhere but on one process with one GPU, for packed
-        batches in bf16, a step in one forward pass. The sizes of padded batches, and of attention in grids, follow from
-        their sentences; a loss scale is looked at by the host, and ranks wait for each other.
+        None where steps cannot be recorded: anywhere but on one process with one GPU, for packed batches in bf16, one
+        forward pass a step. The sizes of padded batches, and of attention in grids, follow from their sentences;
+        fp16's loss scale is looked at by the host, and ranks wait for each other.
     """
-    fits = settings.batching == "packed" and settings.mixed_precision == "bf16"
+    fits = settings.cuda_graphs == "auto" and settings.batching == "packed" and settings.mixed_precision == "bf16"
     fits = fits and settings.gradient_accumulation_steps == 1 and strategy.fits_a_graph
     if not fits or not flash_works(strategy.device, torch.bfloat16, config.dim // config.n_heads):
         return None
-    return StepGraphs(strategy.optimizer, strategy.device, settings.global_batch_size or 1, lengths)
+    return StepGraphs(strategy.optimizer, strategy.device, batch_size, lengths)
 
 
 def fill(batch: Batch, multiple: int, longest: int) -> Batch:
@@ -65,15 +64,15 @@ def fill(batch: Batch, multiple: int, longest: int) -> Batch:
     lengths = np.diff(spare * np.arange(count + 1) // count)
     pack = Pack.of(np.concatenate([batch.inputs["pack"].lengths, lengths]), max(longest, FEWEST_TOKENS + 1))
     filled = {name: F.pad(batch.inputs[name], (0, spare)) for name in ("input_ids", "position_ids")}
-    labels, rows = (F.pad(tensor, (0, count), value=IGNORED) for tensor in (batch.labels, batch.rows))
-    return Batch(filled | {"pack": pack}, labels, rows)
+    return Batch(filled | {"pack": pack}, F.pad(batch.labels, (0, count), value=IGNORED), batch.rows)
 
 
 class StepGraphs:
     """Takes steps of `batch_size` sentences. A shape that comes for the second time is recorded.
 
     The first time, the step is taken as it would be without this class; libraries then prepare what they cannot prepare
-    in a recording. Recording takes about as long as two such steps, so that it pays in the shortest run.
+    in a recording. Nothing is recorded for which the GPU has no room: graphs keep their memory, all in one pool, and
+    steps without one need theirs beside it.
 
     Args:
         optimizer: of the steps; its learning rate may change from step to step, nothing else.
@@ -87,41 +86,50 @@ class StepGraphs:
         usual = batch_size * float(lengths.mean())
         self._multiple = max(FEWEST_TOKENS, 2 ** int(np.log2(usual / SHARE)))
         self._rate = torch.zeros((), device=device)
-        self._graphs: dict[int, _Graph | None] = {}  # by number of tokens; None when met once
-        self._pool: Any = None  # of memory, shared: graphs run one after the other, and keep nothing from step to step
-        self._works = True
+        self._graphs: dict[int, Graph | None] = {}  # by number of tokens; None where there is none yet
+        self._pool: Any = None
 
     @property
     def recorded(self) -> int:
         """Number of shapes that are recorded."""
         return sum(graph is not None for graph in self._graphs.values())
 
-    def step(self, passes: Passes, step: Step) -> Result:
+    def fill(self, passes: Passes) -> Passes:
+        """The same packed batches in one of few shapes."""
+        return [(fill(batch, self._multiple, self._longest), weight) for batch, weight in passes]
+
+    def step(self, passes: Passes, take: Take) -> Result:
         """Take a step.
 
         Args:
-            passes: a packed batch of all its sentences, on the host, and their weight, which is 1.
-            step: what to do with it; it gets a batch of one of few shapes, and does the same with each of a shape.
+            passes: of `fill`, a batch with all sentences of the step, on the host.
+            take: the step; it does the same with each batch of a shape.
+
+        Raises:
+            UserError: the device refuses to record it.
         """
         ((batch, weight),) = passes
-        batch = fill(batch, self._multiple, self._longest)
-        tokens = batch.size
-        if not self._works or tokens not in self._graphs:
-            self._graphs.setdefault(tokens, None)
-            return step([(batch, weight)])
-        graph = self._graphs[tokens]
+        if batch.size not in self._graphs or not (self._graphs[batch.size] or self._has_room()):
+            self._graphs.setdefault(batch.size, None)
+            return take(passes)
         self._rate.fill_(self._optimizer.param_groups[0]["lr"])
+        graph = self._graphs[batch.size]
         if graph is None:
             try:
                 with self._recordable():
-                    graph = self._graphs[tokens] = _Graph(step, batch.to(self._device), weight, self._pool)
-            except RuntimeError as error:
-                logger.warning("CUDA graphs do not work here (%s): steps are launched operation by operation", error)
-                self._works = False
-                self._optimizer.zero_grad()
-                return step([(batch, weight)])
-            self._pool = graph.pool
+                    graph = Graph(take, batch.to(self._device), weight, self._pool)
+            except RuntimeError as error:  # which leaves CUDA's state such that nothing can go on
+                reason = str(error).partition("\n")[0]
+                raise UserError(
+                    f"this GPU cannot record steps to CUDA graphs ({reason}): give --cuda_graphs no"
+                ) from error
+            self._graphs[batch.size], self._pool = graph, graph.pool
         return graph.replay(batch)
+
+    def _has_room(self) -> bool:
+        """Whether another step fits the GPU beside all that is there."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return free > torch.cuda.max_memory_allocated(self._device)
 
     @contextmanager
     def _recordable(self) -> Iterator[None]:
@@ -137,15 +145,15 @@ class StepGraphs:
                 group.update(lr=rate, capturable=False)
 
 
-class _Graph:
+class Graph:
     """One shape's step, and the memory that it finds its batch in."""
 
-    def __init__(self, step: Step, batch: Batch, weight: float, pool: Any) -> None:
+    def __init__(self, take: Take, batch: Batch, weight: float, pool: Any) -> None:
         self._batch = batch
         self._graph = torch.cuda.CUDAGraph()
-        # other threads, which write checkpoints, may go on
+        # What other threads ask of the GPU meanwhile is no business of the recording.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._result = step([(batch, weight)])
+            self._result = take([(batch, weight)])
         self.pool = self._graph.pool()
 
     def replay(self, batch: Batch) -> Result:

@@ -64,9 +64,8 @@ class DataParallel:
 
     @property
     def fits_a_graph(self) -> bool:
-        """Whether a step, `update` included, needs neither the host nor other ranks: it can be a CUDA graph then."""
-        is_alone = self._accelerator.num_processes == 1
-        return is_alone and self.device.type == "cuda" and self._accelerator.scaler is None
+        """Whether a step can be a CUDA graph: one GPU alone, and the model as it is, neither wrapped nor compiled."""
+        return self.device.type == "cuda" and self.model is self._bare_model
 
     @contextmanager
     def forward_pass(self, is_last: bool) -> Iterator[None]:

@@ -1,0 +1,137 @@
+"""Which steps are recorded, and what is left as it was. Recording itself needs a GPU: tests/gpu/test_step_graphs.py."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sst2 import step_graphs
+from sst2.arguments import parse_arguments
+from sst2.batching import Batch, Passes, collate
+from sst2.data import Split
+from sst2.errors import UserError
+from sst2.sample import sample_config
+from sst2.step_graphs import Result, StepGraphs
+
+Take = Callable[[Passes], Result]
+
+
+class Recorded:
+    """In place of a CUDA graph: takes the step anew each time, and notes what it was recorded with."""
+
+    rates: list[Any] = []  # noqa: RUF012  emptied by the fixture
+
+    def __init__(self, take: Take, batch: Batch, weight: float, pool: object) -> None:
+        self._take, self.pool = take, "the pool"
+        assert pool == (None if not self.rates else "the pool")
+        take([(batch, weight)])
+
+    def replay(self, batch: Batch) -> Result:
+        Steps.replayed.append(batch.size)
+        return self._take([(batch, 1.0)])
+
+
+class Steps:
+    """A step that notes its sizes, and what the optimizer says of itself."""
+
+    taken: list[int] = []  # noqa: RUF012
+    replayed: list[int] = []  # noqa: RUF012
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.groups = optimizer.param_groups
+
+    def __call__(self, passes: Passes) -> Result:
+        ((batch, _),) = passes
+        self.taken.append(batch.size)
+        if self.groups[0]["capturable"]:
+            Recorded.rates.append(float(self.groups[0]["lr"]))
+        return torch.zeros(()), torch.ones(())
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> StepGraphs:
+    for noted in (Recorded.rates, Steps.taken, Steps.replayed):
+        noted.clear()
+    monkeypatch.setattr(step_graphs, "Graph", Recorded)
+    monkeypatch.setattr(StepGraphs, "_has_room", lambda self: True)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))], 0.25)
+    return StepGraphs(optimizer, torch.device("cpu"), 2, np.array([10, 20]))
+
+
+def passes_of(graphs: StepGraphs, *lengths: int) -> Passes:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    labels, ids = np.zeros(len(lengths), np.int64), np.ones(offsets[-1], np.int32)
+    split = Split(name="train", sentences=[""] * len(lengths), labels=labels, input_ids=ids, offsets=offsets)
+    return graphs.fill([(collate(split, np.arange(len(lengths)), 0, "packed"), 1.0)])
+
+
+def test_a_shape_is_recorded_when_it_comes_again(graphs: StepGraphs) -> None:
+    take = Steps(graphs._optimizer)
+    for lengths in ([10, 20], [60, 20], [12, 20], [11, 13], [60, 9]):
+        loss, norm = graphs.step(passes_of(graphs, *lengths), take)
+        assert (float(loss), float(norm)) == (0, 1)
+    assert Steps.replayed == [64, 64, 128]
+    assert graphs.recorded == 2
+    assert Steps.taken == [64, 128, 64, 64, 64, 128, 128]  # a recording is a step that is not done
+
+
+def test_a_recording_finds_the_rate_in_memory_and_leaves_the_optimizer_as_it_was(graphs: StepGraphs) -> None:
+    group = graphs._optimizer.param_groups[0]
+    take = Steps(graphs._optimizer)
+    for rate in (0.5, 0.125):
+        group["lr"] = rate
+        graphs.step(passes_of(graphs, 10, 20), take)
+    assert Recorded.rates == [0.125]
+    assert (group["lr"], group["capturable"]) == (0.125, False)
+    group["lr"] = 0.0625
+    graphs.step(passes_of(graphs, 10, 20), take)
+    assert float(graphs._rate) == 0.0625
+
+
+def test_nothing_is_recorded_without_room(graphs: StepGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepGraphs, "_has_room", lambda self: False)
+    for _ in range(3):
+        graphs.step(passes_of(graphs, 10, 20), Steps(graphs._optimizer))
+    assert (graphs.recorded, Steps.replayed, Steps.taken) == (0, [], [64] * 3)
+
+
+def test_a_device_that_refuses_is_named_with_the_way_out(graphs: StepGraphs) -> None:
+    def refuse(passes: Passes) -> Result:
+        if graphs._optimizer.param_groups[0]["capturable"]:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+        return torch.zeros(()), torch.ones(())
+
+    graphs.step(passes_of(graphs, 10, 20), refuse)
+    with pytest.raises(UserError, match=r"\(operation not permitted when stream is capturing\): give --cuda_graphs no"):
+        graphs.step(passes_of(graphs, 10, 20), refuse)
+    assert graphs._optimizer.param_groups[0]["capturable"] is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "fits", "expected"),
+    [
+        (["--mixed_precision", "bf16"], True, True),
+        (["--mixed_precision", "bf16"], False, False),
+        (["--mixed_precision", "fp16"], True, False),
+        (["--mixed_precision", "bf16", "--batching", "padded"], True, False),
+        (["--mixed_precision", "bf16", "--cuda_graphs", "no"], True, False),
+        (["--mixed_precision", "bf16", "--gradient_accumulation_steps", "2"], True, False),
+    ],
+)
+def test_which_jobs_have_their_steps_recorded(
+    flags: list[str], fits: bool, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Strategy:
+        fits_a_graph, device = fits, torch.device("cpu")
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
+
+    monkeypatch.setattr(step_graphs, "flash_works", lambda *arguments: True)
+    settings = parse_arguments(["--smoke", "--output_dir", str(tmp_path / "run"), *flags])
+    settings = replace(settings, gradient_accumulation_steps=settings.gradient_accumulation_steps or 1)
+    strategy: Any = Strategy()
+    found = step_graphs.step_graphs(strategy, sample_config(100), settings, 32, np.array([3, 4]))
+    assert (found is not None) == expected
