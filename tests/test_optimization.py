@@ -123,7 +123,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(broken: float) -> None:
 def test_the_norm_of_a_large_gradient_is_exact() -> None:
     tensors = [torch.randn(20_000_000) + 1, torch.randn(30, 40)]
     expected = torch.cat([tensor.double().flatten() for tensor in tensors]).norm()
-    assert float(global_norm(tensors)) == pytest.approx(float(expected), rel=2e-6)  # torch's norm: 1e-3
+    assert float(global_norm(tensors)) == pytest.approx(float(expected), rel=5e-6)  # torch's norm: 1e-3
 
 
 def test_the_norm_of_nothing_is_zero() -> None:
