@@ -38,10 +38,10 @@ from sst2.connect import connect
 from sst2.data import Split, load_sentences, tokenize_all
 from sst2.environment import describe_environment
 from sst2.errors import StopRequestedError, exit_codes, leave_at_once
-from sst2.exporting import export_model, model_card, push_to_hub, require_hub_login
 from sst2.job import Job
 from sst2.logs import log_to_file
 from sst2.meter import Meter
+from sst2.model_folder import export_model, model_card, push_to_hub, require_hub_login
 from sst2.modeling import load_model, load_tokenizer, num_bytes
 from sst2.optimization import build_optimizer, build_schedule
 from sst2.predictions import in_order_of_rows, in_words

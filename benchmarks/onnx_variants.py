@@ -24,12 +24,12 @@ import torch
 import yaml
 
 from sst2.environment import processor
-from sst2.exporting import stock_classifier
+from sst2.export.figures import REFERENCE, Form, figures_of, padded
+from sst2.export.folder import versions
+from sst2.export.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.logs import start_logging
+from sst2.model_folder import stock_classifier
 from sst2.modeling import load_classifier, num_bytes
-from sst2.onnx_figures import REFERENCE, Form, figures_of, padded
-from sst2.onnx_folder import versions
-from sst2.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.reading import LabelledSentences, read_file
 from sst2.run_folder import RunFolder
 

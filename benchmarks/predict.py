@@ -145,20 +145,20 @@ def by_pipeline(model: Path) -> Classify:
 
 def by_this_command(model: Path) -> Classify:
     """What the command does once its model is there: read, classify, write."""
-    from sst2 import predict
-    from sst2.incoming import chunks, sentences_of
-    from sst2.sinks import NewFile
+    from sst2.predict import command
+    from sst2.predict.incoming import chunks, sentences_of
+    from sst2.predict.sinks import NewFile
 
-    classifier = predict.load(str(model), None, "no")
+    classifier = command.load(str(model), None, "no")
 
     def run(file: Path) -> tuple[float, list[float]]:
         target = file.with_suffix(".jsonl")
         started = time.perf_counter()
-        flags = predict.parse([str(model), "--file", str(file), "--output", str(target)])
-        parts = chunks(sentences_of([], str(file)), predict.CHUNK)
+        flags = command.parse([str(model), "--file", str(file), "--output", str(target)])
+        parts = chunks(sentences_of([], str(file)), command.CHUNK)
         with NewFile("--output", str(target)) as output:
-            answers = predict.answer(parts, classifier, explained=False, done=lambda count: None)
-            predict.write(answers, classifier.labels, flags, output, page=None)
+            answers = command.answer(parts, classifier, explained=False, done=lambda count: None)
+            command.write(answers, classifier.labels, flags, output, page=None)
         seconds = time.perf_counter() - started
         lines = target.read_text(encoding="utf-8").splitlines()
         target.unlink()
@@ -269,7 +269,7 @@ def describe(
 ) -> dict[str, Any]:
     """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
     from benchmarks.throughput import circumstances, ratio
-    from sst2.linear import onednn_gain
+    from sst2.predict.linear import onednn_gain
 
     figures: dict[str, Any] = {
         "what": "sentences classified in a second, models with random weights in float32, of SST-2's lengths; "

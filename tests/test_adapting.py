@@ -12,7 +12,7 @@ from transformers import pipeline
 
 from conftest import Finished
 from sst2.errors import UserError
-from sst2.incoming import sentences_of
+from sst2.predict.incoming import sentences_of
 from sst2.reading import Columns, LabelledSentences, read_dataset, read_file
 from sst2.sample import sample_sentences
 

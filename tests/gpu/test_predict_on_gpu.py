@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.classifier import Classifier
-from sst2.explain import Explainer
 from sst2.modeling import load_classifier
+from sst2.predict.classifier import Classifier
+from sst2.predict.explain import Explainer
 from sst2.sample import sample_sentences
 from sst2.settings import Precision
 

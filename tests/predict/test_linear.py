@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sst2 import linear
-from sst2.classifier import Classifier
 from sst2.modeling import load_classifier
 from sst2.packed import CPU_TOKENS
+from sst2.predict import linear
+from sst2.predict.classifier import Classifier
 from sst2.sample import sample_sentences
 from sst2.settings import Precision
 

@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from sst2.answers import Answer, lines_of
-from sst2.errors import UserError, exit_codes
-from sst2.highlight import PAGE_END, page_row, page_start
-from sst2.incoming import chunks, require_readable, sentences_of
+from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
+from sst2.predict.answers import Answer, lines_of
+from sst2.predict.highlight import PAGE_END, page_row, page_start
+from sst2.predict.incoming import chunks, require_readable, sentences_of
+from sst2.predict.sinks import NewFile, Sink, StandardOutput
 from sst2.predictions import log_probabilities
-from sst2.sinks import NewFile, Sink, StandardOutput
 
 if TYPE_CHECKING:  # they import torch, which is not needed to answer a mistake
-    from sst2.classifier import Classifier
+    from sst2.predict.classifier import Classifier
     from sst2.settings import Precision
 
 PROGRAM = "python -m sst2.predict"
@@ -112,11 +112,11 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     """
     import torch
 
-    from sst2.classifier import Classifier
     from sst2.cpu import tune_cpu
     from sst2.environment import choose_precision, computes_on_cpu
     from sst2.logs import start_logging
     from sst2.modeling import load_classifier
+    from sst2.predict.classifier import Classifier
 
     start_logging(is_main=True)
     device = torch.device("cpu") if computes_on_cpu() else torch.accelerator.current_accelerator()
@@ -138,7 +138,7 @@ def answer(
         done: called with numbers of sentences that are.
     """
     if explained:
-        from sst2.explain import Explainer
+        from sst2.predict.explain import Explainer
 
         explainer = Explainer(classifier)
     for sentences in parts:
@@ -184,11 +184,3 @@ def write(
             output.flush()
     if page:
         page.write(PAGE_END)
-
-
-if __name__ == "__main__":
-    with exit_codes(PROGRAM):
-        try:
-            main(sys.argv[1:])
-        except KeyboardInterrupt:
-            sys.exit(130)  # as a shell says of programs that SIGINT has ended

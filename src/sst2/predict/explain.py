@@ -19,8 +19,8 @@ import torch
 from captum.attr import LayerIntegratedGradients
 from transformers import DistilBertForSequenceClassification
 
-from sst2.classifier import Classifier
-from sst2.highlight import Word
+from sst2.predict.classifier import Classifier
+from sst2.predict.highlight import Word
 
 logger = logging.getLogger(__name__)
 

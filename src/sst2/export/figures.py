@@ -9,8 +9,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sst2.errors import UserError
-from sst2.latency import measure_latency
-from sst2.onnx_model import INPUTS, Classify, Inputs
+from sst2.export.latency import measure_latency
+from sst2.export.onnx_model import INPUTS, Classify, Inputs
 from sst2.reading import LabelledSentences
 from sst2.sample import sample_sentences
 

@@ -28,14 +28,14 @@ from transformers import (
 
 from conftest import terminal
 from hub_server import HubServer
-from sst2 import predict
 from sst2.arguments import MARK
-from sst2.classifier import Classifier, slices
 from sst2.errors import UserError, exit_codes
-from sst2.incoming import CHUNK_CHARACTERS, chunks
 from sst2.modeling import load_classifier
+from sst2.predict import command
+from sst2.predict.classifier import Classifier, slices
+from sst2.predict.incoming import CHUNK_CHARACTERS, chunks
+from sst2.predict.sinks import NewFile
 from sst2.sample import sample_sentences
-from sst2.sinks import NewFile
 
 LONG = "a gripping , funny film " * 200  # 1,000 words: more than the model takes
 SENTENCES = [*sample_sentences("validation")[0][:150], LONG, 'commas, "quotes" and\ttabs', "umlauts: äöü, 电影", "x"]
@@ -46,13 +46,13 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command in this process. Returns exit code, standard output and standard error."""
-    monkeypatch.setattr(predict, "CHUNK", 64)  # several chunks, the last one short
+    monkeypatch.setattr(command, "CHUNK", 64)  # several chunks, the last one short
 
     def run_it(*flags: object) -> tuple[int, str, str]:
         capfd.readouterr()
         try:
-            with exit_codes(predict.PROGRAM):
-                predict.main([*map(str, flags)])
+            with exit_codes(command.PROGRAM):
+                command.main([*map(str, flags)])
         except SystemExit as stop:
             return int(stop.code or 0), *capfd.readouterr()
         raise AssertionError("exit_codes always leaves")
@@ -181,7 +181,7 @@ def test_no_more_than_a_chunk_is_read_ahead(tiny_classifier: Path) -> None:
             yield f"film number {read}"
 
     classifier = Classifier(*load_classifier("MODEL", str(tiny_classifier)), torch.device("cpu"))
-    answers = predict.answer(chunks(endless(), 20), classifier, explained=False, done=lambda count: None)
+    answers = command.answer(chunks(endless(), 20), classifier, explained=False, done=lambda count: None)
     for turn in range(1, 4):
         assert [answer.sentence for answer in next(answers)][-1] == f"film number {20 * turn}"
         assert read == 20 * turn
@@ -381,9 +381,9 @@ def test_the_bar_is_for_terminals(
 
 def test_a_mistake_is_answered_without_torch() -> None:
     code = (
-        "import sys\nfrom sst2 import predict\n"
-        "try: predict.main(['nowhere', 'x', '--max_length', 'many'])\n"
-        "except predict.UserError: sys.exit('torch' in sys.modules)"
+        "import sys\nfrom sst2.predict import command\n"
+        "try: command.main(['nowhere', 'x', '--max_length', 'many'])\n"
+        "except command.UserError: sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -414,9 +414,8 @@ def hub(tiny_classifier: Path, tmp_path: Path) -> Iterator[HubServer]:
 def start(hub: HubServer, folder: Path, *flags: object) -> subprocess.Popen:
     """The command in a process of its own that would reach the hub."""
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
-    command = [*COMMAND, *map(str, flags)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=os.environ | online, cwd=folder, **pipes)
+    return subprocess.Popen([*COMMAND, *map(str, flags)], env=os.environ | online, cwd=folder, **pipes)
 
 
 @pytest.mark.slow

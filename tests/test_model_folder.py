@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import normalizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pipeline
 
-from sst2.exporting import export_model, model_card
+from sst2.model_folder import export_model, model_card
 from sst2.modeling import load_model, load_tokenizer
 from sst2.sample import sample_sentences, sample_tokenizer
 from sst2.settings import SAMPLE, Settings

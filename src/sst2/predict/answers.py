@@ -4,8 +4,8 @@ import csv
 import json
 from typing import NamedTuple, Protocol
 
-from sst2.highlight import Word, in_colour, in_plain, printable
-from sst2.sinks import Sink
+from sst2.predict.highlight import Word, in_colour, in_plain, printable
+from sst2.predict.sinks import Sink
 
 
 class Answer(NamedTuple):

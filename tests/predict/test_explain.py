@@ -14,12 +14,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import terminal
-from sst2 import predict
-from sst2.classifier import Classifier
 from sst2.errors import UserError, exit_codes
-from sst2.explain import TOLERANCE, Explainer
-from sst2.highlight import Word, in_colour, in_plain, page_row
 from sst2.modeling import load_classifier
+from sst2.predict import command
+from sst2.predict.classifier import Classifier
+from sst2.predict.explain import TOLERANCE, Explainer
+from sst2.predict.highlight import Word, in_colour, in_plain, page_row
 from sst2.sample import sample_sentences
 
 SENTENCES = sample_sentences("validation")[0][:12]
@@ -42,8 +42,8 @@ def run(tiny_classifier: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..
 
     def run_it(*flags: object) -> str:
         capfd.readouterr()
-        with pytest.raises(SystemExit) as stop, exit_codes(predict.PROGRAM):
-            predict.main([str(tiny_classifier), "--explain", *map(str, flags)])
+        with pytest.raises(SystemExit) as stop, exit_codes(command.PROGRAM):
+            command.main([str(tiny_classifier), "--explain", *map(str, flags)])
         out, said = capfd.readouterr()
         assert stop.value.code == 0, said
         return out
@@ -112,7 +112,7 @@ def test_a_terminal_gets_colours(
 ) -> None:
     def on_terminal() -> str:
         with terminal(1) as written:
-            predict.main([str(tiny_classifier), "--explain", SENTENCES[0]])
+            command.main([str(tiny_classifier), "--explain", SENTENCES[0]])
         return written[0]
 
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -178,5 +178,5 @@ def test_without_captum_one_line_names_the_way_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.delitem(sys.modules, "captum", raising=False)
     with pytest.raises(UserError, match=r"--explain needs captum: pip install captum"):
-        predict.parse(["model", "x", "--explain"])
-    assert not predict.parse(["model", "x"]).explain
+        command.parse(["model", "x", "--explain"])
+    assert not command.parse(["model", "x"]).explain

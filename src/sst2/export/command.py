@@ -10,13 +10,12 @@ and all figures as JSON. It appears only after its logits were compared with tor
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sst2.arguments import is_run
-from sst2.errors import UserError, exit_codes
+from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
 from sst2.reading import SST2, Columns, LabelledSentences, read_file
 from sst2.run_folder import RunFolder
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     require_readable(arguments.validation_file)
     report = export(source, title, output_dir, arguments)
 
-    from sst2.onnx_card import table
+    from sst2.export.card import table
 
     print(table(report))
     print(f"ONNX model, opset {report['opset']}, equal to torch's: {output_dir}")
@@ -142,11 +141,11 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
             cannot be written.
         RuntimeError: an exported model is not the model.
     """
-    from sst2.exporting import stock_classifier
+    from sst2.export.folder import write_files
+    from sst2.export.onnx_model import class_names, require_onnx
     from sst2.logs import start_logging
+    from sst2.model_folder import stock_classifier
     from sst2.modeling import load_classifier
-    from sst2.onnx_folder import write_files
-    from sst2.onnx_model import class_names, require_onnx
     from sst2.sealed_folder import write_sealed
 
     require_onnx()
@@ -165,8 +164,3 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
             f"--output_dir {output_dir} cannot be written ({error.strerror}): make room, or name another folder"
         ) from None
     return reports[0]
-
-
-if __name__ == "__main__":
-    with exit_codes(PROGRAM):
-        main(sys.argv[1:])

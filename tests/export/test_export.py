@@ -16,14 +16,15 @@ import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from benchmarks.onnx_variants import count_overflows
+from conftest import REPOSITORY
 from sst2.arguments import to_yaml
 from sst2.errors import UserError, exit_codes
-from sst2.export import PROGRAM, check_output_dir, locate, main
-from sst2.exporting import stock_classifier
+from sst2.export.card import onnx_card
+from sst2.export.command import PROGRAM, check_output_dir, locate, main
+from sst2.export.figures import TOLERANCE, padded, probe_batches, require_same_logits
+from sst2.export.onnx_model import onnx_classifier, torch_classifier
+from sst2.model_folder import stock_classifier
 from sst2.modeling import load_classifier
-from sst2.onnx_card import onnx_card
-from sst2.onnx_figures import TOLERANCE, padded, probe_batches, require_same_logits
-from sst2.onnx_model import onnx_classifier, torch_classifier
 from sst2.reading import read_file
 from sst2.sample import sample_config, sample_sentences, sample_tokenizer
 from sst2.sealed_folder import verify_sealed
@@ -133,7 +134,7 @@ def test_the_graph_is_as_promised(exported: tuple[Path, Any], run: Path) -> None
 def test_nothing_in_it_tells_of_this_machine(exported: tuple[Path, Any], run: Path) -> None:
     for file in exported[0].iterdir():
         content = file.read_bytes()
-        for place in (run.parent, Path(torch.__file__).parent, Path(__file__).parent.parent):
+        for place in (run.parent, Path(torch.__file__).parent, REPOSITORY):
             assert str(place).encode() not in content, file
 
 
@@ -202,7 +203,7 @@ def test_a_mismatch_leaves_the_folder_as_it_was(
     exported: tuple[Path, Any], run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # The two add up in different orders: no difference at all is more than they can do.
-    monkeypatch.setattr("sst2.onnx_folder.TOLERANCES", {"onnx_float32": 0.0})
+    monkeypatch.setattr("sst2.export.folder.TOLERANCES", {"onnx_float32": 0.0})
     shutil.copytree(exported[0], tmp_path / "out")
     before = (tmp_path / "out" / "export.json").read_bytes()
     assert exit_of(run, "--output_dir", tmp_path / "out", "--overwrite_output_dir") == 1
@@ -312,7 +313,7 @@ def test_a_folder_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixtur
 
 
 def test_nothing_imports_the_optional_packages_before_they_are_needed() -> None:
-    for file in (Path(__file__).parent.parent / "src" / "sst2").rglob("*.py"):
+    for file in (REPOSITORY / "src" / "sst2").rglob("*.py"):
         for statement in ast.parse(file.read_text()).body:
             names = (
                 [alias.name for alias in getattr(statement, "names", [])] if isinstance(statement, ast.Import) else []
@@ -322,6 +323,6 @@ def test_nothing_imports_the_optional_packages_before_they_are_needed() -> None:
 
 
 def test_a_config_without_names_has_labels_by_number() -> None:
-    from sst2.onnx_model import class_names
+    from sst2.export.onnx_model import class_names
 
     assert class_names(DistilBertConfig()) == ["LABEL_0", "LABEL_1"]

@@ -10,10 +10,18 @@ import torch
 from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
 
 from sst2.environment import processor
+from sst2.export.card import FILES, onnx_card
+from sst2.export.figures import (
+    REFERENCE,
+    TOLERANCE,
+    Form,
+    figures_of,
+    probe_batches,
+    require_finite,
+    require_same_logits,
+)
+from sst2.export.onnx_model import OPSET, class_names, onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.modeling import num_bytes
-from sst2.onnx_card import FILES, onnx_card
-from sst2.onnx_figures import REFERENCE, TOLERANCE, Form, figures_of, probe_batches, require_finite, require_same_logits
-from sst2.onnx_model import OPSET, class_names, onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.reading import LabelledSentences
 from sst2.run_folder import write_json
 

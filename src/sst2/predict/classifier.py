@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sst2.errors import UserError
-from sst2.linear import use_faster_linear
 from sst2.packed import PackedClassifier
 from sst2.packing import Pack, send
+from sst2.predict.linear import use_faster_linear
 from sst2.settings import Precision
 
 TOKENS_ON_CPU = 1024  # of a forward pass: activations that the caches hold, and few shapes for the library

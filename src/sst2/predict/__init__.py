@@ -1,0 +1,1 @@
+"""What `python -m sst2.predict` alone needs: sentences in, answers out."""

@@ -1,0 +1,13 @@
+"""`python -m sst2.predict`."""
+
+import sys
+
+from sst2.errors import exit_codes
+from sst2.predict.command import PROGRAM, main
+
+if __name__ == "__main__":
+    with exit_codes(PROGRAM):
+        try:
+            main(sys.argv[1:])
+        except KeyboardInterrupt:
+            sys.exit(130)  # as a shell says of programs that SIGINT has ended
