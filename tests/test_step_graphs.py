@@ -1,4 +1,4 @@
-"""Which steps are recorded, and what is left as it was. Recording itself needs a GPU: tests/gpu/test_step_graphs.py."""
+"""Which steps are recorded, and what is left as it was. Recording needs a GPU: tests/gpu/test_step_graphs_on_gpu.py."""
 
 from collections.abc import Callable
 from dataclasses import replace
