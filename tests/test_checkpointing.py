@@ -103,6 +103,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(accelerator: 
     training.state.count_evaluation(0.9, 0.3)
     place = training.save(tmp_path)
     assert place == tmp_path / "step-00000005"
+    assert len({path.stat().st_mode for path in place.iterdir()}) == 1  # readable for the same people
     weights = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
     after = [training.step() for _ in range(5)]
 
@@ -202,9 +203,7 @@ def test_a_damaged_checkpoint_is_named(
     damage(place / file)
     if sealed:
         seal(place)
-    with pytest.raises(
-        UserError, match=f"(?s){place} cannot be read .*: name an earlier checkpoint, or remove this one"
-    ):
+    with pytest.raises(UserError, match=f"(?s){place} cannot be read .*: name another checkpoint"):
         Training(accelerator, seed=2).load(place)
 
 
@@ -360,6 +359,10 @@ def test_what_to_resume_from_is_looked_for_as_asked(accelerator: Accelerator, tm
     for name, reason in (("step-00000003", "training.pt cannot be read"), ("step-00000004", "it is missing")):
         with pytest.raises(UserError, match=rf"--resume_from_checkpoint: .*{name} cannot be read \({reason}"):
             checkpoints.find(str(tmp_path / name))
+    (tmp_path / "run").mkdir()
+    shutil.copytree(tmp_path / "step-00000002", tmp_path / "run" / "checkpoints" / "step-00000002")
+    with pytest.raises(UserError, match=r"/run is a run, not a checkpoint: give .*/run/checkpoints/step-00000002$"):
+        checkpoints.find(str(tmp_path / "run"))
 
 
 def test_other_sentences_are_refused(accelerator: Accelerator, tmp_path: Path) -> None:

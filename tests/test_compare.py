@@ -189,9 +189,10 @@ def test_settings_of_no_account_do_not_make_another_configuration(compare: Compa
 def test_what_is_missing_is_said(compare: Compare, runs: Path, tmp_path: Path) -> None:
     unfinished = write_run(tmp_path / "unfinished", 0, finished=False, weight_decay=0.1)
     run = runs / "lr2e-05-seed1"
-    code, said, _ = compare(run, run, runs / ".." / "runs" / run.name, runs / "typo", "--baseline", unfinished)
+    (tmp_path / "empty").mkdir()
+    code, said, _ = compare(run, run, runs / ".." / "runs" / run.name, tmp_path / "empty", "--baseline", unfinished)
     assert code == 0
-    assert f"No run there, or none that has begun: {runs / 'typo'}." in said
+    assert f"No run there, or none that has begun: {tmp_path / 'empty'}." in said
     assert f"The baseline {unfinished} has not finished: nothing is tested." in said
     assert "difference" not in said
     assert [line[1] for line in cells(said)[-1:]] == ["1"]  # given three times, counted once
@@ -221,6 +222,7 @@ def test_mistakes_are_one_line(compare: Compare, runs: Path, tmp_path: Path) -> 
     (list_ / "metrics.json").write_text("[1]")
     mistakes = {
         (tmp_path / "empty",): "holds no run",
+        (run, tmp_path / "typo"): "typo does not exist",
         (run, "--baseline", tmp_path / "empty"): "--baseline",
         (unfinished,): "none of 1 runs has finished",
         (shortened,): "predictions.csv has 0 sentences, metrics.json 100",

@@ -51,6 +51,14 @@ def test_validation_sentences_that_training_has_seen_are_told(
     assert "2 of 4 validation sentences stand in the training data as well, ' t5 ' for one" in log.messages[0]
 
 
+def test_training_sentences_of_one_class_are_told(
+    settings: Settings, log: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    one = write_tsv(tmp_path / "one.tsv", [("fine", 1), ("nice", 1)])
+    load_sentences(replace(settings, train_file=one))
+    assert log.messages == ["all 2 training sentences are POSITIVE: nothing can be learned of the other class"]
+
+
 def test_a_folder_written_by_save_to_disk_is_read(tmp_path: Path) -> None:
     def split(sentences: list[str], labels: list[int]) -> datasets.Dataset:
         return datasets.Dataset.from_dict({"idx": range(len(labels)), "sentence": sentences, "label": labels})

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ from sst2.environment import (
     RECORDED_VARIABLES,
     choose_precision,
     describe_environment,
+    overlooks_gpus,
     peak_memory_mib,
     runs_on_cpu,
     use_all_cores,
@@ -105,6 +107,20 @@ def test_the_cpu_is_used_when_the_launcher_says_so(monkeypatch: pytest.MonkeyPat
     assert runs_on_cpu() is not torch.accelerator.is_available()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert not runs_on_cpu()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees them")
+def test_gpus_that_torch_does_not_see_are_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    assert not overlooks_gpus(tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert overlooks_gpus(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert not overlooks_gpus(tmp_path)
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not overlooks_gpus(tmp_path)
 
 
 def test_only_named_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

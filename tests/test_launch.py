@@ -51,6 +51,13 @@ def launched(*command: object) -> Iterator[subprocess.Popen]:
         process.communicate()
 
 
+def test_a_configuration_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with launched("--config_file", tmp_path / "typo.yaml", "script.py") as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said == f"sst2.launch: error: --config_file {tmp_path}/typo.yaml does not exist: check its name\n"
+
+
 def test_what_has_stopped_is_not_started_again(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"import sys; open({str(tmp_path / 'starts')!r}, 'a').write('x'); sys.exit(75)")

@@ -40,6 +40,11 @@ def as_bert(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
 
 
+def as_run(model: Path) -> None:
+    shutil.copytree(model, model / "model")
+    (model / "config.json").unlink()
+
+
 def without_vocabulary(model: Path) -> None:
     (model / "tokenizer.json").unlink()
     (model / "tokenizer_config.json").unlink()
@@ -121,6 +126,7 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "no validation split": (saved_without_validation, "has no split named validation"),
     "another architecture": (with_model(as_bert), "is a bert model"),
     "no model config": (with_model(lambda model: (model / "config.json").unlink()), "has no config.json"),
+    "a run for a model": (with_model(as_run), "is a run: give "),
     "no vocabulary": (with_model(without_vocabulary), "holds no vocabulary"),
     "no weights": (with_model(lambda model: (model / "model.safetensors").unlink()), "model.safetensors"),
     "damaged weights": (

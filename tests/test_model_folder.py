@@ -70,6 +70,7 @@ def test_the_folder_is_a_stock_model_that_gives_the_same_answers(
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1  # readable for the same people
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert set(config) <= set(DistilBertConfig().to_dict()) | {"architectures", "dtype"}
     assert config["architectures"] == ["DistilBertForSequenceClassification"]

@@ -27,6 +27,7 @@ from sst2.checkpoint_folder import checkpoint_name, find_latest, list_checkpoint
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.random_states import random_state, restore_random_state
+from sst2.run_folder import share
 from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
 from sst2.settings import LABEL_NAMES, Precision, Settings
 from sst2.strategies import DataParallel
@@ -241,6 +242,7 @@ class Checkpointer:
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
             torch.save(training, folder / "training.pt")
             (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            share(folder / "model.safetensors", like=folder / "state.json")
 
         try:
             write_sealed(place, write_files)
@@ -309,9 +311,9 @@ def saved_precision(settings: Settings) -> Precision | None:
 
 
 def _damaged(place: Path, error: Exception) -> UserError:
-    return UserError(
-        f"--resume_from_checkpoint: {place} cannot be read ({error}): name an earlier checkpoint, or remove this one"
-    )
+    if newest := newest_checkpoint(place / "checkpoints"):
+        return UserError(f"--resume_from_checkpoint: {place} is a run, not a checkpoint: give {newest}")
+    return UserError(f"--resume_from_checkpoint: {place} cannot be read ({error}): name another checkpoint")
 
 
 def _refuse_another_run(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ PROGRAM = "python -m sst2.compare"
 OF_NO_ACCOUNT = (
     "output_dir report_to logging_steps log_sample_ids checkpointing_steps checkpoints_total_limit step_timeout "
     "connect_timeout stage_dir per_device_eval_batch_size per_device_train_batch_size gradient_accumulation_steps "
-    "sentence_column label_column label_names"
+    "sentence_column label_column label_names cuda_graphs"
 ).split()
 FIGURES = ("accuracy", "accuracy_ci95", "f1", "loss", "step", "sentences_per_second")
 TOO_FEW_SEEDS = 3  # up to which the spread over seeds is little more than a guess
@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="run whose configuration the others are tested on")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write the tables and a plot to")
     arguments = parser.parse_args(argv)
+    if missing := [folder for folder in arguments.runs if not folder.exists()]:
+        raise UserError(f"{missing[0]} does not exist: give folders of runs, such as runs/*")
     folders = list({folder.resolve(): folder for folder in arguments.runs if is_run(folder)}.values())
     if not folders:
         raise UserError(f"{arguments.runs[0]} holds no run: give folders with a config.yaml, such as runs/*")

@@ -15,6 +15,7 @@ from sst2.environment import (
     Launcher,
     choose_precision,
     computes_on_cpu,
+    overlooks_gpus,
     read_launcher,
     runs_on_cpu,
     use_all_cores,
@@ -66,6 +67,10 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         )
         check_world_size(launcher, accelerator.num_processes)
         add_up(accelerator.device)
+    if accelerator.device.type == "cpu" and overlooks_gpus():
+        logger.warning(
+            "this host has NVIDIA GPUs and torch sees none: check the driver, torch's build and SLURM's flags"
+        )
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     strategy = accelerator.distributed_type.value.lower()
     logger.info(

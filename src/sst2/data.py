@@ -82,6 +82,7 @@ def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
     else:
         splits = _from_dataset(settings)
     splits["train"] = _first(splits["train"], settings.max_train_samples)
+    _warn_of_one_class(splits["train"], settings.label_names)
     if settings.holdout_fraction:
         splits = _cut_holdout(splits, settings.holdout_fraction, settings.seed)
     for name in [name for name in splits if name != "train"]:
@@ -181,6 +182,12 @@ def _warn_of_missing_labels(name: str, evaluated: LabelledSentences) -> None:
     unlabelled = int((evaluated.labels < 0).sum())
     if 0 < unlabelled < len(evaluated):
         logger.warning("%d of %d %s sentences have no label: none is scored", unlabelled, len(evaluated), name)
+
+
+def _warn_of_one_class(train: LabelledSentences, label_names: list[str]) -> None:
+    if train.labels.min() == train.labels.max():
+        name = label_names[int(train.labels[0])]
+        logger.warning("all %d training sentences are %s: nothing can be learned of the other class", len(train), name)
 
 
 def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: LabelledSentences) -> None:

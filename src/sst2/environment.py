@@ -133,6 +133,12 @@ def computes_on_cpu() -> bool:
     return _is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
+def overlooks_gpus(devices: Path = Path("/dev")) -> bool:
+    """Whether there are NVIDIA GPUs that torch does not see and that nobody has hidden."""
+    is_meant = _is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ
+    return not is_meant and any(devices.glob("nvidia[0-9]*"))
+
+
 def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
     """The autocast precision and the reason for it, in words.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED
+from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR
 from sst2.preemption import SIGNALS
 
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
@@ -53,6 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
     arguments = launch_command_parser().parse_args(argv)
+    if arguments.config_file and not os.path.isfile(arguments.config_file):
+        print(
+            f"sst2.launch: error: --config_file {arguments.config_file} does not exist: check its name", file=sys.stderr
+        )
+        sys.exit(EXIT_USER_ERROR)
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
     arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"
     arguments.max_restarts = 0  # it would start what has stopped on request once more

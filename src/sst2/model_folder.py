@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from sst2.errors import UserError
+from sst2.run_folder import share
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
 
 PROBES = 32  # sentences whose logits are compared after reloading
@@ -52,6 +53,7 @@ def export_model(
     shutil.rmtree(unfinished, ignore_errors=True)
     stock.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    share(unfinished / "model.safetensors", like=unfinished / "config.json")
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     _compare(stock, tokenizer, unfinished, sentences[:PROBES], max_length, expected)
     shutil.rmtree(folder.with_name("onnx"), ignore_errors=True)  # made of the model that goes now

@@ -88,6 +88,8 @@ def num_bytes(model: torch.nn.Module) -> int:
 
 def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConfig, DistilBertTokenizer]:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        if (Path(name) / "model" / "config.json").is_file():
+            raise UserError(f"{flag} {name} is a run: give {Path(name) / 'model'}")
         raise UserError(f"{flag} {name} has no config.json: give a folder written by save_pretrained")
     with reading_from_hub(flag, name, "model", revision):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)

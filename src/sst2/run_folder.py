@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,6 +119,11 @@ def write_text(file: Path, text: str) -> None:
     sync(unfinished)
     os.replace(unfinished, file)
     sync(file.parent)
+
+
+def share(file: Path, like: Path) -> None:
+    """Let those read a file who may read another: safetensors makes files for their owner alone, whatever the umask."""
+    file.chmod(stat.S_IMODE(like.stat().st_mode))
 
 
 def sync(path: Path) -> None:

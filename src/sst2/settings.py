@@ -75,7 +75,9 @@ class TrainingArguments:
         32, "sentences in one forward pass of one device; a CPU takes padded ones 8 at a time, which is faster", "N"
     )
     batching: Batching = flag(
-        "packed", "how sentences share a forward pass: packed end to end, or padded to the longest", "NAME"
+        "packed",
+        "how sentences share a forward pass: packed end to end, or padded to the longest; one of %(choices)s",
+        "NAME",
     )
     global_batch_size: int | None = flag(
         None, "sentences in one optimizer step over all devices; the accumulation follows from it", "N"
@@ -100,7 +102,7 @@ class TrainingArguments:
         None, "no, fp16, bf16, or auto for what the device does well; default: as the launcher says", "MODE"
     )
     cuda_graphs: Graphs = flag(
-        "auto", "launch steps whole where that works: on one GPU, in bf16, packed, in one forward pass; or no", "NAME"
+        "auto", "auto launches steps whole on one GPU in bf16, packed, in one forward pass; one of %(choices)s", "NAME"
     )
     seed: int = flag(42, "of the order of sentences, the new head and dropout", "N")
 

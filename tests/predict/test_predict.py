@@ -5,8 +5,10 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,23 @@ def test_a_mistake_in_a_file_is_one_line_with_file_and_row(
     assert {path.name for path in tmp_path.iterdir()} == {name}  # nothing was answered, nothing is left
 
 
+def test_ctrl_c_says_where_the_answers_are(tiny_classifier: Path, tmp_path: Path) -> None:
+    target, unfinished = tmp_path / "answers.csv", tmp_path / ".answers.csv.unfinished"
+    started = [*COMMAND, str(tiny_classifier), "--output", str(target)]
+    with subprocess.Popen(started, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        process.stdin.write("a gripping film\n" * 20_000)
+        process.stdin.flush()
+        while not unfinished.exists() or not unfinished.stat().st_size:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith(f"stopped; what was written before is in {unfinished}\n")
+    assert not target.exists()
+
+
 def test_what_was_answered_before_a_mistake_does_not_look_finished(
     run: Run, tiny_classifier: Path, tmp_path: Path
 ) -> None:
@@ -250,6 +269,7 @@ def test_what_was_answered_before_a_mistake_does_not_look_finished(
         (["{model}", "fine", " "], "sentence 2: the sentence is empty"),
         (["{model}", "x", "--output", "{file}"], "--output {file} is there already and is not overwritten"),
         (["{model}", "x", "--output", "{file}/x.csv"], "--output {file}/x.csv cannot be written (Not a directory)"),
+        (["{model}", "x", "--output", "{file}.xlsx"], "no format has the suffix .xlsx: give --format as well"),
         (["{model}", "x", "--max_length", "513"], "--max_length 513 cannot work: give 3 to 512"),
         (["{model}", "x", "--max_length", "2"], "--max_length 2 cannot work"),
         (["{model}", "x", "--html", "x.html"], "--html needs --explain"),

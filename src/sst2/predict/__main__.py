@@ -9,5 +9,7 @@ if __name__ == "__main__":
     with exit_codes(PROGRAM):
         try:
             main(sys.argv[1:])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            if stop.args:
+                print(f"{PROGRAM}: stopped{stop.args[0]}", file=sys.stderr)
             sys.exit(130)  # as a shell says of programs that SIGINT has ended

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # they import torch, which is not needed to answer a mistake
 
 PROGRAM = "python -m sst2.predict"
 CHUNK, CHUNK_EXPLAINED = 4096, 32  # sentences: enough to find equally long ones; few where each takes a second
-SUFFIX_FORMATS = {".csv": "csv", ".jsonl": "jsonl"}
+SUFFIX_FORMATS = {"": "text", ".txt": "text", ".csv": "csv", ".jsonl": "jsonl"}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -79,7 +79,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.explain and importlib.util.find_spec("captum") is None:
         raise UserError("--explain needs captum: pip install captum")
     if arguments.format is None:
-        arguments.format = SUFFIX_FORMATS.get(Path(arguments.output or "").suffix, "text")
+        suffix = Path(arguments.output or "").suffix
+        if suffix not in SUFFIX_FORMATS:
+            raise UserError(f"--output {arguments.output}: no format has the suffix {suffix}: give --format as well")
+        arguments.format = SUFFIX_FORMATS[suffix]
     return arguments
 
 

@@ -97,8 +97,8 @@ class NewFile:
         """Put it in its place; after a mistake, leave what there is of it beside.
 
         Raises:
-            UserError: the mistake, with the place of what was written before; or the file cannot be written, or another
-                one has appeared in its place.
+            UserError, KeyboardInterrupt: what came, with the place of what was written before; or the file cannot be
+                written, or another one has appeared in its place.
         """
         if error is None:
             self.flush()
@@ -111,8 +111,9 @@ class NewFile:
             self._file.close()
         if self._is_empty:
             self._unfinished.unlink(missing_ok=True)
-        elif isinstance(error, UserError):
-            raise UserError(f"{error}; what was written before is in {self._unfinished}") from None
+        elif isinstance(error, UserError | KeyboardInterrupt):
+            kind = UserError if isinstance(error, UserError) else KeyboardInterrupt
+            raise kind(f"{error}; what was written before is in {self._unfinished}") from None
 
     def _require_free(self, remark: str = "") -> None:
         if os.path.lexists(self._path):
@@ -122,7 +123,7 @@ class NewFile:
 
 
 def _unwritable(place: str, error: OSError) -> UserError:
-    return UserError(f"{place} cannot be written ({error.strerror}): make room, or name another place")
+    return UserError(f"{place} cannot be written ({error.strerror}): name another place, or mend this one")
 
 
 Sink = StandardOutput | NewFile
