@@ -111,7 +111,8 @@ def test_the_cpu_is_used_when_the_launcher_says_so(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees them")
 def test_gpus_that_torch_does_not_see_are_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "nvidiactl").touch()
     assert not overlooks_gpus(tmp_path)
     (tmp_path / "nvidia0").touch()
