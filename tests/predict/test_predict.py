@@ -226,13 +226,9 @@ def test_a_mistake_in_a_file_is_one_line_with_file_and_row(
 def test_ctrl_c_says_where_the_answers_are(tiny_classifier: Path, tmp_path: Path) -> None:
     target, unfinished = tmp_path / "answers.csv", tmp_path / ".answers.csv.unfinished"
     started = [*COMMAND, str(tiny_classifier), "--output", str(target)]
-    with subprocess.Popen(
-        started,
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's jobs in the background ignore it
-    ) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
+    with subprocess.Popen(started, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         assert process.stdin is not None
         process.stdin.write("a gripping film\n" * 20_000)
         process.stdin.flush()
