@@ -122,6 +122,13 @@ def with_reading_every_step() -> None:
     put(meter, "STEPS_BETWEEN_READS", 1)
 
 
+def without_graphs() -> None:
+    """The host asks for the operations of a step one by one."""
+    import train_sst2
+
+    put(train_sst2, "step_graphs", lambda *arguments: None)
+
+
 ON_ALL = (
     without_first_tokens_alone,
     without_clipping_in_the_step,
@@ -135,15 +142,6 @@ ON_CPU = (
     without_kept_memory,
     without_flushed_denormals,
 )
-
-
-def without_graphs() -> None:
-    """The host asks for the operations of a step one by one."""
-    import train_sst2
-
-    put(train_sst2, "step_graphs", lambda *arguments: None)
-
-
 ON_GPU = (without_graphs, with_reading_every_step)
 
 

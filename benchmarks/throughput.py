@@ -209,15 +209,16 @@ def measure(folder: Path, makers: dict[str, Maker], arguments: argparse.Namespac
     """
     import torch
 
+    at_once = torch.cuda.is_available()  # where cores do the work, starting processes would slow each other down
     context = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
     for name, make in makers.items():
         ends[name], other = context.Pipe()
         context.Process(target=work, args=(other, make, folder, arguments.batch_size), daemon=True).start()
         other.close()  # else nobody would hear of its end
-        if not torch.cuda.is_available():  # a host whose cores do the work is slow to start them all at once
+        if not at_once:
             assert ends[name].recv() == "ready"
-    for end in ends.values() if torch.cuda.is_available() else ():
+    for end in ends.values() if at_once else ():
         assert end.recv() == "ready"
     rounds: Rounds = {name: [] for name in makers}
     peaks: Peaks = {"float32": [], "bfloat16": []}

@@ -1,6 +1,5 @@
 """Which steps are recorded, and what is left as it was. Recording needs a GPU: tests/gpu/test_step_graphs_on_gpu.py."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from sst2.batching import Batch, Passes, collate
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.sample import sample_config
-from sst2.step_graphs import Result, StepGraphs
-
-Take = Callable[[Passes], Result]
+from sst2.step_graphs import Result, StepGraphs, Take
 
 
 class Recorded:

@@ -67,7 +67,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         )
         check_world_size(launcher, accelerator.num_processes)
         add_up(accelerator.device)
-    if accelerator.device.type == "cpu" and overlooks_gpus():
+    if overlooks_gpus():
         logger.warning(
             "this host has NVIDIA GPUs and torch sees none: check the driver, torch's build and SLURM's flags"
         )

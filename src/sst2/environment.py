@@ -136,7 +136,7 @@ def computes_on_cpu() -> bool:
 def overlooks_gpus(devices: Path = Path("/dev")) -> bool:
     """Whether there are NVIDIA GPUs that torch does not see and that nobody has hidden."""
     is_meant = _is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ
-    return not is_meant and any(devices.glob("nvidia[0-9]*"))
+    return not (is_meant or torch.cuda.is_available()) and any(devices.glob("nvidia[0-9]*"))
 
 
 def choose_precision(requested: Precision | None) -> tuple[Precision, str]:

@@ -56,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sentence_column", default="sentence", metavar="NAME", help="that column; default: sentence")
     parser.add_argument("--output", metavar="FILE", help="where to write; default: standard output")
     parser.add_argument(
-        "--format", choices=["text", "csv", "jsonl"], help="default: as --output's suffix says, else text"
+        "--format", choices=["text", "csv", "jsonl"], help="default: as --output's suffix says; text without one"
     )
     parser.add_argument(
         "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: what the model takes"
