@@ -9,12 +9,16 @@ and all figures as JSON. It appears only after its logits were compared with tor
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sst2.arguments import is_run
+from sst2.classes import are_generic, names_in_order, order_of_classes
 from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
 from sst2.reading import SST2, Columns, LabelledSentences, read_file
@@ -22,6 +26,8 @@ from sst2.run_folder import RunFolder
 from sst2.settings import FILE_SUFFIXES, LABEL_NAMES
 
 PROGRAM = "python -m sst2.export"
+
+logger = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -38,7 +44,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sentence_column", default=SST2.sentence, metavar="NAME", help="that column of the file")
     parser.add_argument("--label_column", default=SST2.label, metavar="NAME", help="that column of the file")
     parser.add_argument(
-        "--label_names", nargs=2, metavar="NAME", help="the classes 0 and 1 in the file; default: as the model's"
+        "--label_names",
+        nargs=2,
+        metavar="NAME",
+        help="the classes 0 and 1 in the file; default: NEGATIVE POSITIVE, or the model's where they are others",
     )
     parser.add_argument("--output_dir", metavar="DIR", help="folder to write; default: beside the model, e.g. RUN/onnx")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export in it")
@@ -113,21 +122,33 @@ def require_readable(file: str | None) -> None:
 
 
 def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> tuple[str, LabelledSentences] | None:
-    """Name and sentences of the file, if one is given.
+    """Name and sentences of the file, if one is given, labelled by the numbers of the model's classes.
+
+    The file's numbers 0 and 1 stand for the names of `--label_names`, else for SST-2's, else, where the model's classes
+    are others, for the model's. Which class of the model a name means is decided by the names alone; where the two sets
+    of names differ, 0 and 1 are the model's, which is said.
 
     Args:
-        classes: of the model; its labels are called so unless a flag or their being mere numbers says otherwise.
+        classes: names of the model's classes.
 
     Raises:
         UserError: a row cannot be used.
     """
     if arguments.validation_file is None:
         return None
-    has_names = [name.upper() for name in classes] != ["LABEL_0", "LABEL_1"]  # transformers' names where none are given
-    names = arguments.label_names or (classes if has_names else LABEL_NAMES)
+    is_sentiment = are_generic(classes) or order_of_classes(classes, LABEL_NAMES) is not None
+    names = arguments.label_names or (LABEL_NAMES if is_sentiment else classes)
     path = Path(os.path.expanduser(arguments.validation_file))
     columns = Columns(arguments.sentence_column, arguments.label_column, tuple(names))
-    return path.name, read_file(str(path), labels_required=True, columns=columns)
+    data = read_file(str(path), labels_required=True, columns=columns)
+    order = order_of_classes(classes, names)
+    if order is None:
+        logger.warning(
+            "%s is taken for the model's class %s, %s for %s: their names do not tell",
+            *(names[0], classes[0], names[1], classes[1]),
+        )
+        return path.name, data
+    return path.name, LabelledSentences(data.sentences, np.array(order)[data.labels])
 
 
 def export(source: str, title: str, output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -142,7 +163,7 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
         RuntimeError: an exported model is not the model.
     """
     from sst2.export.folder import write_files
-    from sst2.export.onnx_model import class_names, require_onnx
+    from sst2.export.onnx_model import require_onnx
     from sst2.logs import start_logging
     from sst2.model_folder import stock_classifier
     from sst2.modeling import load_classifier
@@ -151,7 +172,8 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
     require_onnx()
     start_logging(is_main=True)
     loaded, tokenizer = load_classifier("MODEL", source)
-    data = read_validation(arguments, class_names(loaded.config))
+    id2label: Any = loaded.config.id2label
+    data = read_validation(arguments, names_in_order(id2label))
     model = stock_classifier(loaded.config, loaded.state_dict()).eval()
     reports: list[dict[str, Any]] = []
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sst2.classes import names_in_order, positive_class
 from sst2.errors import UserError
 from sst2.packed import PackedClassifier
 from sst2.packing import Pack, send
@@ -53,9 +54,9 @@ class Classifier:
         if device.type == "cpu" and precision == "no":
             use_faster_linear(self.model)
         self.tokenizer = tokenizer
-        names: Any = model.config.id2label
-        self.labels = (str(names[0]), str(names[1]))
-        self.positive = next((n for n, label in enumerate(self.labels) if label.upper() == "POSITIVE"), 1)
+        id2label: Any = model.config.id2label
+        self.labels = tuple(names_in_order(id2label))
+        self.positive = positive_class(self.labels)
         self._device = device
         self._tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_ON_GPU
         self._autocast = AUTOCAST.get(precision)
