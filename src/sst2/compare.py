@@ -22,7 +22,9 @@ import yaml
 
 from sst2.arguments import OF_ONE_START, is_run
 from sst2.classes import order_of_classes
+from sst2.csv_cells import to_cell
 from sst2.errors import UserError, exit_codes
+from sst2.predictions import read_predictions
 from sst2.run_folder import RunFolder, write_text
 from sst2.settings import LABEL_NAMES, Settings
 from sst2.statistics import Difference, compare_accuracy, mcnemar, mean_interval
@@ -140,8 +142,7 @@ def read_run(folder: Path) -> Run:
         if not place.metrics.is_file():
             return Run(str(folder), deciding)
         metrics = json.loads(place.metrics.read_text(encoding="utf-8"))
-        with open(place.predictions, encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == metrics["split"]]
+        rows = read_predictions(place.predictions, metrics["split"])
         number = {name.upper(): str(number) for number, name in enumerate(settings["label_names"])}
         sentences = tuple((row["sentence"], number.get(row["label"].upper(), "")) for row in rows)
         correct = np.array([row["label"] == row["prediction"] for row in rows])
@@ -281,8 +282,9 @@ def markdown(table: list[list[str]]) -> str:
 
 
 def as_csv(table: list[list[str]]) -> str:
+    """The table as csv in which a spreadsheet calculates nothing."""
     stream = StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(table)
+    csv.writer(stream, lineterminator="\n").writerows([map(to_cell, line) for line in table])
     return stream.getvalue()
 
 
