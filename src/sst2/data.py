@@ -11,9 +11,10 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sst2.errors import UserError
+from sst2.errors import UserError, quoted
 from sst2.hub import reading_from_hub, require_revision
-from sst2.reading import Columns, LabelledSentences, read_dataset, read_file
+from sst2.reading import LabelledSentences, read_dataset, read_file
+from sst2.records import Columns
 from sst2.sample import sample_sentences
 from sst2.scratch import Scratch, blocks, spool
 from sst2.settings import LABEL_NAMES, SAMPLE, Settings
@@ -197,11 +198,11 @@ def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: La
     shared = [sentence for sentence in evaluated.sentences if sentence.strip() in seen]
     if shared:
         logger.warning(
-            "%d of %d %s sentences stand in the training data as well, %r for one: their metrics flatter",
+            "%d of %d %s sentences stand in the training data as well, %s for one: their metrics flatter",
             len(shared),
             len(evaluated),
             name,
-            shared[0],
+            quoted(shared[0]),
         )
 
 

@@ -19,11 +19,13 @@ import numpy as np
 
 from sst2.arguments import is_run
 from sst2.classes import are_generic, names_in_order, order_of_classes
+from sst2.data_files import problem_of
 from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
-from sst2.reading import SST2, Columns, LabelledSentences, read_file
+from sst2.reading import SST2, LabelledSentences, read_file
+from sst2.records import Columns
 from sst2.run_folder import RunFolder
-from sst2.settings import FILE_SUFFIXES, LABEL_NAMES
+from sst2.settings import LABEL_NAMES
 
 PROGRAM = "python -m sst2.export"
 
@@ -66,7 +68,10 @@ def main(argv: Sequence[str]) -> None:
     assert output_dir is not None
     output_dir = output_dir.absolute()
     check_output_dir(output_dir, arguments.overwrite_output_dir)
-    require_readable(arguments.validation_file)
+    if arguments.validation_file is not None:
+        arguments.validation_file = os.path.expanduser(arguments.validation_file)
+        if problem := problem_of(arguments.validation_file, read_once=True):
+            raise UserError(f"--validation_file {arguments.validation_file} {problem}")
     report = export(source, title, output_dir, arguments)
 
     from sst2.export.card import table
@@ -110,17 +115,6 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
         )
 
 
-def require_readable(file: str | None) -> None:
-    """Raises UserError: it is no file, or of a kind that cannot be read."""
-    if file is None:
-        return
-    path = Path(os.path.expanduser(file))
-    if not path.is_file():
-        raise UserError(f"--validation_file {file} {'is a folder' if path.is_dir() else 'does not exist'}")
-    if path.suffix not in FILE_SUFFIXES:
-        raise UserError(f"--validation_file {file} must end in one of {' '.join(FILE_SUFFIXES)}")
-
-
 def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> tuple[str, LabelledSentences] | None:
     """Name and sentences of the file, if one is given, labelled by the numbers of the model's classes.
 
@@ -138,17 +132,17 @@ def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> tu
         return None
     is_sentiment = are_generic(classes) or order_of_classes(classes, LABEL_NAMES) is not None
     names = arguments.label_names or (LABEL_NAMES if is_sentiment else classes)
-    path = Path(os.path.expanduser(arguments.validation_file))
     columns = Columns(arguments.sentence_column, arguments.label_column, tuple(names))
-    data = read_file(str(path), labels_required=True, columns=columns)
+    data = read_file(arguments.validation_file, labels_required=True, columns=columns)
+    name = Path(arguments.validation_file).name
     order = order_of_classes(classes, names)
     if order is None:
         logger.warning(
             "%s is taken for the model's class %s, %s for %s: their names do not tell",
             *(names[0], classes[0], names[1], classes[1]),
         )
-        return path.name, data
-    return path.name, LabelledSentences(data.sentences, np.array(order)[data.labels])
+        return name, data
+    return name, LabelledSentences(data.sentences, np.array(order)[data.labels])
 
 
 def export(source: str, title: str, output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from sst2.data_files import FILE_SUFFIXES, problem_of
 from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
 from sst2.predict.answers import Answer, lines_of
 from sst2.predict.highlight import PAGE_END, page_row, page_start
-from sst2.predict.incoming import chunks, require_readable, sentences_of
+from sst2.predict.incoming import chunks, sentences_of
 from sst2.predict.sinks import NewFile, Sink, StandardOutput
 from sst2.predictions import log_probabilities
 
@@ -51,7 +52,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="default: those of --file, else of standard input, one a line",
     )
     parser.add_argument(
-        "--file", help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences"
+        "--file",
+        help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences; also gzipped",
     )
     parser.add_argument("--sentence_column", default="sentence", metavar="NAME", help="that column; default: sentence")
     parser.add_argument("--output", metavar="FILE", help="where to write; default: standard output")
@@ -70,7 +72,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.file is not None:
         if arguments.sentences:
             raise UserError("--file and sentences on the command line both name the input: give one")
-        require_readable(arguments.file)
+        arguments.file = os.path.expanduser(arguments.file)
+        if problem := problem_of(arguments.file, (".txt", *FILE_SUFFIXES), read_once=True):
+            raise UserError(f"--file {arguments.file} {problem}")
     if arguments.html is not None and not arguments.explain:
         raise UserError("--html needs --explain beside it")
     places = [Path(file).expanduser().resolve() for file in (arguments.html, arguments.output) if file is not None]
