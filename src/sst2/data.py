@@ -19,7 +19,7 @@ from sst2.sample import sample_sentences
 from sst2.scratch import Scratch, blocks, spool
 from sst2.settings import LABEL_NAMES, SAMPLE, Settings
 from sst2.staging import local_copy
-from sst2.tokens import map_tokens, require_tokens
+from sst2.tokens import map_tokens, num_cut, require_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Split:
         input_ids: (tokens,) int32, with [CLS] and [SEP].
         offsets: (sentences + 1,) int64; sentence i is input_ids[offsets[i]:offsets[i + 1]].
         label_names: what 0 and 1 stand for.
+        num_cut: sentences that had more tokens than are kept.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Split:
     input_ids: np.ndarray
     offsets: np.ndarray
     label_names: Sequence[str] = LABEL_NAMES
+    num_cut: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,13 +100,16 @@ def tokenize_all(
     sentences: dict[str, LabelledSentences], tokenizer: PreTrainedTokenizerBase, settings: Settings
 ) -> dict[str, Split]:
     """Every split of a run, tokenised by `tokenize`."""
-    return {
-        name: replace(
-            tokenize(name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir),
-            label_names=settings.label_names,
-        )
-        for name, data in sentences.items()
-    }
+    splits = {}
+    for name, data in sentences.items():
+        split = tokenize(name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir)
+        splits[name] = replace(split, label_names=settings.label_names)
+        if split.num_cut:
+            logger.warning(
+                "%s: %d of %d sentences have more than --max_length %d tokens: their ends are cut off",
+                *(name, split.num_cut, len(split), settings.max_length),
+            )
+    return splits
 
 
 def tokenize(
@@ -131,7 +136,7 @@ def tokenize(
     folder = require_tokens(name, data.sentences, tokenizer, max_length, cache_dir)
     if stage_dir is not None:
         folder = local_copy(folder, stage_dir)
-    return Split(name, data.sentences, data.labels, *map_tokens(folder))
+    return Split(name, data.sentences, data.labels, *map_tokens(folder), num_cut=num_cut(folder))
 
 
 def _from_files(settings: Settings) -> dict[str, LabelledSentences]:

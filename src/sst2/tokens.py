@@ -1,19 +1,20 @@
 """Token ids on disk: written once for the same sentences, tokenizer and length, verified, and mapped.
 
-A folder `KEY.tokens` holds all ids end to end and where each sentence begins, as plain little-endian numbers. It is a
-sealed folder: whole or absent, with the size and SHA-256 of each file.
+A folder `KEY.tokens` holds all ids end to end, where each sentence begins and how many of them were cut, as plain
+little-endian numbers. It is a sealed folder: whole or absent, with the size and SHA-256 of each file.
 """
 
 import copy
 import hashlib
 import logging
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -24,8 +25,8 @@ from sst2.sentences import Sentences
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # part of the key: raise it when the content of the files changes
-INPUT_IDS, OFFSETS = "input_ids.int32", "offsets.int64"
+CACHE_FORMAT = 3  # part of the key: raise it when the content of the files changes
+INPUT_IDS, OFFSETS, CUT = "input_ids.int32", "offsets.int64", "cut.int64"
 
 
 def require_tokens(
@@ -44,9 +45,7 @@ def require_tokens(
     Raises:
         UserError: the folder cannot be written, or has no room.
     """
-    encoder = copy.deepcopy(tokenizer.backend_tokenizer)  # without what earlier calls have left in the tokenizer
-    encoder.no_padding()
-    encoder.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    encoder = encoder_of(tokenizer, max_length)
     folder = cache_dir / f"{_cache_key(sentences, encoder)}.tokens"
     damage = partial(_damage, folder, len(sentences), max(encoder.get_vocab().values()))
     if damage():  # seen without the lock: those that only read need not wait for each other
@@ -81,6 +80,24 @@ def map_tokens(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def encoder_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
+    """What encodes sentences in training and prediction: without padding and what earlier calls have left in it."""
+    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder.no_padding()
+    encoder.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    return encoder
+
+
+def num_cut(folder: Path) -> int:
+    """How many of the sentences had more tokens than `max_length`."""
+    return int(np.fromfile(folder / CUT, "<i8")[0])
+
+
+def count_cut(encodings: Iterable[Encoding]) -> int:
+    """How many sentences were cut when they were encoded."""
+    return sum(1 for encoding in encodings if encoding.overflowing)
+
+
 def _cache_key(sentences: Sentences, encoder: Tokenizer) -> str:
     key = hashlib.sha256(f"{CACHE_FORMAT} {len(sentences)} {encoder.to_str()}".encode())
     key.update(sentences.offsets.data)
@@ -107,7 +124,7 @@ def _damage(folder: Path, num_sentences: int, largest_id: int) -> str:
 
 
 def _write(sentences: Sentences, encoder: Tokenizer, folder: Path) -> None:
-    end = 0
+    end = cut = 0
     with (
         open(folder / INPUT_IDS, "wb") as ids_file,
         open(folder / OFFSETS, "wb") as offsets_file,
@@ -116,9 +133,12 @@ def _write(sentences: Sentences, encoder: Tokenizer, folder: Path) -> None:
         offsets_file.write(bytes(8))
         for block in blocks(len(sentences)):
             # on all cores, in threads of the library's own; `fast` leaves out where in the text a token stands
-            ids = [encoding.ids for encoding in encoder.encode_batch_fast(sentences[block])]
+            encodings = encoder.encode_batch_fast(sentences[block])
+            cut += count_cut(encodings)
+            ids = [encoding.ids for encoding in encodings]
             ends = end + np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)))
             ids_file.write(np.fromiter(chain.from_iterable(ids), "<i4").tobytes())
             offsets_file.write(ends.astype("<i8").tobytes())
             end = int(ends[-1])
             bar.update(len(ids))
+    (folder / CUT).write_bytes(cut.to_bytes(8, "little"))

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from sst2.reading import SST2, LabelledSentences, read_file
 from sst2.records import Columns
 from sst2.run_folder import RunFolder
 from sst2.settings import LABEL_NAMES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROGRAM = "python -m sst2.export"
 
@@ -50,6 +53,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs=2,
         metavar="NAME",
         help="the classes 0 and 1 in the file; default: NEGATIVE POSITIVE, or the model's where they are others",
+    )
+    parser.add_argument(
+        "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: as in training"
     )
     parser.add_argument("--output_dir", metavar="DIR", help="folder to write; default: beside the model, e.g. RUN/onnx")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export in it")
@@ -166,8 +172,15 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
     require_onnx()
     start_logging(is_main=True)
     loaded, tokenizer = load_classifier("MODEL", source)
+    limit = loaded.config.max_position_embeddings
+    if arguments.max_length is not None:
+        if not 3 <= arguments.max_length <= limit:
+            raise UserError(f"--max_length {arguments.max_length} cannot work: give 3 to {limit}, as the model takes")
+        tokenizer.model_max_length = arguments.max_length
     id2label: Any = loaded.config.id2label
     data = read_validation(arguments, names_in_order(id2label))
+    if data is not None:
+        _warn_of_cut_sentences(*data, tokenizer)
     model = stock_classifier(loaded.config, loaded.state_dict()).eval()
     reports: list[dict[str, Any]] = []
     try:
@@ -180,3 +193,16 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
             f"--output_dir {output_dir} cannot be written ({error.strerror}): make room, or name another folder"
         ) from None
     return reports[0]
+
+
+def _warn_of_cut_sentences(name: str, data: LabelledSentences, tokenizer: "PreTrainedTokenizerBase") -> None:
+    from sst2.scratch import blocks
+    from sst2.tokens import count_cut, encoder_of
+
+    encoder = encoder_of(tokenizer, tokenizer.model_max_length)
+    cut = sum(count_cut(encoder.encode_batch_fast(data.sentences[block])) for block in blocks(len(data)))
+    if cut:
+        logger.warning(
+            "%s: %d of %d sentences have more than %d tokens: their ends are cut off; --max_length takes more",
+            *(name, cut, len(data), tokenizer.model_max_length),
+        )

@@ -36,13 +36,13 @@ class Form:
 
 
 def padded(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> Inputs:
-    """Token ids and mask of a batch, padded to its longest sentence and cut to what the model takes."""
+    """Token ids and mask of a batch, padded to its longest sentence and cut as the tokenizer says."""
     encoded = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="np")
     return {name: encoded[name].astype(np.int64) for name in INPUTS}
 
 
 def probe_batches(tokenizer: PreTrainedTokenizerBase) -> list[Inputs]:
-    """Batches of several sizes and lengths: from one word to as many tokens as the model takes, alone and padded."""
+    """Batches of several sizes and lengths: from one word to as many tokens as sentences may have, alone and padded."""
     sentences = sample_sentences("validation")[0]
     longest = " ".join(sentences)  # thousands of words
     batches = [sentences[:size] for size in PROBE_BATCHES]

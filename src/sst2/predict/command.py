@@ -61,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--format", choices=["text", "csv", "jsonl"], help="default: as --output's suffix says; text without one"
     )
     parser.add_argument(
-        "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: what the model takes"
+        "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: as in training"
     )
     parser.add_argument(
         "--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no (exact, the default), bf16, auto"
@@ -109,6 +109,13 @@ def main(argv: Sequence[str]) -> None:
         bar = stack.enter_context(tqdm(unit=" sentences", unit_scale=True, disable=hidden))
         answers = answer(chain([first], parts), classifier, arguments.explain, bar.update)
         write(answers, classifier.labels, arguments, output, page)
+    if classifier.num_cut:
+        remedy = f": --max_length takes up to {classifier.limit}" if classifier.max_length < classifier.limit else ""
+        print(
+            f"{PROGRAM}: {classifier.num_cut} sentences have more than {classifier.max_length} tokens, their ends are "
+            f"cut off{remedy}",
+            file=sys.stderr,
+        )
 
 
 def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Classifier":
