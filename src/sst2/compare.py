@@ -22,6 +22,7 @@ import yaml
 
 from sst2.arguments import OF_ONE_START, is_run
 from sst2.classes import order_of_classes
+from sst2.console import standard_output
 from sst2.csv_cells import to_cell
 from sst2.errors import UserError, exit_codes
 from sst2.predictions import read_predictions
@@ -320,5 +321,5 @@ def _mean(metrics: list[dict[str, Any]], name: str, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    with exit_codes(PROGRAM):
+    with exit_codes(PROGRAM), standard_output():
         main(sys.argv[1:])
