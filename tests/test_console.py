@@ -52,13 +52,11 @@ def test_a_comparison_fits_an_ascii_terminal_and_a_reader_that_goes(runs: list[P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_ends_quietly_when_nobody_reads(name: str) -> None:
-    assert with_stdout("gone", "-m", f"sst2.{name}", "--help") == (141, "")
-
-
-def test_so_does_the_job() -> None:
-    assert with_stdout("gone", SCRIPT, "--help") == (141, "")
+@pytest.mark.parametrize("words", [*(("-m", f"sst2.{name}") for name in COMMANDS), (SCRIPT,)])
+def test_every_command_ends_quietly_when_nobody_reads(words: tuple[object, ...]) -> None:
+    code, said = with_stdout("gone", *words, "--help")
+    assert said == ""
+    assert code in (0, 141)  # argparse itself drops the error of a text that is longer than the buffer
 
 
 def test_modules_of_the_users_are_not_taken_for_libraries(tmp_path: Path) -> None:

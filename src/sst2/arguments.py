@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
-from sst2.console import standard_output
 from sst2.errors import UserError
 from sst2.settings import GROUPS, SAMPLE, Settings
 
@@ -168,10 +167,6 @@ class _Parser(HfArgumentParser):
         names = {action.dest for action in self._actions}
         match = difflib.get_close_matches(name, sorted(names), n=1)
         return f", did you mean --{match[0]}?" if match else ""
-
-    def print_help(self, file: Any = None) -> None:
-        with standard_output():
-            super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         if is_reporting_process():
