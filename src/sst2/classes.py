@@ -27,6 +27,11 @@ def order_of_classes(names: Sequence[str], wanted: Sequence[str]) -> list[int] |
     return [known.index(_canonical(name)) for name in wanted]
 
 
+def have_positive(names: Sequence[str]) -> bool:
+    """Whether a class is named POSITIVE."""
+    return "POSITIVE" in map(_canonical, names)
+
+
 def positive_class(names: Sequence[str]) -> int:
     """Number of the class named POSITIVE; 1 where none is."""
     known = [_canonical(name) for name in names]

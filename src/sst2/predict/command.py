@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from sst2.classes import have_positive
 from sst2.data_files import FILE_SUFFIXES, problem_of
 from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
@@ -105,6 +106,9 @@ def main(argv: Sequence[str]) -> None:
         parts = chunks(sentences_of(arguments.sentences, arguments.file, arguments.sentence_column), size)
         first = next(parts)  # a mistake in it is answered before the seconds that the model takes
         classifier = load(name, arguments.max_length, arguments.mixed_precision)
+        if arguments.format != "text" and not have_positive(classifier.labels):
+            told = f"no class of the model is named POSITIVE: probability_positive is that of {classifier.labels[1]}"
+            print(f"{PROGRAM}: {told}", file=sys.stderr)
         hidden = True if by_hand or arguments.sentences else None  # None: where stderr is no terminal
         bar = stack.enter_context(tqdm(unit=" sentences", unit_scale=True, disable=hidden))
         answers = answer(chain([first], parts), classifier, arguments.explain, bar.update)
