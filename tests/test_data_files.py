@@ -31,14 +31,12 @@ def test_compressed_files_and_upper_case_suffixes_are_read(name: str, tmp_path: 
     text = TABLE.replace(",", "\t") if ".tsv" in name else TABLE
     if ".jsonl" in name:
         text = '{"sentence": "a fine film", "label": 1}\n{"sentence": "bad", "label": 0}\n'
-    pack: Callable[[bytes], bytes] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(
-        Path(name).suffix.lower(), bytes
-    )
-    (tmp_path / name).write_bytes(pack(text.encode()))
+    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    (tmp_path / name).write_bytes(packers.get(Path(name).suffix.lower(), bytes)(text.encode()))
     assert problem_of(str(tmp_path / name)) == ""
     assert read_file(str(tmp_path / name), True) == EXPECTED
-    flags = {"train_file": str(tmp_path / name), "validation_file": str(tmp_path / name)}
-    assert Settings(**flags).train_file == flags["train_file"]
+    file = str(tmp_path / name)
+    assert Settings(train_file=file, validation_file=file).train_file == file
 
 
 def through_pipe(content: bytes, read: Callable[[str], object]) -> object:

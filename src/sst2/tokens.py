@@ -7,14 +7,14 @@ little-endian numbers. It is a sealed folder: whole or absent, with the size and
 import copy
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -93,9 +93,10 @@ def num_cut(folder: Path) -> int:
     return int(np.fromfile(folder / CUT, "<i8")[0])
 
 
-def count_cut(encodings: Iterable[Encoding]) -> int:
-    """How many sentences were cut when they were encoded."""
-    return sum(1 for encoding in encodings if encoding.overflowing)
+def encode(encoder: Tokenizer, sentences: Sequence[str]) -> tuple[list[list[int]], int]:
+    """Token ids of each sentence, and how many sentences were cut. On all cores, in threads of the library's own."""
+    encodings = encoder.encode_batch_fast(sentences)  # `fast` leaves out where in the text a token stands
+    return [encoding.ids for encoding in encodings], sum(1 for encoding in encodings if encoding.overflowing)
 
 
 def _cache_key(sentences: Sentences, encoder: Tokenizer) -> str:
@@ -132,10 +133,8 @@ def _write(sentences: Sentences, encoder: Tokenizer, folder: Path) -> None:
     ):
         offsets_file.write(bytes(8))
         for block in blocks(len(sentences)):
-            # on all cores, in threads of the library's own; `fast` leaves out where in the text a token stands
-            encodings = encoder.encode_batch_fast(sentences[block])
-            cut += count_cut(encodings)
-            ids = [encoding.ids for encoding in encodings]
+            ids, cut_here = encode(encoder, sentences[block])
+            cut += cut_here
             ends = end + np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)))
             ids_file.write(np.fromiter(chain.from_iterable(ids), "<i4").tobytes())
             offsets_file.write(ends.astype("<i8").tobytes())

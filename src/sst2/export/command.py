@@ -197,10 +197,10 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
 
 def _warn_of_cut_sentences(name: str, data: LabelledSentences, tokenizer: "PreTrainedTokenizerBase") -> None:
     from sst2.scratch import blocks
-    from sst2.tokens import count_cut, encoder_of
+    from sst2.tokens import encode, encoder_of
 
     encoder = encoder_of(tokenizer, tokenizer.model_max_length)
-    cut = sum(count_cut(encoder.encode_batch_fast(data.sentences[block])) for block in blocks(len(data)))
+    cut = sum(encode(encoder, data.sentences[block])[1] for block in blocks(len(data)))
     if cut:
         logger.warning(
             "%s: %d of %d sentences have more than %d tokens: their ends are cut off; --max_length takes more",

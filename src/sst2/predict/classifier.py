@@ -14,7 +14,7 @@ from sst2.packed import PackedClassifier
 from sst2.packing import Pack, send
 from sst2.predict.linear import use_faster_linear
 from sst2.settings import Precision
-from sst2.tokens import count_cut, encoder_of
+from sst2.tokens import encode, encoder_of
 
 TOKENS_ON_CPU = 1024  # of a forward pass: activations that the caches hold, and few shapes for the library
 TOKENS_ON_GPU = 1 << 15
@@ -81,9 +81,8 @@ class Classifier:
         Raises:
             UserError: a logit is not finite.
         """
-        encodings = self._encoder.encode_batch_fast(sentences)
-        self.num_cut += count_cut(encodings)
-        ids = [encoding.ids for encoding in encodings]
+        ids, num_cut = encode(self._encoder, sentences)
+        self.num_cut += num_cut
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         order = np.argsort(lengths, kind="stable")
         lengths = lengths[order]
