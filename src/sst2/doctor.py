@@ -249,7 +249,7 @@ def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Finding]:
 
 def _commit(place: Path) -> float:
     """Seconds to write 8 MiB, bring them to disk, and rename their folder, as a checkpoint does."""
-    from sst2.run_folder import sync
+    from sst2.file_system import sync
 
     began = time.perf_counter()
     (place / "unfinished").mkdir()

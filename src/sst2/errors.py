@@ -5,6 +5,7 @@ Everything else that is raised is a bug of the project and keeps its traceback.
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -43,6 +44,14 @@ EXIT_CODES = {
     TrainingDivergedError: EXIT_DIVERGED,
     StopRequestedError: EXIT_STOPPED,
     LostProcessError: EXIT_FAILED,
+}
+
+
+# What disks, and the network file systems among them, answer when they cannot be read or written any more.
+DISK_ERRORS = {
+    number
+    for name in "EIO ENOSPC EDQUOT EROFS ESTALE EFBIG ENODEV ENXIO EREMOTEIO ENOTCONN ESHUTDOWN ENOLCK".split()
+    if (number := getattr(errno, name, None)) is not None
 }
 
 
@@ -103,9 +112,11 @@ def _misfortune(error: Exception) -> tuple[int, str]:
             "--per_device_train_batch_size (with --global_batch_size the steps stay the same), "
             "--per_device_eval_batch_size or --max_length"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    disk = disk_error(error)
+    if disk is not None:
+        way_out = "make room" if disk.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that disk or path"
         return EXIT_USER_ERROR, (
-            f"{error}: make room; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
+            f"{disk}: {way_out}; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
         )
     if "/gloo/" in text or type(error).__name__ == "DistBackendError":  # the source file that gloo's messages name
         return 1, (
@@ -113,3 +124,20 @@ def _misfortune(error: Exception) -> tuple[int, str]:
             "--resume_from_checkpoint auto goes on from the last checkpoint"
         )
     return 1, ""
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The error of a disk or a path that is behind an exception; None where it is something else.
+
+    Libraries hide it: torch.save raises another error while it handles this one, and those written in Rust, as
+    safetensors and tokenizers, put its number into the message of an exception of their own.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and (seen.errno in DISK_ERRORS or (seen.errno and seen.filename is not None)):
+            return seen
+        if in_rust := re.search(r"\(os error (\d+)\)", str(seen)):
+            return OSError(int(in_rust[1]), os.strerror(int(in_rust[1])))
+        wraps = isinstance(seen, OSError | RuntimeError)  # anything else is a bug of its own, whenever it came
+        seen = (seen.__cause__ or seen.__context__) if wraps else None
+    return None

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from sst2.errors import UserError
-from sst2.run_folder import share
+from sst2.file_system import share
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
 
 PROBES = 32  # sentences whose logits are compared after reloading

@@ -13,7 +13,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from sst2.checkpointing import SavedTimes
 from sst2.dashboard import Dashboard
-from sst2.run_folder import RunFolder, sync, write_text
+from sst2.file_system import sync
+from sst2.run_folder import RunFolder, write_text
 from sst2.training_state import TrainingState
 
 if TYPE_CHECKING:
