@@ -4,7 +4,6 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -20,6 +19,35 @@ _LOCK_UNSUPPORTED = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF}
 SECONDS_BETWEEN_TRIES = 0.1
 
 _warned: set[tuple[str, int]] = set()  # what is missing, and on which device
+
+
+class Dispensable:
+    """Around the writing of a file that a run can do without: an error of the disk is warned of, and ends nothing.
+
+    Args:
+        name: of the file, for the warning.
+
+    Attributes:
+        is_lost: whether there was one. The file is to be left alone from then on, so that it has no gaps.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.is_lost = False
+        self._name = name
+
+    def __enter__(self) -> "Dispensable":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, OSError):
+            self.lose(error)
+        return isinstance(error, OSError)
+
+    def lose(self, error: OSError) -> None:
+        """Give the file up."""
+        if not self.is_lost:
+            self.is_lost = True
+            logger.warning("%s cannot be written (%s): going on without it", self._name, error.strerror or error)
 
 
 def sync(path: Path) -> None:
@@ -57,14 +85,6 @@ def share(file: Path, like: Path) -> None:
         file.chmod(stat.S_IMODE(like.stat().st_mode))
     except OSError as error:
         warn_once("mode bits", file, f"{file}: who may read it cannot be set", error)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a folder, or a link, whose target is spared; nothing if it is not there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def try_lock(file: IO, operation: int = fcntl.LOCK_EX) -> bool:
