@@ -76,11 +76,11 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     accelerator, precision = connect(settings)
     require_hub_login(settings)
-    local = stage(settings)
+    local = stage(settings, requests.raise_if_stopped)
     sentences = load_sentences(local)
     tokenizer = load_tokenizer(local)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings)
+        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, requests.raise_if_stopped)
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer)
         splits = tokenizing.result()

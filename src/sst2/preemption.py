@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sst2.errors import StopRequestedError
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -93,6 +95,15 @@ class Requests:
             wishes = shared.tolist()
         self._save = False
         return Wishes(_REASONS.get(wishes[0], ""), *map(bool, wishes[1:]))
+
+    def raise_if_stopped(self) -> None:
+        """For work of one process before training: there is nothing to save, and nobody to agree with.
+
+        Raises:
+            StopRequestedError: this process was asked to stop.
+        """
+        if self._stop:
+            raise StopRequestedError(f"stopped by {_REASONS[self._stop]} before training began; nothing is lost")
 
     def _look(self) -> None:
         if self._launcher not in (None, os.getppid()):
