@@ -15,6 +15,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -25,9 +26,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from jobs import running
 from processes import kill_at_change, results, start
-from sst2.data import Split, tokenize
+from sst2.arguments import parse_arguments
+from sst2.data import Split, load_sentences, tokenize, tokenize_all
 from sst2.errors import StopRequestedError, UserError
+from sst2.modeling import load_tokenizer
 from sst2.reading import LabelledSentences
 from sst2.sample import sample_sentences, sample_tokenizer
 from sst2.scratch import BLOCK
@@ -254,6 +258,28 @@ def test_whoever_waits_for_another_process_says_so_and_can_be_stopped(
         tokenize("train", unlabelled(SENTENCES), tokenizer, 16, tmp_path, check_stop=stop)
     assert folders(tmp_path) == {}
     assert unfinished(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_job_that_waits_for_another_ones_tokens_heeds_sigterm(
+    small_job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache" / "sst2-tokenized"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache.parent)
+    settings = parse_arguments([*map(str, small_job), "--output_dir", str(tmp_path / "run")])
+    tokenize_all(load_sentences(settings), load_tokenizer(settings), settings)
+    for folder in cache.glob("*.tokens"):
+        shutil.rmtree(folder)
+    with ExitStack() as held:
+        for file in cache.glob("*.lock"):
+            fcntl.flock(held.enter_context(open(file, "w")), fcntl.LOCK_EX)
+        with running(small_job, tmp_path / "run", HF_DATASETS_CACHE=str(cache.parent)) as job:
+            job.wait_for(lambda: "waiting for another process that tokenises the train split" in job.said)
+            job.process.terminate()
+            finished = job.wait(30)
+    assert finished.code == 75
+    assert "stopped by SIGTERM before training began; nothing is lost" in finished.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def unfinished(cache_dir: Path) -> list[Path]:
