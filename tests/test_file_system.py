@@ -12,7 +12,7 @@ import pytest
 
 from processes import results, start
 from sst2 import file_system
-from sst2.file_system import share, wait_for_lock
+from sst2.file_system import missing_features, share, wait_for_lock
 from sst2.run_folder import RunFolder
 from sst2.sealed_folder import verify_sealed, write_sealed
 
@@ -136,3 +136,16 @@ def test_waiting_for_a_lock_is_said_and_can_be_ended(tmp_path: Path, caplog: pyt
         assert wait_for_lock(file, "writes", check_stop=(tmp_path / "asked").touch)
     process.join()
     assert caplog.messages == 2 * [f"waiting for another process that writes (it holds {tmp_path / 'lock'})"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "feature"),
+    [("fsync", os, "fsync of folders"), ("chmod", os, "mode bits"), ("flock", fcntl, "locks")],
+)
+def test_what_is_missing_is_told_beforehand(
+    name: str, module: object, feature: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert missing_features(tmp_path) == {}
+    refuse(name, errno.EINVAL, monkeypatch, module)
+    assert missing_features(tmp_path) == {feature: "Invalid argument"}
+    assert list(tmp_path.iterdir()) == []

@@ -40,6 +40,20 @@ def test_each_signal_is_a_wish_to_stop(number: signal.Signals) -> None:
     assert process.exitcode == 0
 
 
+def test_what_is_printed_where_outputs_are_closed_is_no_signal() -> None:
+    code = (
+        "import os, time\n"
+        "from sst2.preemption import Requests\n"
+        "requests = Requests().listen()\n"
+        "for output in (0, 1, 2):\n"
+        "    os.write(output, bytes(range(1, 32)))\n"  # a newline is SIGUSR1
+        "time.sleep(0.5)\n"
+        "raise SystemExit(requests.agree().stop != '')"
+    )
+    command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
 def test_the_first_of_several_signals_is_named() -> None:
     process, answer = start(answer_to, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
     assert answer.recv() == Wishes(stop="SIGUSR2")  # and two interrupts at a time are one Ctrl-C

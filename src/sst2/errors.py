@@ -61,7 +61,7 @@ def leave_at_once(code: int) -> NoReturn:
     That takes a second, in which a preempted job may be killed, and with several processes it may never end: gloo's
     destructor, which holds Python's lock, waits for its thread, which waits for the lock (torch 2.13).
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # one is None where the job was started with `>&-`
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)

@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _LOCK_UNSUPPORTED = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF}
 SECONDS_BETWEEN_TRIES = 0.1
+FEATURES = ("fsync of folders", "mode bits", "locks")  # without which a run goes on, with a warning
 
 _warned: set[tuple[str, int]] = set()  # what is missing, and on which device
 
@@ -147,3 +149,44 @@ def warn_once(what: str, path: Path, message: str, error: OSError) -> None:
             return
         _warned.add(key)
     logger.warning("%s (%s): going on without", message, error.strerror)
+
+
+def missing_features(folder: Path) -> dict[str, str]:
+    """What the file system of a folder lacks of `FEATURES`, and in which words it says so. For a folder of one's own.
+
+    Raises:
+        OSError: nothing can be written there at all.
+    """
+    missing = {}
+    with tempfile.NamedTemporaryFile(prefix=".sst2-doctor-", dir=folder) as one, open(one.name, "rb") as other:
+        probes = {
+            "fsync of folders": lambda: _require_fsync(folder),
+            "mode bits": lambda: _require_modes(Path(one.name)),
+            "locks": lambda: _require_locks(one, other),
+        }
+        for feature in FEATURES:
+            try:
+                probes[feature]()
+            except OSError as error:
+                missing[feature] = error.strerror or str(error)
+    return missing
+
+
+def _require_fsync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _require_modes(file: Path) -> None:
+    for mode in (0o640, 0o600):
+        file.chmod(mode)
+        if stat.S_IMODE(file.stat().st_mode) != mode:
+            raise OSError("not kept")
+
+
+def _require_locks(one: IO, other: IO) -> None:
+    if not try_lock(one) or try_lock(other):
+        raise OSError("not held")

@@ -63,6 +63,7 @@ class Requests:
         """Catch `SIGNALS` from now on. To be called once, in the main thread."""
         # A thread reads the signals, since Python's own handlers wait for the main thread, which may be in a collective
         # operation that never ends.
+        _reserve_standard_descriptors()
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
         threading.Thread(target=self._receive, args=(receiver, sender), name="signals", daemon=True).start()
@@ -131,6 +132,18 @@ class Requests:
             self._stop = number
             once_more = "; once more stops at once" if number == signal.SIGINT else ""
             logger.info("%s: stopping after this step, with a checkpoint%s", _REASONS[number], once_more)
+
+
+def _reserve_standard_descriptors() -> None:
+    """Open nothing in place of the input and outputs that the job was started without, as by `>&-`.
+
+    Else the next file or socket gets such a number, and what a library prints goes there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
 
 
 def _take(file: Path) -> bool:

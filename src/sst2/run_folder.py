@@ -130,7 +130,7 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
         splits: pairs of a `Split` and its logits, (sentences, 2).
     """
     unfinished = file.with_name(f".{file.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8", newline="") as stream:
+    with open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["split", "row", "sentence", "label", "prediction", "probability_positive"])
         for split, logits in splits:
