@@ -116,7 +116,7 @@ def test_a_run_whose_folder_is_removed_goes_on_elsewhere(
     temporary.mkdir()
     with running(long_job, run_dir, TMPDIR=str(temporary)) as job:
         job.wait_for_step(23)
-        shutil.rmtree(run_dir)
+        run_dir.rename(tmp_path / "moved")  # at once, while the job writes into it
         finished = job.wait()
     assert finished.code == 2, finished.stderr
     assert "Traceback" not in finished.stderr

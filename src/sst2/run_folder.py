@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,8 +81,9 @@ class RunFolder:
         """Let other jobs in. Where this one has made the folder and put nothing into it, it is gone again."""
         if self._lock is None:
             return
-        if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
-            shutil.rmtree(self.path)
+        with suppress(OSError):  # the folder may have been removed, and why the job ends is not to be hidden
+            if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
+                shutil.rmtree(self.path)
         self._lock.close()
         self._lock = None
 
