@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore, TCPStore
 from sst2.environment import Launcher
 from sst2.errors import EXIT_FAILED, LostProcessError, UserError, end_from_thread
 from sst2.ranks import group_of_hosts
-from sst2.waiting import deadline, wait_until, within
+from sst2.waiting import RunningTime, deadline, wait_until, within
 
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
 _LEEWAY = 15.0  # seconds beyond a time-out, for an attempt to connect and for those that end by themselves
@@ -43,9 +43,10 @@ def roll_call(launcher: Launcher, timeout: float) -> Any:
         end_from_thread(EXIT_FAILED, f"error: {here}: the process at {place}, does not answer: {_ADVICE}")
 
     with deadline(timeout + _LEEWAY, give_up):
+        clock = RunningTime()
         try:
             if not keeps_store:
-                _wait_for_server(host, port, timeout)
+                _wait_for_server(host, port, timeout, clock)
             # multi_tenant: the process group, which is formed at the same place, shares the store
             patience = timedelta(seconds=max(1.0, timeout))
             server = TCPStore(host, port, None, keeps_store, patience, wait_for_workers=False, multi_tenant=True)
@@ -55,14 +56,14 @@ def roll_call(launcher: Launcher, timeout: float) -> Any:
         except (OSError, RuntimeError) as error:
             raise LostProcessError(f"{here}: nobody answers at {place}: {_ADVICE} ({error})") from None
         try:
-            if not wait_until(lambda: store.add("count", 0) >= launcher.world_size, timeout):
+            if not wait_until(lambda: store.add("count", 0) >= launcher.world_size, timeout, clock=clock):
                 raise _absence(store, launcher, timeout)
         except RuntimeError:  # who keeps the store has given up first, and has said why
             raise LostProcessError("") from None
     return store
 
 
-def _wait_for_server(host: str, port: int, timeout: float) -> None:
+def _wait_for_server(host: str, port: int, timeout: float, clock: RunningTime) -> None:
     """Raises OSError: nobody listens. Asked here, since the store's client fills the log with its attempts."""
     failure = OSError()
 
@@ -75,7 +76,7 @@ def _wait_for_server(host: str, port: int, timeout: float) -> None:
             failure = error
             return False
 
-    if not wait_until(listens, timeout):
+    if not wait_until(listens, timeout, clock=clock):
         raise failure
 
 

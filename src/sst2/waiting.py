@@ -14,7 +14,7 @@ from typing import TypeVar
 
 Answer = TypeVar("Answer")
 
-_LONGEST_LOOK = 6.0  # seconds from one question of `wait_until` to the next: an attempt to connect may take five
+_LONGEST_QUESTION = 6.0  # seconds from one question of `wait_until` to the next: an attempt to connect may take five
 
 
 class RunningTime:
@@ -27,7 +27,7 @@ class RunningTime:
         seconds: time running, up to the last look.
     """
 
-    def __init__(self, longest: float) -> None:
+    def __init__(self, longest: float = _LONGEST_QUESTION) -> None:
         self.seconds = 0.0
         self._longest = longest
         self._looked = time.monotonic()
@@ -48,13 +48,16 @@ class RunningTime:
         return max((length for at, length in self._suspensions if at >= self.seconds - last), default=0.0)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, pause: float = 0.1) -> bool:
+def wait_until(
+    condition: Callable[[], bool], seconds: float, pause: float = 0.1, clock: RunningTime | None = None
+) -> bool:
     """Ask every `pause` seconds until the answer is yes, for as long as `seconds`. Returns whether it was.
 
     Args:
         condition: answers in five seconds at most.
+        clock: counts the seconds; with that of an earlier wait, both share them.
     """
-    clock = RunningTime(_LONGEST_LOOK)
+    clock = clock or RunningTime()
     while not condition():
         if clock.look() > seconds:
             return False

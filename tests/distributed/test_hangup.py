@@ -50,7 +50,7 @@ def step_is_logged(step: int) -> Callable[[Job], bool]:
 
 MOMENTS: dict[str, Callable[[Job], bool]] = {
     "imports": catches_hangups,
-    "tokenizing": lambda job: "cpu, precision " in job.said,  # the line before it
+    "tokenizing": lambda job: " x cpu, " in job.said,  # the line before it
     "training": step_is_logged(5),
     "evaluation": step_is_logged(20),  # the line before it
     "export": lambda job: (job.run_dir / ".model.unfinished").exists(),
