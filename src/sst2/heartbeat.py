@@ -54,11 +54,12 @@ class Heartbeat:
         store = distributed.PrefixStore("sst2.watchdog", store)
         store.set_timeout(timedelta(seconds=max(5.0, 10 * self._interval)))
         self._store = store
-        while not self._stopped.wait(self._interval):
+        while not self._stopped.is_set():
             self._beats += 1
             post = {"beats": self._beats, "count": self.count, "at": self.where}
             with suppress(RuntimeError):  # the launcher that keeps the store may be gone; the job goes on without
                 self._store.set(str(self._rank), json.dumps(post))
+            self._stopped.wait(self._interval)
 
     def _ask(self) -> tuple[list[str], bool]:
         before = self._read()

@@ -1,5 +1,6 @@
 """A job that is suspended goes on, and one that waits for what never comes has an end, and says what it waited for."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from processes import free_port
 
 pytestmark = pytest.mark.slow
 
-STEP_TIMEOUT = 4.0
+STEP_TIMEOUT = 3.0
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_rank_that_is_stopped_before_the_first_step_is_found(flags: list[objec
     assert "\nstep 1: " not in finished.stderr
     assert "rank 0, stack of thread MainThread:" in finished.stderr
     assert "train_sst2.py: error: rank 0: another process is gone, or did not answer in time" in finished.stderr
-    assert "rank 1 does not answer; it was last at the preparations" in finished.stderr
+    assert re.search("rank 1 (does not answer; it was last at the preparations|has not been heard of)", finished.stderr)
 
 
 def wait_for_the_end_of(process: psutil.Process, job: Job) -> None:
