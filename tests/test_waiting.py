@@ -41,7 +41,7 @@ def test_a_question_without_an_answer_is_left_alone() -> None:
 
     assert within(60, lambda: "here", "nobody") == "here"
     assert within(60, fail, "nobody") == "nobody"
-    assert within(0.1, lambda: threading.Event().wait(), "nobody") == "nobody"
+    assert within(0.1, lambda: str(threading.Event().wait()), "nobody") == "nobody"
 
 
 def test_a_deadline_is_for_what_has_not_ended() -> None:

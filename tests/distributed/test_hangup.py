@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -67,7 +68,7 @@ def test_a_hangup_stops_a_run_at_any_moment(launcher: tuple[str, ...], flags: li
     run_dir = tmp_path / "run"
     for moment, has_come in MOMENTS.items():
         with running(flags, run_dir, launcher, PYTHONPATH=str(tmp_path)) as job:
-            job.wait_for(lambda has_come=has_come, job=job: has_come(job))
+            job.wait_for(partial(has_come, job))
             hang_up(job)
             finished = job.wait()
             assert not job.processes(), moment
@@ -88,7 +89,7 @@ def test_a_hangup_is_nothing_to_a_run_under_nohup(
     with running(flags, tmp_path / "run", ("nohup", *launcher), PYTHONPATH=str(tmp_path)) as job:
         job.wait_for(lambda: b"sst2" in Path("/proc", str(job.process.pid), "cmdline").read_bytes())
         for has_come in list(MOMENTS.values())[1:]:
-            job.wait_for(lambda has_come=has_come: has_come(job))
+            job.wait_for(partial(has_come, job))
             for process in job.processes():
                 process.send_signal(signal.SIGHUP)
         finished = job.wait()
