@@ -129,6 +129,21 @@ def test_what_was_ignored_at_the_start_stays_ignored(flags: list[str], tmp_path:
 
 
 @COUNTS
+def test_a_launcher_is_suspended_with_its_processes(flags: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LISTENING)
+    with launched(*flags, script, tmp_path, 0) as process:
+        wait_for((tmp_path / f"ready-{len(flags) and 1}").exists, process)
+        all_of_it = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.send_signal(signal.SIGTSTP)  # Ctrl-Z
+        wait_for(lambda: all(one.status() == psutil.STATUS_STOPPED for one in all_of_it), process)
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: all(one.status() != psutil.STATUS_STOPPED for one in all_of_it), process)
+        process.terminate()
+        assert process.wait(60) == 75
+
+
+@COUNTS
 def test_to_quit_leaves_nobody_behind(flags: list[str], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(LISTENING)

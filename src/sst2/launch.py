@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     for number in (*SIGNALS, signal.SIGQUIT):
         if not is_ignored(number):
             signal.signal(number, _forward)
+    if not is_ignored(signal.SIGTSTP):
+        signal.signal(signal.SIGTSTP, _suspend)
     # Only now, since they take seconds in which a signal may come.
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
@@ -93,6 +95,13 @@ def _forward(number: int, frame: FrameType | None) -> None:
     again = threading.Timer(1.0, _send, (number,))
     again.daemon = True
     again.start()
+
+
+def _suspend(number: int, frame: FrameType | None) -> None:
+    """Stand still, with all processes, until SIGCONT: those of torchrun have no terminal that would stop them."""
+    _send(signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _send(signal.SIGCONT)
 
 
 def _send(number: int) -> bool:

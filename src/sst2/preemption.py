@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # why no other. macOS has no SIGPWR.
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGPWR")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
-_OF_TERMINALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+_OF_TERMINALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
 _STOP_FILE, _LAUNCHER_GONE = 1001, 1002  # reasons to stop beside the numbers of signals
 _REASONS = {int(number): number.name for number in SIGNALS}
 _REASONS |= {_STOP_FILE: "the file STOP", _LAUNCHER_GONE: "the end of its launcher"}
