@@ -22,7 +22,7 @@ from sst2.waiting import RunningTime
 
 logger = logging.getLogger(__name__)
 
-SETUP_TIMEOUT = 1800.0  # seconds that ranks may wait for each other before the first step: one may load data
+SETUP_TIMEOUT = 1800.0  # seconds that ranks may wait for one before the first step, while that loads or tokenizes
 _FOREVER = timedelta(days=365)  # torch's own time-outs count the time of a suspension, and end the job after it
 
 
@@ -114,7 +114,7 @@ class Watchdog:
             logger.error("%s", "\n".join(self._others))
         elif is_silent and number == 1:
             logger.error("%s", "\n".join([self._own_place(idle), *self._others]))
-        elif is_silent:
+        elif is_silent and not (self._has_stepped or self._stopped.is_set()):  # it has not gone on meanwhile
             self._end(idle)
 
     def _own_place(self, idle: float) -> str:
