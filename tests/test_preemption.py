@@ -61,6 +61,42 @@ def test_the_first_of_several_signals_is_named() -> None:
     assert process.exitcode == 0
 
 
+def answer_where_ignored(*signals: signal.Signals) -> Wishes:
+    """What a process is told that was started to ignore some signals, and has got them, and then SIGTERM."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+    return answer_to(*signals, signal.SIGTERM)
+
+
+def test_what_a_terminal_sends_stays_ignored_and_what_a_batch_system_sends_does_not() -> None:
+    started = [start(answer_where_ignored, signal.SIGHUP, signal.SIGINT), start(answer_where_ignored, signal.SIGUSR1)]
+    assert [answer.recv() for _, answer in started] == [Wishes(stop="SIGTERM"), Wishes(stop="SIGUSR1")]
+
+
+def answer_of_a_library(number: signal.Signals) -> Wishes:
+    """What a process is told in which a library has taken a signal for a timer of its own."""
+    requests = Requests().listen()
+    signal.signal(number, lambda number, frame: None)
+    os.kill(os.getpid(), number)
+    time.sleep(0.5)
+    return requests.agree()
+
+
+def test_a_signal_that_a_library_has_taken_is_no_wish() -> None:
+    _, answer = start(answer_of_a_library, signal.SIGALRM)
+    assert answer.recv() == Wishes()
+
+
+@pytest.mark.parametrize("ends_by", [signal.SIGQUIT, signal.SIGSEGV])
+def test_what_ends_the_process_at_once_prints_where_it_was(ends_by: signal.Signals) -> None:
+    code = "import os, sys; from sst2.preemption import Requests; Requests().listen()\n"
+    code += "def stand_here(): os.kill(os.getpid(), int(sys.argv[1]))\nstand_here()"
+    command = [sys.executable, "-c", code, str(int(ends_by))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -ends_by
+    assert "in stand_here" in done.stderr
+
+
 def wait_for_ever() -> None:
     """Listen, with a main thread that is as stuck as in a collective operation without an answer."""
     Requests().listen()

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,8 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
 EXIT_STOPPED = os.EX_TEMPFAIL  # 75, which sysexits.h describes as: try again later
+
+GO_ON = "--resume_from_checkpoint auto goes on from the last checkpoint"
 
 
 class UserError(Exception):
@@ -65,6 +68,30 @@ def leave_at_once(code: int) -> NoReturn:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def end_from_thread(code: int, message: str) -> NoReturn:
+    """End the process, whatever its main thread waits for. The message is one line; nothing is printed if it is empty.
+
+    Where nobody reads stderr any more, printing may wait as well: it is given five seconds.
+    """
+    if message:
+        line = f"{os.path.basename(sys.argv[0])}: {message}"
+        printing = threading.Thread(target=_print_line, args=(line,), daemon=True)
+        printing.start()
+        printing.join(5)
+    os._exit(code)
+
+
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether torch says that another process of the job is gone, or did not answer."""
+    # gloo's messages name its source files
+    return "/gloo/" in str(error) or type(error).__name__ == "DistBackendError"
+
+
+def lost_process(text: str) -> str:
+    """What to print of that."""
+    return f"another process is gone, or did not answer in time ({text}): its own output says why; {GO_ON}"
 
 
 @contextmanager
@@ -118,11 +145,8 @@ def _misfortune(error: Exception) -> tuple[int, str]:
         return EXIT_USER_ERROR, (
             f"{disk}: {way_out}; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
         )
-    if "/gloo/" in text or type(error).__name__ == "DistBackendError":  # the source file that gloo's messages name
-        return 1, (
-            f"another process is gone, or did not answer in time ({text}): its own output says why; "
-            "--resume_from_checkpoint auto goes on from the last checkpoint"
-        )
+    if is_lost_process(error):
+        return 1, lost_process(text)
     return 1, ""
 
 
