@@ -7,7 +7,7 @@ from types import TracebackType
 
 from sst2.console import give_up
 from sst2.errors import UserError
-from sst2.run_folder import sync
+from sst2.file_system import sync
 
 
 class StandardOutput:
