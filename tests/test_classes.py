@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,11 @@ from conftest import Finished
 from sst2.classes import order_of_classes, positive_class
 from sst2.compare import Run, same_sentences
 from sst2.errors import UserError
+from sst2.export import figures
 from sst2.export.command import read_validation
-from sst2.export.figures import REFERENCE, Form, figures_of
+from sst2.export.figures import REFERENCE, Form
 from sst2.modeling import load_model, load_tokenizer
+from sst2.reading import LabelledSentences
 from sst2.sample import sample_tokenizer
 from sst2.settings import Settings
 
@@ -28,7 +31,7 @@ CHECK = "--num_train_epochs 1 --max_train_steps 1 --learning_rate 1e-12 --global
 
 def renamed(classifier: Path, folder: Path, first: str, second: str) -> Path:
     """The classifier with its rows exchanged, and these names for them."""
-    names = {"id2label": {0: first, 1: second}, "label2id": {first: 0, second: 1}}
+    names: dict[str, Any] = {"id2label": {0: first, 1: second}, "label2id": {first: 0, second: 1}}
     model = DistilBertForSequenceClassification.from_pretrained(classifier, **names)
     with torch.no_grad():
         for parameter in model.classifier.parameters():
@@ -120,30 +123,23 @@ def test_a_file_to_measure_an_export_on_goes_by_names(
     assert ("their names do not tell" in caplog.text) == is_told
 
 
-def test_f1_of_an_export_is_of_the_class_named_positive(tmp_path: Path) -> None:
-    from sst2.reading import LabelledSentences
-
+def test_f1_of_an_export_is_of_the_class_named_positive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "CALLS", {})  # latency is not asked for
     labels = np.array([1, 1, 1, 0, 0, 0, 0, 0])
     logits = np.eye(2, dtype=np.float32)[[1, 1, 0, 0, 0, 0, 0, 1]]
-    figures = []
-    for turned in (False, True):
-        order = [1, 0] if turned else [0, 1]
+    found = []
+    for order in ([0, 1], [1, 0]):
         rows = iter(logits[:, order])
-        form = Form(lambda inputs, rows=rows: np.stack([next(rows) for _ in inputs["input_ids"]]), 1)
+        form = Form(partial(next_logits, rows), 1)
         data = LabelledSentences.of([f"film {row}" for row in range(8)], np.array(order)[labels].tolist())
-        from sst2.export import figures as module
+        names = np.array(["NEGATIVE", "POSITIVE"])[order].tolist()
+        told = figures.figures_of({REFERENCE: form}, sample_tokenizer(), data, 1, positive_class(names))
+        found.append(told[REFERENCE]["f1"])
+    assert found[0] == found[1] == pytest.approx(2 / 3)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "CALLS", {})
-            found = figures_of(
-                {REFERENCE: form},
-                sample_tokenizer(),
-                data,
-                1,
-                positive_class(["POSITIVE", "NEGATIVE"] if turned else ["NEGATIVE", "POSITIVE"]),
-            )
-        figures.append(found[REFERENCE])
-    assert figures[0]["f1"] == figures[1]["f1"] == pytest.approx(2 / 3)
+
+def next_logits(rows: Iterator[np.ndarray], inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return np.stack([next(rows) for _ in inputs["input_ids"]])
 
 
 def test_runs_that_number_the_same_names_otherwise_are_compared_by_name() -> None:
