@@ -9,7 +9,7 @@ results and exports the model.
 
 import gc
 
-from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, parse_arguments, process_rank, to_yaml
+from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, parse_arguments, process_rank, write_settings
 from sst2.preemption import Requests
 
 if __name__ == "__main__":
@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,7 @@ from sst2.optimization import build_optimizer, build_schedule
 from sst2.predictions import in_order_of_rows, in_words
 from sst2.preflight import require_free_space
 from sst2.ranks import on_main
-from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
+from sst2.run_folder import RunFolder, write_json, write_predictions
 from sst2.settings import Settings
 from sst2.staging import stage
 from sst2.step_graphs import step_graphs
@@ -104,14 +104,14 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     if accelerator.is_main_process:
         if settings.overwrite_output_dir:
             run.clear()
-        write_text(run.config, to_yaml(settings))
+        write_settings(run, settings)
         log_to_file(run.log)
         if place:
             adopt_checkpoints(place, run.checkpoints, state.best_step)
         ranks, device = accelerator.num_processes, accelerator.device
         write_json(run.environment, describe_environment(ranks, device, precision, strategy.describe()))
         requests.watch(run.path)
-    tracker = Tracker(accelerator, run, asdict(settings), state, "holdout" if "holdout" in splits else "validation")
+    tracker = Tracker(accelerator, run, settings.values(), state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     prepared = (loaders, plan, model_config, strategy, schedule, state, meter)
@@ -284,7 +284,7 @@ def finish(job: Job) -> None:
     trained = job.model_config, weights, job.tokenizer
     export_model(*trained, job.reported_split.sentences, card, run.model, settings.max_length, expected)
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
-    job.tracker.log_hparams(asdict(settings), name, step, metrics)
+    job.tracker.log_hparams(settings.values(), name, step, metrics)
     write_json(run.metrics, metrics)
     job.tracker.note_end(step, f"finished: {in_words(metrics, name)}")
     logger.info("final: %s", in_words(metrics, name))

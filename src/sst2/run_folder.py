@@ -23,6 +23,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
+        self.resolved = path / "resolved.yaml"
         self.environment = path / "environment.json"
         self.tensorboard = path / "tensorboard"
         self.metrics_log = path / "metrics.jsonl"

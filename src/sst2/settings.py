@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that `--help` and a wrong flag answer at once
 
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,18 +150,28 @@ class RunArguments:
 
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments, RunArguments)
+NAMES = [field.name for group in GROUPS for field in fields(group)]
 
 
 @dataclass
 class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArguments, ModelArguments):
     """All flags in one place, checked.
 
+    Attributes:
+        given: what the command line and the YAML file say, by name, and nothing else.
+
     Raises:
         ValueError: a value that cannot work, named by its flag, with the way out.
     """
 
+    given: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def values(self) -> dict[str, Any]:
+        """The value of every flag by name."""
+        return {name: getattr(self, name) for name in NAMES}
+
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name, value in self.values().items():
             if value == "":
                 raise ValueError(f"--{name} is empty: give a value, or leave the flag out")
         for name in ("output_dir", "resume_from_checkpoint", *DATA_FILES, "model_name_or_path", "dataset_name"):
