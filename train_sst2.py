@@ -9,7 +9,8 @@ results and exports the model.
 
 import gc
 
-from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, parse_arguments, process_rank, write_settings
+from sst2.arguments import PROGRAM, check_run_dir, parse_arguments, write_settings
+from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.preemption import Requests
 
 if __name__ == "__main__":

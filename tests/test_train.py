@@ -296,7 +296,7 @@ def test_bf16_trains_with_float32_master_weights(train_here: Train, small_job: l
 
 def test_precision_and_threads_follow_the_launcher(train: Train, small_job: list[Any]) -> None:
     accelerate = Path(sys.executable).with_name("accelerate")
-    launcher = [str(accelerate), "launch", "--mixed_precision", "bf16"]
+    launcher = ["env", "-u", "OMP_NUM_THREADS", str(accelerate), "launch", "--mixed_precision", "bf16"]
     run = train(*small_job, "--max_train_steps", 2, launcher=launcher)
     assert run.code == 0, run.stderr
     environment = json.loads((run.run_dir / "environment.json").read_text())

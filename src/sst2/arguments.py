@@ -15,6 +15,7 @@ import yaml
 from sst2.config_file import RESOLVED_MARK, read_config
 from sst2.errors import EXIT_USER_ERROR, UserError
 from sst2.flags import FlagParser
+from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.settings import SAMPLE, Settings
 
 if TYPE_CHECKING:
@@ -42,16 +43,6 @@ SMOKE_RECIPE: dict[str, Any] = {
 }
 
 
-def is_reporting_process() -> bool:
-    """Whether this process speaks for its node (the launchers number a node's processes in LOCAL_RANK)."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def process_rank() -> int:
-    """Number of this process among all of the job."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     """Settings from the command line, a YAML file and the defaults, the first winning, for a run in its folder.
 
@@ -61,8 +52,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     Raises:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
     """
-    # One process looks at the run's folder: the others may start after it has begun to fill it.
-    check = check_run_dir if process_rank() == 0 else None
+
+    def check(settings: Settings) -> None:
+        if process_rank() == 0:  # the others may start after it has begun to fill the folder
+            check_run_dir(settings)
+
     return read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", go_on_with_own_run, check)
 
 

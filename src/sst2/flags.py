@@ -91,7 +91,7 @@ class FlagParser(HfArgumentParser):
 
     def __init__(self, program: str, description: str) -> None:
         super().__init__(
-            GROUPS, prog=program, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+            list(GROUPS), prog=program, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
         )
         self.add_argument("--config", metavar="FILE.yaml", help="flags as YAML; the command line wins over it")
 
