@@ -53,6 +53,7 @@ from sst2.settings import Settings
 from sst2.staging import stage
 from sst2.step_graphs import step_graphs
 from sst2.strategies import prepare
+from sst2.trackers import start_trackers
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
 from sst2.watchdog import Watchdog
@@ -100,8 +101,8 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
     if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
         state = checkpoints.load(place)
-        logger.info("resuming from %s", place)
     require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
+    trackers = start_trackers(accelerator, settings, run)
     if accelerator.is_main_process:
         if settings.overwrite_output_dir:
             run.clear()
@@ -112,14 +113,13 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
         ranks, device = accelerator.num_processes, accelerator.device
         write_json(run.environment, describe_environment(ranks, device, precision, strategy.describe()))
         requests.watch(run.path)
-    tracker = Tracker(accelerator, run, settings.values(), state, "holdout" if "holdout" in splits else "validation")
+    tracker = Tracker(accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
-    prepared = (loaders, plan, model_config, strategy, schedule, state, meter)
-    watchdog = Watchdog(settings.step_timeout)
+    prepared = (loaders, plan, model_config, strategy, schedule, state, meter, checkpoints, requests)
     graphs = step_graphs(strategy, model_config, settings, plan.global_batch_size, splits["train"].lengths)
     return Job(
-        settings, accelerator, run, tokenizer, splits, *prepared, checkpoints, requests, watchdog, tracker, graphs
+        settings, accelerator, run, tokenizer, splits, *prepared, Watchdog(settings.step_timeout), tracker, graphs
     )
 
 

@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from sst2.checkpointing import SavedTimes
 from sst2.run_folder import RunFolder
+from sst2.trackers import ExternalTrackers
 from sst2.tracking import Tracker, drop_later_lines, flatten
 from sst2.training_state import TrainingState
 
@@ -37,7 +38,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def tracker_from(step: int, accelerator: Accelerator, run: RunFolder, evaluated_step: int | None = None) -> Tracker:
     state = TrainingState(step=step, evaluated_step=step if evaluated_step is None else evaluated_step)
-    return Tracker(accelerator, run, SETTINGS, state, selection_split="validation")
+    return Tracker(accelerator, run, ExternalTrackers(), state, selection_split="validation")
 
 
 def lines(file: Path) -> list[dict[str, Any]]:

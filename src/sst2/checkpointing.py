@@ -220,6 +220,7 @@ class Checkpointer:
         if before != now:
             logger.info("%d processes of %d threads go on where %d of %d stopped: the last bits differ", *now, *before)
         self._saved = replace(state)
+        logger.info("resuming from %s", place)
         return state
 
     def _write(

@@ -65,7 +65,6 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             cpu=runs_on_cpu(),
             mixed_precision=precision,
             deepspeed_plugin=plugin,
-            log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
             # the mean over a step's sentences is taken here; of a variable accelerate would divide it once more
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT)],

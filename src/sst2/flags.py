@@ -90,8 +90,9 @@ class FlagParser(HfArgumentParser):
     """
 
     def __init__(self, program: str, description: str) -> None:
+        groups: Any = GROUPS
         super().__init__(
-            list(GROUPS), prog=program, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+            groups, prog=program, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
         )
         self.add_argument("--config", metavar="FILE.yaml", help="flags as YAML; the command line wins over it")
 

@@ -1,4 +1,4 @@
-"""A run's numbers: TensorBoard, metrics.jsonl, and any tracker that accelerate knows."""
+"""A run's numbers: TensorBoard, metrics.jsonl, and the other trackers of `--report_to`."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 from sst2.checkpointing import SavedTimes
 from sst2.dashboard import Dashboard
 from sst2.run_folder import RunFolder, sync, write_text
+from sst2.trackers import ExternalTrackers, plain
 from sst2.training_state import TrainingState
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class Tracker:
     """Writes on the main process; every process may call it.
 
     Args:
-        accelerator: knows the main process, and the other trackers of `--report_to`.
+        accelerator: knows the main process.
         run: the folder to write to.
-        settings: all settings of the run, for trackers that show them.
+        trackers: of `--report_to` beside TensorBoard, started.
         state: where this start begins; what an earlier one logged beyond it is dropped, so that a restarted run
             continues its curves where they stood.
         selection_split: name of the split that is evaluated during training; others come at the end, once more after
@@ -45,16 +46,16 @@ class Tracker:
         self,
         accelerator: Accelerator,
         run: RunFolder,
-        settings: dict[str, Any],
+        trackers: ExternalTrackers,
         state: TrainingState,
         selection_split: str,
     ) -> None:
-        self._accelerator = accelerator
+        self._trackers = trackers
         self._metrics_log = run.metrics_log
         self._samples = run.samples
         self._board: SummaryWriter | None = None
-        accelerator.init_trackers("sst2", config={name: _plain(value) for name, value in settings.items()})
         if accelerator.is_main_process:
+            trackers.record(run)
             restarted = run.tensorboard.is_dir()
             _date_before_now(run.tensorboard)
             # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
@@ -68,7 +69,7 @@ class Tracker:
     def log(self, split: str, step: int, values: dict[str, Any]) -> None:
         """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names."""
         scalars = {f"{split}/{name}": value for name, value in flatten(values).items()}
-        self._accelerator.log(scalars, step=step)
+        self._trackers.log(scalars, step)
         if self._board is None:
             return
         for name, value in scalars.items():
@@ -107,9 +108,9 @@ class Tracker:
         """The run's one line in TensorBoard's HParams table, in the run itself rather than a run of its own."""
         if self._board is None:
             return
-        plain = {name: _plain(settings[name]) for name in HPARAMS if settings.get(name) is not None}
+        shown = {name: plain(settings[name]) for name in HPARAMS if settings.get(name) is not None}
         finals = {f"final/{split}_{name}": metrics[name] for name in ("accuracy", "precision", "recall", "f1", "loss")}
-        for summary in hparams(plain, finals):
+        for summary in hparams(shown, finals):
             self._board._get_file_writer().add_summary(summary)
         for name, value in finals.items():
             self._board.add_scalar(name, value, step)
@@ -126,7 +127,7 @@ class Tracker:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
-        self._accelerator.end_training()
+        self._trackers.close()
 
 
 def flatten(values: dict[str, Any]) -> dict[str, float]:
@@ -179,7 +180,3 @@ def _append(file: Path, content: dict[str, Any]) -> None:
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
     with open(file, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(finite, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
