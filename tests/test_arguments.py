@@ -131,6 +131,12 @@ def test_mistakes_in_a_yaml_file_name_it(
     assert expected in message
 
 
+def test_no_value_has_a_null_character(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text('output_dir: "a\\0b"\n')
+    assert "--output_dir has a null character" in refused(capsys, "--config", str(file))
+
+
 def test_a_flag_overrides_what_a_file_says_of_another_that_cannot_hold_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("max_train_steps: 20\ngradient_accumulation_steps: 2\n")

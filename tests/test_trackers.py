@@ -109,7 +109,9 @@ def test_one_that_does_not_start_is_refused_and_leaves_no_folder(
     server.rmdir()
     run = train_here(*small_job, "--report_to", "mlflow")
     assert run.code == 2
-    assert run.stderr.splitlines()[-1].endswith("--report_to mlflow does not start (no login here): leave it out")
+    assert run.stderr.splitlines()[-1].endswith(
+        "--report_to mlflow does not start (no login here): see to that, or leave it out"
+    )
     assert not run.run_dir.exists()
 
 

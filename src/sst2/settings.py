@@ -178,6 +178,8 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
         for name, value in self.values().items():
             if value == "":
                 raise ValueError(f"--{name} is empty: give a value, or leave the flag out")
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"--{name} has a null character in it, which no name has: leave that out")
         for name in ("output_dir", "resume_from_checkpoint", *DATA_FILES, "model_name_or_path", "dataset_name"):
             if getattr(self, name) is not None:
                 setattr(self, name, os.path.expanduser(getattr(self, name)))

@@ -60,7 +60,9 @@ class ExternalTrackers:
             except Exception as error:
                 if name not in self._identities:
                     self._thread.shutdown(wait=False)
-                    raise UserError(f"--report_to {name} does not start ({_in_short(error)}): leave it out") from None
+                    raise UserError(
+                        f"--report_to {name} does not start ({_in_short(error)}): see to that, or leave it out"
+                    ) from None
                 _warn(name, error)
 
     def record(self, run: RunFolder) -> None:
