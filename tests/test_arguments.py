@@ -190,7 +190,8 @@ def test_hints_name_flags_that_there_are() -> None:
 def test_other_ranks_do_not_repeat_the_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit):
         parse_arguments(["--nonsense"])
     assert capsys.readouterr().err == ""
