@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import random
+import resource
 import shutil
 import signal
 import threading
@@ -317,9 +318,17 @@ def test_a_checkpoint_amid_an_evaluation_between_others(accelerator: Accelerator
     assert training.step() == after
 
 
+@pytest.fixture
+def only_small_files() -> Iterator[Callable[[], None]]:
+    """Has the system refuse files of more than 1000 bytes to this process, once it is called."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 @pytest.mark.parametrize("earlier", [True, False])
 def test_a_save_that_fails_is_an_error_that_names_the_last_good_one(
-    earlier: bool, accelerator: Accelerator, tmp_path: Path
+    earlier: bool, accelerator: Accelerator, tmp_path: Path, only_small_files: Callable[[], None]
 ) -> None:
     training, folder = Training(accelerator, seed=1), tmp_path / "checkpoints"
     checkpoints = training.checkpoints(folder)
@@ -327,7 +336,7 @@ def test_a_save_that_fails_is_an_error_that_names_the_last_good_one(
         checkpoints.save(training.state)
         checkpoints.wait()
         assert not checkpoints.has_failed
-        (folder / ".step-00000001.unfinished").write_text("in the way")
+        only_small_files()
         ending = f"the last good checkpoint is {folder / 'step-00000000'}"
     else:
         folder.write_text("in the way")

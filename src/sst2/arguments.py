@@ -9,13 +9,14 @@ import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
+from sst2.checkpoint_folder import origin
 from sst2.errors import UserError
 from sst2.settings import GROUPS, SAMPLE, Settings
 
@@ -63,7 +64,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     """
     # One process looks at the run's folder: the others may start after it has begun to fill it.
     check = check_run_dir if process_rank() == 0 else None
-    return read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", go_on_with_own_run, check)
+    settings = read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", go_on_with_own_run, check)
+    return replace(settings, resume_from_checkpoint="auto") if _has_begun_with_it(settings) else settings
 
 
 def read_settings(
@@ -216,20 +218,27 @@ class _Quiet(_Parser):
         raise ValueError(message)
 
 
+def _has_begun_with_it(s: Settings) -> bool:
+    """Whether the run in the folder is the one that began with the checkpoint of another run that is named again."""
+    if s.resume_from_checkpoint in (None, "auto"):
+        return False
+    return origin(s.run_dir / "checkpoints") == Path(str(s.resume_from_checkpoint)).resolve()
+
+
 def check_run_dir(s: Settings) -> None:
     """Whether the run may work in its folder as it is now.
 
     Raises:
         UserError: something is in it that must not be touched.
     """
-    run_dir, resume = s.run_dir, s.resume_from_checkpoint
+    run_dir, resume = s.run_dir, "auto" if _has_begun_with_it(s) else s.resume_from_checkpoint
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--output_dir {run_dir} is a file: name a folder")
     if resume not in (None, "auto") and not Path(str(resume)).is_dir():
         raise UserError(f"--resume_from_checkpoint {resume} is not a folder: give a checkpoint's folder, or auto")
     if not run_dir.is_dir() or all(path.name.startswith(".") for path in run_dir.iterdir()):
         return  # hidden: what a start that was killed at once has left
-    if (s.overwrite_output_dir or resume) and not is_run(run_dir):
+    if (s.overwrite_output_dir or resume) and not (is_run(run_dir) or origin(run_dir / "checkpoints")):
         raise UserError(f"--output_dir {run_dir} holds no run, only other files: name another folder")
     if resume not in (None, "auto") and not Path(str(resume)).resolve().is_relative_to(run_dir.resolve()):
         raise UserError(f"--resume_from_checkpoint {resume} is not of the run in {run_dir}: name an empty folder")

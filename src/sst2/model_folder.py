@@ -1,7 +1,7 @@
 """The export: a stock DistilBERT folder with tokenizer and model card, reloaded and compared before it counts."""
 
 import copy
-import shutil
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ from transformers import (
 )
 
 from sst2.errors import UserError
+from sst2.removal import UNFINISHED, discard, hidden_name, put_aside
 from sst2.run_folder import share
+from sst2.sealed_folder import commit, describe_file
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
 
+WEIGHTS = "model.safetensors"
 PROBES = 32  # sentences whose logits are compared after reloading
 
 
@@ -34,7 +37,7 @@ def export_model(
     folder: Path,
     max_length: int | None = None,
     expected: np.ndarray | None = None,
-) -> None:
+) -> str:
     """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
 
     Args:
@@ -45,20 +48,23 @@ def export_model(
         max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
         expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
 
+    Returns:
+        The SHA-256 of the exported weights.
+
     Raises:
         RuntimeError: the reloaded model gives other logits.
     """
     stock = stock_classifier(config, weights)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = hidden_name(folder, UNFINISHED)
     stock.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    share(unfinished / "model.safetensors", like=unfinished / "config.json")
+    share(unfinished / WEIGHTS, like=unfinished / "config.json")
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     _compare(stock, tokenizer, unfinished, sentences[:PROBES], max_length, expected)
-    shutil.rmtree(folder.with_name("onnx"), ignore_errors=True)  # made of the model that goes now
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
+        discard(put_aside(onnx))
+    commit(unfinished, folder)
+    return describe_file(folder / WEIGHTS)["sha256"]
 
 
 def stock_classifier(config: DistilBertConfig, weights: dict[str, torch.Tensor]) -> DistilBertForSequenceClassification:

@@ -15,6 +15,7 @@ import numpy as np
 
 from sst2.errors import UserError
 from sst2.predictions import probability_positive
+from sst2.removal import discard, leftovers, put_aside
 
 
 class RunFolder:
@@ -78,15 +79,28 @@ class RunFolder:
         self._lock.close()
         self._lock = None
 
-    def clear(self) -> None:
-        """Remove the run that is in the folder: all that bears the names above.
+    def begin(self, overwrite: bool) -> None:
+        """Make the folder ready for a start that will write into it.
+
+        `metrics.json` goes first and comes back last: where it is, the run has finished and its model is whole.
+
+        Args:
+            overwrite: whether the run that is in the folder goes, that is all that bears the names above.
+                `config.yaml` stays until the new one replaces it: after a kill in between, the folder is still a run's.
 
         Raises:
             UserError: the folder cannot be written.
         """
+        entries = [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]
+        going = [self.metrics, *(path for path in entries if path != self.config)] if overwrite else [self.metrics]
         try:
-            for entry in [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+            for leftover in [path for entry in entries for path in leftovers(entry)]:
+                discard(leftover)
+            for entry in [path for path in going if os.path.lexists(path)]:
+                aside = put_aside(entry)
+                if (reason := discard(aside)) and aside == entry:
+                    raise OSError(None, reason)
+                sync(self.path)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -116,6 +130,10 @@ def write_text(file: Path, text: str) -> None:
     """Write a whole file, or leave the old one as it was, also when the host crashes."""
     unfinished = file.with_name(f".{file.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
+    _put_in_place(unfinished, file)
+
+
+def _put_in_place(unfinished: Path, file: Path) -> None:
     sync(unfinished)
     os.replace(unfinished, file)
     sync(file.parent)
@@ -156,4 +174,4 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
                 label = split.label_names[split.labels[row]] if split.labels[row] >= 0 else ""
                 prediction = split.label_names[predicted[row]]
                 writer.writerow([split.name, row, sentence, label, prediction, f"{probabilities[row]:.6f}"])
-    os.replace(unfinished, file)
+    _put_in_place(unfinished, file)

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sst2.removal import REPLACED, UNFINISHED, discard, hidden_name
 from sst2.run_folder import sync
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-UNFINISHED, REPLACED = "unfinished", "replaced"  # what a kill may leave: .NAME.unfinished
 
 
 class DamagedFolderError(Exception):
@@ -33,8 +33,7 @@ def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
     Raises:
         OSError: the disk is full, or worse; whatever was at `place` before is still there.
     """
-    unfinished = hidden(place, UNFINISHED)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = hidden_name(place, UNFINISHED)
     try:
         unfinished.mkdir(parents=True)
         write_files(unfinished)
@@ -45,7 +44,7 @@ def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
     except Exception as error:
         # torch.save says "unexpected pos 8000960 vs 8000912"
         is_full = unfinished.exists() and shutil.disk_usage(unfinished).free < 1 << 20
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard(unfinished)
         if is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
@@ -81,24 +80,32 @@ def commit(unfinished: Path, place: Path) -> None:
     """Bring a folder and all that is in it to disk, and rename it to its place."""
     for path in (*unfinished.rglob("*"), unfinished):
         sync(path)
-    replaced = hidden(place, REPLACED)
-    if place.exists():  # written once more: a run resumed from an earlier step passes here again
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.rename(place, replaced)  # `recover` brings it back if the next line is never reached
+    replaced = None
+    if os.path.lexists(place):  # written once more: a run resumed from an earlier step passes here again
+        replaced = _move_away(place)
     try:
         os.rename(unfinished, place)
     except OSError:
-        if replaced.exists():
+        if replaced:
             os.rename(replaced, place)
         raise
     for folder in (place.parent, place.parent.parent):  # both may be new
         sync(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced:
+        discard(replaced)
 
 
-def hidden(place: Path, suffix: str) -> Path:
-    """The name beside `place` under which something unfinished lies."""
-    return place.with_name(f".{place.name}.{suffix}")
+def _move_away(place: Path) -> Path | None:
+    """Rename what is at `place`, from where `recover` brings it back after a kill. Returns the new name."""
+    replaced = hidden_name(place, REPLACED)
+    try:
+        os.rename(place, replaced)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        discard(place)  # in a lower layer of overlay: it can be deleted, but not renamed
+        return None
+    return replaced
 
 
 def _files(folder: Path) -> list[Path]:
