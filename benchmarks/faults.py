@@ -62,9 +62,7 @@ class Way:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--sample", type=int, help="calls for each way and fault, of different sorts; all calls if left out"
-    )
+    parser.add_argument("--sample", type=int, help="calls for each way and fault, of many sorts; all if left out")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
