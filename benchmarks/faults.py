@@ -110,16 +110,11 @@ def try_all(folder: Path, sample: int | None, chance: random.Random) -> dict[str
         changes = start(folder, way).calls
         calls[name], expected[name] = len(changes), results(folder / "run")
         for kind in KINDS:
-            numbers = [
-                n for n, call in enumerate(changes, start=1) if kind != "short write" or call.startswith("write")
-            ]
-            for number in numbers if sample is None else chance.sample(numbers, min(sample, len(numbers))):
-                end, wrong = try_one(folder, way, number, kind, expected)
+            for number in draw(changes, kind, sample, chance):
+                call, end, wrong = try_one(folder, way, number, kind, expected[name])
                 ends[kind][end] += 1
                 if wrong:
-                    failures.append(
-                        {"way": name, "fault": kind, "call": changes[number - 1], "end": end, "wrong": wrong}
-                    )
+                    failures.append({"way": name, "fault": kind, "call": call, "end": end, "wrong": wrong})
                     print(failures[-1], file=sys.stderr, flush=True)
             print(f"{name}, {kind}: {sum(ends[kind].values())} so far", file=sys.stderr, flush=True)
     return {
