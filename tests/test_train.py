@@ -240,6 +240,26 @@ def test_a_finished_run_is_left_as_it_is_and_as_its_user_has_made_it(
     assert contents(run_dir) == before
 
 
+def test_a_finished_run_is_evaluated_on_another_file_and_keeps_its_model(
+    train_here: Train, small_job: list[Any], tsv_files: tuple[Path, Path]
+) -> None:
+    flags = [*small_job, "--max_train_steps", 3, "--resume_from_checkpoint", "auto"]
+    run_dir = train_here(*flags).run_dir
+    for file in ("model/README.md", "model/notes.txt"):
+        (run_dir / file).write_text("mine")
+    before = contents(run_dir / "model")
+    again = train_here(*flags, "--test_file", tsv_files[1])
+    assert again.code == 0, again.stderr
+    assert again.metrics["test"]["accuracy"] == again.metrics["accuracy"]
+    assert contents(run_dir / "model") == before
+    shutil.rmtree(run_dir / "checkpoints")
+    before = contents(run_dir)
+    refused = train_here(*flags)
+    assert refused.code == 2
+    assert "has finished with other settings, and has no checkpoint to go on from" in refused.stderr
+    assert contents(run_dir) == before
+
+
 def lose_the_model(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "model")
 
@@ -254,13 +274,20 @@ def lose_the_metrics(run_dir: Path) -> None:
     (run_dir / "metrics.json").unlink()
 
 
+def lose_the_tokenizer(run_dir: Path) -> None:
+    (run_dir / "model" / "tokenizer.json").write_text("{}")
+
+
 def keep_the_model_elsewhere(run_dir: Path) -> None:
     os.rename(run_dir / "model", run_dir.with_name("elsewhere"))
     (run_dir / "model").symlink_to(run_dir.with_name("elsewhere"))
     (run_dir / "metrics.json").unlink()
 
 
-@pytest.mark.parametrize("lose", [lose_the_model, lose_what_was_in_memory, lose_the_metrics, keep_the_model_elsewhere])
+LOSSES = [lose_the_model, lose_what_was_in_memory, lose_the_metrics, lose_the_tokenizer, keep_the_model_elsewhere]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
 def test_what_a_finished_run_has_lost_is_made_again(
     lose: Callable[[Path], None], train_here: Train, small_job: list[Any]
 ) -> None:

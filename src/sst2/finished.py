@@ -1,10 +1,13 @@
 """A run that has finished: started again, it is left as it is, with all that its user has made of it since."""
 
 import json
+from dataclasses import replace
 
+import yaml
 from accelerate import Accelerator
 
-from sst2.errors import FinishedError
+from sst2.arguments import to_yaml
+from sst2.errors import FinishedError, UserError
 from sst2.model_folder import WEIGHTS, push_to_hub
 from sst2.ranks import on_main
 from sst2.run_folder import RunFolder
@@ -21,16 +24,23 @@ def leave_if_finished(accelerator: Accelerator, run: RunFolder, settings: Settin
         state: of the checkpoint that the start goes on from; a new one where the run keeps none any more.
 
     Raises:
-        FinishedError: the run has finished and its model is whole; nothing was touched.
+        FinishedError: the run has finished with these settings and its model is whole; nothing was touched.
+        UserError: it has finished with others, and there is no checkpoint from which to do anything else.
     """
-    total_steps = settings.max_train_steps
-    assert total_steps is not None
     if settings.resume_from_checkpoint is None:
         return
+    total_steps = settings.max_train_steps
+    assert total_steps is not None
     if state.step and not state.is_over(total_steps, settings.early_stopping_patience):
         return  # an earlier checkpoint was named, to go another way from there
-    if not on_main(accelerator, lambda: is_finished(run)):
-        return
+    finished, same = on_main(accelerator, lambda: (is_finished(run), has_settings(run, settings)))
+    if not finished or (state.step and not same):
+        return  # it may be about another file to evaluate; the model stays as it is
+    if not same:
+        raise UserError(
+            f"--output_dir {run.path}: its run has finished with other settings, and has no checkpoint to go on from: "
+            "name another --output_dir, or replace it with --overwrite_output_dir"
+        )
     if settings.push_to_hub:
         on_main(accelerator, lambda: push_to_hub(run.model, settings.hub_model_id or run.path.name))
     raise FinishedError(f"the run in {run.path} has finished already: metrics {run.metrics}, model {run.model}")
@@ -44,4 +54,13 @@ def is_finished(run: RunFolder) -> bool:
             json.loads((run.model / name).read_text(encoding="utf-8"))
         return describe_file(run.model / WEIGHTS)["sha256"] == metrics["model_sha256"]
     except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def has_settings(run: RunFolder, settings: Settings) -> bool:
+    """Whether `config.yaml` says the same, wherever the folder is."""
+    try:
+        saved = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        return saved == yaml.safe_load(to_yaml(replace(settings, output_dir=saved["output_dir"])))
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return False

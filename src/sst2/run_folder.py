@@ -4,7 +4,6 @@ import csv
 import fcntl
 import json
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterable
@@ -75,7 +74,7 @@ class RunFolder:
         if self._lock is None:
             return
         if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
-            shutil.rmtree(self.path)
+            discard(self.path)
         self._lock.close()
         self._lock = None
 
