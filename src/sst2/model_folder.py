@@ -3,7 +3,6 @@
 import copy
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,9 @@ def export_model(
     tokenizer.save_pretrained(unfinished)
     share(unfinished / WEIGHTS, like=unfinished / "config.json")
     (unfinished / "README.md").write_text(card, encoding="utf-8")
-    compare = partial(
-        _compare, stock, tokenizer, sentences=sentences[:PROBES], max_length=max_length, expected=expected
-    )
-    compare(unfinished)
-    if _has_same_weights(folder, unfinished) and _succeeds(lambda: compare(folder)):
+    trained = stock, tokenizer, sentences[:PROBES], max_length, expected
+    _compare(*trained, unfinished)
+    if _has_same_weights(folder, unfinished) and _succeeds(lambda: _compare(*trained, folder)):
         discard(unfinished)  # what its user has added, or written into the card, stays
         return describe_file(folder / WEIGHTS)["sha256"]
     if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
