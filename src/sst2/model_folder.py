@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from sst2.errors import UserError
+from sst2.file_system import share
 from sst2.removal import UNFINISHED, discard, hidden_name, put_aside
-from sst2.run_folder import share
 from sst2.sealed_folder import commit, describe_file
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
 
@@ -61,7 +61,8 @@ def export_model(
     stock.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     share(unfinished / WEIGHTS, like=unfinished / "config.json")
-    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    # the name of a file of data may hold bytes that are no UTF-8
+    (unfinished / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     trained = stock, tokenizer, sentences[:PROBES], max_length, expected
     _compare(*trained, unfinished)
     if _has_same_weights(folder, unfinished) and _succeeds(lambda: _compare(*trained, folder)):
