@@ -11,7 +11,6 @@ from pathlib import Path
 
 from sst2.errors import UserError
 from sst2.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_name, put_aside
-from sst2.run_folder import write_json
 from sst2.sealed_folder import MANIFEST, DamagedFolderError, commit, verify_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,8 @@ def adopt_checkpoints(place: Path | None, folder: Path, best_step: int | None) -
                 continue
             write_sealed(target / source.name, partial(_copy_files, source))
         if target != folder:
-            write_json(target / ORIGIN, {"checkpoint": str(place.resolve())})
+            note = json.dumps({"checkpoint": str(place.resolve())})
+            (target / ORIGIN).write_text(note + "\n", encoding="utf-8")
             commit(target, folder)
     finally:
         if target != folder:
