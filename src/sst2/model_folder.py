@@ -40,7 +40,8 @@ def export_model(
 ) -> str:
     """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
 
-    One that is the model already is left as it is.
+    One that is the model already is left as it is. Its tokenizer has the length of training as `model_max_length`,
+    which programs cut to unless told otherwise.
 
     Args:
         config: of the trained model.
@@ -57,6 +58,8 @@ def export_model(
         RuntimeError: the reloaded model gives other logits.
     """
     stock = stock_classifier(config, weights)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = max_length or tokenizer.model_max_length
     unfinished = hidden_name(folder, UNFINISHED)
     stock.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
