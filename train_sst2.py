@@ -39,6 +39,7 @@ from sst2.connect import connect
 from sst2.data import Split, load_sentences, tokenize_all
 from sst2.environment import describe_environment
 from sst2.errors import StopRequestedError, exit_codes, leave_at_once
+from sst2.finished import leave_if_finished
 from sst2.job import Job
 from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.logs import log_to_file
@@ -103,15 +104,14 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
     if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
         state = checkpoints.load(place)
+    leave_if_finished(accelerator, run, settings, state)
     require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
     trackers = start_trackers(accelerator, settings, run)
     if accelerator.is_main_process:
-        if settings.overwrite_output_dir:
-            run.clear()
-        write_settings(run, settings)
+        run.begin(settings.overwrite_output_dir)
+        adopt_checkpoints(place, run.checkpoints, state.best_step)
+        write_settings(run, settings)  # it marks a run, which has its checkpoints by now
         log_to_file(run.log)
-        if place:
-            adopt_checkpoints(place, run.checkpoints, state.best_step)
         ranks, device = accelerator.num_processes, accelerator.device
         write_json(run.environment, describe_environment(ranks, device, precision, strategy.describe()))
         requests.watch(run.path)
@@ -282,11 +282,11 @@ def finish(job: Job) -> None:
     metrics = job.final_metrics({split: scores for split, (scores, _) in evaluated.items()}, step, selected)
     card = model_card(settings, metrics, len(job.splits["train"]))
     expected = evaluated[name][1] if settings.mixed_precision == "no" else None
-    trained = job.model_config, weights, job.tokenizer
-    export_model(*trained, job.reported_split.sentences, card, run.model, settings.max_length, expected)
+    trained = job.model_config, weights, job.tokenizer, job.reported_split.sentences
+    metrics["model_sha256"] = export_model(*trained, card, run.model, settings.max_length, expected)
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
     job.tracker.log_hparams(settings.values(), name, step, metrics)
-    write_json(run.metrics, metrics)
+    write_json(run.metrics, metrics)  # last: it says that the run has finished
     job.tracker.note_end(step, f"finished: {in_words(metrics, name)}")
     logger.info("final: %s", in_words(metrics, name))
     logger.info("metrics %s, model %s, curves: tensorboard --logdir %s", run.metrics, run.model, run.path.parent)

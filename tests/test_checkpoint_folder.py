@@ -9,7 +9,8 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sst2.checkpoint_folder import (
     find_latest,
     list_checkpoints,
     newest_checkpoint,
+    origin,
     recover,
     rotate,
 )
@@ -217,14 +219,15 @@ def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(
     for step in (1, 2, 3):
         write(there, step)
     adopt_checkpoints(there / "step-00000003", here, best_step=1)
-    assert names(here) == ["step-00000001", "step-00000003"]
+    assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
+    assert origin(here) == there / "step-00000003"
     for place in list_checkpoints(here):
         verify_sealed(place)
     adopt_checkpoints(here / ".." / "here" / "step-00000003", here, best_step=2)  # the run's own: nothing to do
-    assert names(here) == ["step-00000001", "step-00000003"]
+    assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
     flip_a_bit(there / "step-00000002" / "state")
     adopt_checkpoints(there / "step-00000003", tmp_path / "third", best_step=2)
-    assert names(tmp_path / "third") == ["step-00000003"]
+    assert names(tmp_path / "third") == ["origin.json", "step-00000003"]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"not copying {there / 'step-00000002'}: state has another SHA-256")
 
@@ -263,3 +266,136 @@ def test_a_kill_at_any_change_of_files_leaves_a_whole_checkpoint(before: list[in
     assert names(folder) == ["step-00000003", "step-00000004"]
     # Kills have struck while files were written, between the two renames, and while an old one was removed.
     assert seen >= {"unfinished", "replaced"} | ({"removed"} if len(before) > 1 else set())
+
+
+def test_a_checkpoint_that_cannot_be_deleted_is_warned_of_and_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An NFS client says so of a folder with a file that somebody still reads. There is no NFS here, so it is told."""
+
+    def rmdir(path: Any, **where: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    for step in (1, 2):
+        write(tmp_path, step)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", rmdir)
+        rotate(tmp_path, write(tmp_path, 3), 2, None)
+        rotate(tmp_path, write(tmp_path, 2, "second"), 1, None)  # on another way, over what is there, step 3 abandoned
+        assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002"]
+        said = [record.getMessage() for record in caplog.records]
+        assert [line.split(" (")[0] for line in said] == [
+            f"{tmp_path}/.step-0000000{step}.removed cannot be removed" for step in (1, 3)
+        ]
+        assert "(Directory not empty): it stays" in said[0]
+        recover(tmp_path)
+        assert find_latest(tmp_path) == tmp_path / "step-00000002"
+    rotate(tmp_path, tmp_path / "step-00000002", 1, None)  # nobody reads any more
+    recover(tmp_path)
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def work_on_read_only_copies(folder: Path) -> list[list[str]]:
+    """As a user whom modes stop. Returns the names after a rotation, after a kill's leftover, and in a new run."""
+    os.chown(folder, 65534, 65534)
+    os.chdir(folder)  # this user may not pass through the folders above
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    here, other, seen = Path("here"), Path("other"), []
+    read_only(write(here, 1))
+    rotate(here, write(here, 2), 1, None)
+    seen.append(names(here))
+    read_only(write(here, 9).rename(here / ".step-00000009.unfinished"))
+    recover(here)
+    seen.append(names(here))
+    read_only(write(other, 2))
+    adopt_checkpoints(other / "step-00000002", Path("new"), None)
+    rotate(Path("new"), write(Path("new"), 3), 1, None)
+    return [*seen, names(Path("new"))]
+
+
+def read_only(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_read_only_copies_are_removed_like_others(tmp_path: Path) -> None:
+    process, answer = start(work_on_read_only_copies, tmp_path)
+    process.join()
+    after_rotation, after_a_kill, taken_over = answer.recv()
+    assert after_rotation == ["step-00000002"]
+    assert after_a_kill == ["step-00000002"]
+    assert taken_over == ["origin.json", "step-00000003"]
+
+
+def adopt(source: Path, folder: Path, killed_at: int) -> bool:
+    kill_at_change(killed_at)
+    adopt_checkpoints(source, folder, 1)
+    return True
+
+
+def test_a_kill_while_a_checkpoint_is_taken_over_leaves_all_of_it_or_nothing(tmp_path: Path) -> None:
+    for step in (1, 3):
+        write(tmp_path / "there", step)
+    place, before, after = tmp_path / "there" / "step-00000003", 0, 0
+    for killed_at in count(1):
+        folder = tmp_path / str(killed_at) / "checkpoints"
+        folder.parent.mkdir()
+        process, answer = start(adopt, place, folder, killed_at)
+        process.join()
+        if folder.exists():
+            after += 1
+            assert origin(folder) == place
+            assert names(folder) == ["origin.json", "step-00000001", "step-00000003"]
+            for copied in list_checkpoints(folder):
+                verify_sealed(copied)
+        else:
+            before += 1
+            assert all(name.startswith(".checkpoints.") for name in names(folder.parent))
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert answer.recv() is True
+    assert before > 8
+    assert after >= 1
+    assert names(folder.parent) == ["checkpoints"]
+
+
+@pytest.fixture
+def image_layer(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
+    """Mounts a folder as containers do that have it in their image: its folders can be deleted, but not renamed."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts file systems")
+    top, place = tmp_path / "layers", tmp_path / "overlay"
+
+    def mount(lower: Path) -> Path:
+        top.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(top)], check=True)
+        for folder in (top / "upper", top / "work", place):
+            folder.mkdir()
+        layers = f"lowerdir={lower},upperdir={top}/upper,workdir={top}/work,redirect_dir=off"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(place)], check=True)
+        return place
+
+    yield mount
+    for folder in (place, top):
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_checkpoints_in_the_image_of_a_container_are_replaced_and_removed(
+    image_layer: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path / "image", step)
+    (tmp_path / "image" / "step-00000003").rename(tmp_path / "image" / ".step-00000003.replaced")
+    folder = image_layer(tmp_path / "image")
+    with pytest.raises(OSError, match="Invalid cross-device link"):
+        os.rename(folder / "step-00000001", folder / "elsewhere")
+    recover(folder)
+    rotate(folder, write(folder, 2, "second"), 1, None)
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000002"]
+    verify_sealed(folder / "step-00000002")
+    assert (folder / "step-00000002" / "state").read_text() == "second"

@@ -320,3 +320,22 @@ def test_kills_at_random_instants(tmp_path: Path) -> None:
     assert figures["kills"] == 4
     assert figures["sha256_disturbed"] == figures["sha256_undisturbed"]
     assert figures["damaged_checkpoints"] == []
+
+
+def test_one_failed_call_of_the_file_system(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    command = [
+        sys.executable,
+        REPOSITORY / "benchmarks" / "faults.py",
+        "--sample",
+        "3",
+        "--output",
+        tmp_path / "figures",
+    ]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures").read_text())
+    assert figures["faults"] == 48
+    assert figures["ends"]["kill"] == {"killed": 12}
+    assert figures["failures"] == []

@@ -152,7 +152,8 @@ def test_an_export_that_is_not_the_model_is_refused_and_the_earlier_one_stays(
     with pytest.raises(RuntimeError, match="gives other logits than before it was saved"):
         export_model(model.config, model.state_dict(), tokenizer, sentences, "second", tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
-    # What the failure left behind is no obstacle.
+    # What the failure left behind is no obstacle to another model.
+    healthy["classifier.bias"] += 1
     model.load_state_dict(healthy)
     export_model(model.config, model.state_dict(), load_tokenizer(settings), sentences, "third", tmp_path / "model")
     assert (tmp_path / "model" / "README.md").read_text() == "third"

@@ -4,14 +4,18 @@ import csv
 import json
 import logging
 import os
+import shutil
+import signal
 import threading
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from processes import start
+from processes import kill_at_change, start
+from sst2.arguments import MARK, is_run
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.logs import log_to_file, start_logging
@@ -37,8 +41,40 @@ def test_only_overwriting_removes_and_only_what_runs_write(tmp_path: Path) -> No
     before = {str(path) for path in run.path.rglob("*")}
     run.lock()
     assert {str(path) for path in run.path.rglob("*")} == before
-    run.clear()
-    assert {path.name for path in run.path.iterdir()} == {".lock", "notes.txt", "plots"}
+    run.begin(overwrite=False)
+    assert {str(path) for path in run.path.rglob("*")} == before - {str(run.metrics)}  # it is not finished any more
+    run.begin(overwrite=True)
+    assert {path.name for path in run.path.iterdir()} == {".lock", "config.yaml", "notes.txt", "plots"}
+
+
+def overwrite(folder: Path, killed_at: int) -> bool:
+    run = RunFolder(folder)
+    run.lock()
+    kill_at_change(killed_at)
+    run.begin(overwrite=True)
+    write_text(run.config, f"{MARK}\nnew: 1\n")
+    return True
+
+
+def test_a_kill_while_a_run_is_overwritten_leaves_a_run_that_can_be_overwritten(tmp_path: Path) -> None:
+    fill(RunFolder(tmp_path / "before"))
+    (tmp_path / "before" / "config.yaml").write_text(f"{MARK}\nold: 1\n")
+    (tmp_path / "before" / "notes.txt").write_text("mine")
+    for killed_at in count(1):
+        folder = Path(shutil.copytree(tmp_path / "before", tmp_path / str(killed_at)))
+        process, _ = start(overwrite, folder, killed_at)
+        process.join()
+        assert is_run(folder)
+        for whole in ("model", "onnx", "tensorboard", "checkpoints/step-00000001"):  # or gone, never half
+            assert (folder / whole / "file").exists() or not (folder / whole).exists()
+        assert not (folder / "metrics.json").exists() or (folder / "model").exists()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        RunFolder(folder).begin(overwrite=True)
+        assert {path.name for path in folder.iterdir()} == {".lock", "config.yaml", "notes.txt"}
+    assert killed_at > 20
+    assert {path.name for path in folder.iterdir()} == {".lock", "config.yaml", "notes.txt"}
 
 
 def test_two_jobs_do_not_work_in_one_folder(tmp_path: Path) -> None:
@@ -78,7 +114,7 @@ def test_a_link_to_another_disk_is_no_obstacle_and_its_target_is_spared(tmp_path
     run.path.mkdir()
     run.checkpoints.symlink_to(tmp_path / "scratch")
     run.lock()
-    run.clear()
+    run.begin(overwrite=True)
     assert not run.checkpoints.exists()
     assert (tmp_path / "scratch" / "precious").read_text() == "mine"
 

@@ -48,7 +48,7 @@ def test_smoke_run_as_users_start_it(train: Train, tmp_path: Path) -> None:
     assert f"accuracy {run.metrics['accuracy']:.4f}" in run.stderr
     # Everything the documentation promises is in the folder, and nothing is anywhere else.
     assert {path.name for path in run.run_dir.iterdir()} == {
-        *("config.yaml", "environment.json", "tensorboard", "metrics.jsonl", "checkpoints", "model"),
+        *("config.yaml", "resolved.yaml", "environment.json", "tensorboard", "metrics.jsonl", "checkpoints", "model"),
         *("metrics.json", "predictions.csv", "train.log", ".lock"),
     }
     assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == ["step-00000845"]
@@ -210,6 +210,132 @@ def test_going_on_in_another_folder_makes_a_run_that_stands_on_its_own(
     assert (second.run_dir / second.metrics["checkpoint"]).is_dir()
     assert second.metrics["step"] == first.metrics["step"]
     assert second.metrics["accuracy"] == first.metrics["accuracy"]
+    shutil.rmtree(first.run_dir)
+    for name in ("metrics.json", "config.yaml"):  # killed before either was written, and started again
+        (second.run_dir / name).unlink()
+        again = train_here(*flags, "--resume_from_checkpoint", checkpoint, run_dir=tmp_path / "second")
+        assert again.code == 0, again.stderr
+        assert f"resuming from {second.run_dir}/checkpoints/step-00000020" in again.stderr
+        assert again.metrics == second.metrics
+    elsewhere = train_here(*flags, "--resume_from_checkpoint", tmp_path, run_dir=tmp_path / "second")
+    assert (elsewhere.code, "is not of the run in" in elsewhere.stderr) == (2, True)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """When each file was written, and what is in it; the lock's file has neither."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("keep_checkpoints", [True, False])
+def test_a_finished_run_is_left_as_it_is_and_as_its_user_has_made_it(
+    keep_checkpoints: bool, train_here: Train, small_job: list[Any]
+) -> None:
+    flags = [*small_job, "--max_train_steps", 3, "--resume_from_checkpoint", "auto"]
+    run_dir = train_here(*flags).run_dir
+    (run_dir / "onnx").mkdir()
+    for file in ("onnx/model.onnx", "model/README.md", "model/notes.txt", "predictions.csv"):
+        (run_dir / file).write_text("mine")
+    if not keep_checkpoints:
+        shutil.rmtree(run_dir / "checkpoints")
+    before = contents(run_dir)
+    again = train_here(*flags)
+    assert again.code == 0, again.stderr
+    expected = f"the run in {run_dir} has finished already: metrics {run_dir}/metrics.json, model {run_dir}/model"
+    assert again.stderr.splitlines()[-1] == f"train_sst2.py: {expected}"
+    assert contents(run_dir) == before
+
+
+def test_a_finished_run_is_evaluated_on_another_file_and_keeps_its_model(
+    train_here: Train, small_job: list[Any], tsv_files: tuple[Path, Path]
+) -> None:
+    flags = [*small_job, "--max_train_steps", 3, "--resume_from_checkpoint", "auto"]
+    run_dir = train_here(*flags).run_dir
+    for file in ("model/README.md", "model/notes.txt"):
+        (run_dir / file).write_text("mine")
+    before = contents(run_dir / "model")
+    again = train_here(*flags, "--test_file", tsv_files[1])
+    assert again.code == 0, again.stderr
+    assert again.metrics["test"]["accuracy"] == again.metrics["accuracy"]
+    assert contents(run_dir / "model") == before
+    shutil.rmtree(run_dir / "checkpoints")
+    before = contents(run_dir)
+    refused = train_here(*flags)
+    assert refused.code == 2
+    assert "has finished with other settings, and has no checkpoint to go on from" in refused.stderr
+    assert contents(run_dir) == before
+
+
+def lose_the_model(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "model")
+
+
+def lose_what_was_in_memory(run_dir: Path) -> None:
+    """As a host without power does with blocks that never came to its disk."""
+    weights = run_dir / "model" / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+
+
+def lose_the_metrics(run_dir: Path) -> None:
+    (run_dir / "metrics.json").unlink()
+
+
+def lose_the_tokenizer(run_dir: Path) -> None:
+    (run_dir / "model" / "tokenizer.json").write_text("{}")
+
+
+def keep_the_model_elsewhere(run_dir: Path) -> None:
+    os.rename(run_dir / "model", run_dir.with_name("elsewhere"))
+    (run_dir / "model").symlink_to(run_dir.with_name("elsewhere"))
+    (run_dir / "metrics.json").unlink()
+
+
+LOSSES = [lose_the_model, lose_what_was_in_memory, lose_the_metrics, lose_the_tokenizer, keep_the_model_elsewhere]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
+def test_what_a_finished_run_has_lost_is_made_again(
+    lose: Callable[[Path], None], train_here: Train, small_job: list[Any]
+) -> None:
+    flags = [*small_job, "--max_train_steps", 3, "--resume_from_checkpoint", "auto"]
+    first = train_here(*flags)
+    metrics, weights = first.metrics, (first.run_dir / "model" / "model.safetensors").read_bytes()
+    lose(first.run_dir)
+    again = train_here(*flags)
+    assert again.code == 0, again.stderr
+    assert again.metrics == metrics
+    assert (first.run_dir / "model" / "model.safetensors").read_bytes() == weights
+    assert {path.name for path in first.run_dir.glob(".*")} == {".lock"}
+
+
+def test_a_run_counts_as_finished_when_all_that_it_exports_is_on_disk(
+    train_here: Train, small_job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash of the host may undo is seen by no test, so this one watches the calls."""
+    run_dir, calls = tmp_path / "run", []
+
+    def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
+        calls.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), run_dir))
+        fsync(descriptor)
+
+    def watched(move: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def moving(old: Any, new: Any) -> None:
+            calls.append(f"{os.path.relpath(old, run_dir)} becomes {os.path.relpath(new, run_dir)}")
+            move(old, new)
+
+        return moving
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", watched(os.rename))
+    monkeypatch.setattr(os, "replace", watched(os.replace))
+    assert train_here(*small_job, "--max_train_steps", 3).code == 0
+    exported = calls.index(".model.unfinished becomes model")
+    files = {f".model.unfinished/{path.name}" for path in (run_dir / "model").iterdir()}
+    assert files | {".model.unfinished"} <= {*calls[:exported]}
+    assert calls[exported + 1] == "."
+    predicted = calls.index(".predictions.csv.unfinished becomes predictions.csv")
+    assert calls[predicted - 1] == ".predictions.csv.unfinished"
+    assert exported < predicted < calls.index(".metrics.json.unfinished becomes metrics.json") == len(calls) - 2
 
 
 def test_overwriting_replaces_the_run_and_spares_other_files(train_here: Train, small_job: list[Any]) -> None:

@@ -7,11 +7,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sst2.checkpoint_folder import origin
 from sst2.config_file import RESOLVED_MARK, read_config
 from sst2.errors import EXIT_USER_ERROR, UserError
 from sst2.flags import FlagParser
@@ -57,7 +59,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
         if process_rank() == 0:  # the others may start after it has begun to fill the folder
             check_run_dir(settings)
 
-    return read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", go_on_with_own_run, check)
+    settings = read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", go_on_with_own_run, check)
+    return replace(settings, resume_from_checkpoint="auto") if _has_begun_with_it(settings) else settings
 
 
 def read_settings(
@@ -157,13 +160,20 @@ def is_run(folder: Path) -> bool:
         return False
 
 
+def _has_begun_with_it(s: Settings) -> bool:
+    """Whether the run in the folder is the one that began with the checkpoint of another run that is named again."""
+    if s.resume_from_checkpoint in (None, "auto"):
+        return False
+    return origin(s.run_dir / "checkpoints") == Path(str(s.resume_from_checkpoint)).resolve()
+
+
 def check_run_dir(s: Settings) -> None:
     """Whether the run may work in its folder as it is now.
 
     Raises:
         UserError: something is in it that must not be touched.
     """
-    run_dir, resume = s.run_dir, s.resume_from_checkpoint
+    run_dir, resume = s.run_dir, "auto" if _has_begun_with_it(s) else s.resume_from_checkpoint
     for flag, place in (("output_dir", run_dir), ("resume_from_checkpoint", Path(resume or ""))):
         try:
             str(place).encode()
@@ -175,7 +185,7 @@ def check_run_dir(s: Settings) -> None:
         raise UserError(f"--resume_from_checkpoint {resume} is not a folder: give a checkpoint's folder, or auto")
     if not run_dir.is_dir() or all(path.name.startswith(".") for path in run_dir.iterdir()):
         return  # hidden: what a start that was killed at once has left
-    if (s.overwrite_output_dir or resume) and not is_run(run_dir):
+    if (s.overwrite_output_dir or resume) and not (is_run(run_dir) or origin(run_dir / "checkpoints")):
         raise UserError(f"--output_dir {run_dir} holds no run, only other files: name another folder")
     if resume not in (None, "auto") and not Path(str(resume)).resolve().is_relative_to(run_dir.resolve()):
         raise UserError(f"--resume_from_checkpoint {resume} is not of the run in {run_dir}: name an empty folder")

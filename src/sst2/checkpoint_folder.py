@@ -1,18 +1,22 @@
 """The checkpoints of a run: sealed folders `step-00000123`, of which the newest whole one is found and old ones go."""
 
+import json
 import logging
 import os
 import re
 import shutil
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from sst2.errors import UserError
-from sst2.sealed_folder import REPLACED, UNFINISHED, DamagedFolderError, commit, hidden, verify_sealed
+from sst2.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_name, put_aside
+from sst2.sealed_folder import MANIFEST, DamagedFolderError, commit, verify_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8})")
-_REMOVED = "removed"  # what a kill may leave: .step-00000123.removed
+ORIGIN = "origin.json"  # beside the checkpoints of a run that began with another run's: which one that was
 
 
 def checkpoint_name(step: int) -> str:
@@ -28,21 +32,49 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(list_checkpoints(folder), default=None)
 
 
-def adopt_checkpoints(place: Path, folder: Path, best_step: int | None) -> None:
-    """Copy a checkpoint of another run, and the best one beside it, into this run's folder: it stands on its own."""
-    if place.resolve().parent == folder.resolve():
+def adopt_checkpoints(place: Path | None, folder: Path, best_step: int | None) -> None:
+    """Copy a checkpoint of another run, and the best one beside it, into this run's folder: it stands on its own.
+
+    Where the run has no checkpoints yet, all appears at once, with a note of where it comes from: a kill before leaves
+    an empty run, a kill after it one that goes on from the copy.
+
+    Args:
+        place: the checkpoint that the run resumes from; None, or one of the run's own, is nothing to copy.
+    """
+    if place is None or place.resolve().parent == folder.resolve():
         return
     best = place.with_name(checkpoint_name(best_step)) if best_step is not None else place
-    for source in {place, best}:
-        try:
-            verify_sealed(source)
-        except DamagedFolderError as error:
-            logger.warning("not copying %s: %s", source, error)
-            continue
-        unfinished = hidden(folder / source.name, UNFINISHED)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished)
-        commit(unfinished, folder / source.name)
+    target = folder if folder.exists() else hidden_name(folder, UNFINISHED)
+    try:
+        for source in {place, best}:
+            try:
+                verify_sealed(source)
+            except DamagedFolderError as error:
+                logger.warning("not copying %s: %s", source, error)
+                continue
+            write_sealed(target / source.name, partial(_copy_files, source))
+        if target != folder:
+            note = json.dumps({"checkpoint": str(place.resolve())})
+            (target / ORIGIN).write_text(note + "\n", encoding="utf-8")
+            commit(target, folder)
+    finally:
+        if target != folder:
+            discard(target)
+
+
+def origin(folder: Path) -> Path | None:
+    """The other run's checkpoint that the run with these checkpoints began with; None if it began with none."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        return Path(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["checkpoint"])
+    return None
+
+
+def _copy_files(source: Path, folder: Path) -> None:
+    """Copy contents alone: the modes of a read-only copy would keep this run from removing it."""
+    for file in [file for file in source.rglob("*") if file.is_file() and file != source / MANIFEST]:
+        copy = folder / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def find_latest(folder: Path) -> Path | None:
@@ -67,28 +99,51 @@ def find_latest(folder: Path) -> Path | None:
 
 
 def rotate(folder: Path, newest: Path, limit: int, best_step: int | None) -> None:
-    """Keep the `limit` newest checkpoints up to `newest`, and the best."""
+    """Keep the `limit` newest checkpoints up to `newest`, and the best. One that cannot be deleted is warned of."""
     best = checkpoint_name(best_step) if best_step is not None else None
-    for abandoned in [path for path in list_checkpoints(folder) if path.name > newest.name]:
-        _remove(abandoned)  # of the way that the run took before it was resumed from an earlier step
-    for old in [path for path in list_checkpoints(folder)[:-limit] if path.name != best]:
-        _remove(old)
+    try:
+        earlier = _leftovers(folder, REMOVED)
+        for abandoned in [path for path in list_checkpoints(folder) if path.name > newest.name]:
+            _remove(abandoned)  # of the way that the run took before it was resumed from an earlier step
+        for old in [path for path in list_checkpoints(folder)[:-limit] if path.name != best]:
+            _remove(old)
+        for leftover in earlier:  # whoever read its files may have closed them by now
+            discard(leftover)
+    except OSError as error:
+        logger.warning("old checkpoints in %s cannot be removed: %s", folder, error)
 
 
 def recover(folder: Path) -> None:
-    """Finish what a kill has interrupted, and remove what it has left behind."""
-    for replaced in folder.glob(f".step-*.{REPLACED}"):
-        place = folder / replaced.name[1:].removesuffix(f".{REPLACED}")
-        if not place.exists():
-            os.rename(replaced, place)
-    for suffix in (UNFINISHED, REPLACED, _REMOVED):
-        for leftover in folder.glob(f".step-*.{suffix}"):
-            shutil.rmtree(leftover)
+    """Finish what a kill has interrupted, and remove what it has left behind, as far as the file system lets it."""
+    for replaced in _leftovers(folder, REPLACED):
+        place = folder / replaced.name[1 : 1 + len(checkpoint_name(0))]
+        if place.exists():
+            _discard(replaced)
+        else:
+            _bring_back(replaced, place)
+    for leftover in (*_leftovers(folder, UNFINISHED), *_leftovers(folder, REMOVED)):
+        _discard(leftover)
+
+
+def _leftovers(folder: Path, suffix: str) -> list[Path]:
+    return sorted(path for path in folder.glob(f".step-*.{suffix}") if _NAME.search(path.name))
+
+
+def _bring_back(replaced: Path, place: Path) -> None:
+    try:
+        os.rename(replaced, place)
+    except OSError as error:
+        logger.warning("%s cannot be renamed to %s (%s)", replaced, place.name, error.strerror)
 
 
 def _remove(place: Path) -> None:
     """Delete a checkpoint under another name: a kill in the middle must not leave half of one under its own."""
-    gone = hidden(place, _REMOVED)
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(place, gone)
-    shutil.rmtree(gone)
+    aside = put_aside(place)
+    if aside == place:  # it goes under its own name: what stays of it must not pass for whole
+        discard(place / MANIFEST)
+    _discard(aside)
+
+
+def _discard(path: Path) -> None:
+    if reason := discard(path):
+        logger.warning("%s cannot be removed (%s): it stays, which costs room", path, reason)

@@ -37,6 +37,10 @@ class StopRequestedError(Exception):
     """Somebody asked the run to stop. The message says who, and where it will go on."""
 
 
+class FinishedError(Exception):
+    """There is nothing left to do. The message says where the results are."""
+
+
 class LostProcessError(Exception):
     """A process of the job is not there. The message says which; it is empty where another process says it."""
 
@@ -46,6 +50,7 @@ EXIT_CODES = {
     LocalError: EXIT_USER_ERROR,
     TrainingDivergedError: EXIT_DIVERGED,
     StopRequestedError: EXIT_STOPPED,
+    FinishedError: 0,
     LostProcessError: EXIT_FAILED,
 }
 
@@ -122,7 +127,9 @@ def exit_codes(
         code = 0
     except tuple(EXIT_CODES) as error:
         if (report or isinstance(error, LostProcessError | LocalError)) and str(error):
-            _print_line(f"{program}: {'' if isinstance(error, StopRequestedError) else 'error: '}{error}")
+            _print_line(
+                f"{program}: {'' if isinstance(error, StopRequestedError | FinishedError) else 'error: '}{error}"
+            )
         code = EXIT_CODES[type(error)]
     except Exception as error:
         code, line = _misfortune(error)

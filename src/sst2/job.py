@@ -155,8 +155,7 @@ class Job:
     def is_over(self) -> bool:
         """Whether all steps are done, or as many evaluations in a row as `--early_stopping_patience` were no better."""
         patience = self.settings.early_stopping_patience
-        is_out_of_patience = patience is not None and self.state.evaluations_without_improvement >= patience
-        return is_out_of_patience or (self.state.step == self.plan.total_steps and not self.is_evaluation_due)
+        return self.state.is_over(self.plan.total_steps, patience) and not self.is_evaluation_due
 
     @property
     def reported_split(self) -> Split:

@@ -1,8 +1,8 @@
 """The export: a stock DistilBERT folder with tokenizer and model card, reloaded and compared before it counts."""
 
 import copy
-import shutil
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from transformers import (
 
 from sst2.errors import UserError
 from sst2.file_system import share
+from sst2.removal import UNFINISHED, discard, hidden_name, put_aside
+from sst2.sealed_folder import commit, describe_file
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
 
+WEIGHTS = "model.safetensors"
 PROBES = 32  # sentences whose logits are compared after reloading
 
 
@@ -34,10 +37,11 @@ def export_model(
     folder: Path,
     max_length: int | None = None,
     expected: np.ndarray | None = None,
-) -> None:
+) -> str:
     """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
 
-    Its tokenizer has the length of training as `model_max_length`, which programs cut to unless told otherwise.
+    One that is the model already is left as it is. Its tokenizer has the length of training as `model_max_length`,
+    which programs cut to unless told otherwise.
 
     Args:
         config: of the trained model.
@@ -47,25 +51,42 @@ def export_model(
         max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
         expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
 
+    Returns:
+        The SHA-256 of the exported weights.
+
     Raises:
         RuntimeError: the reloaded model gives other logits.
     """
     stock = stock_classifier(config, weights)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length or tokenizer.model_max_length
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = hidden_name(folder, UNFINISHED)
     stock.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    share(unfinished / "model.safetensors", like=unfinished / "config.json")
+    share(unfinished / WEIGHTS, like=unfinished / "config.json")
     # the name of a file of data may hold bytes that are no UTF-8
     (unfinished / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-    _compare(stock, tokenizer, unfinished, sentences[:PROBES], max_length, expected)
-    shutil.rmtree(folder.with_name("onnx"), ignore_errors=True)  # made of the model that goes now
-    if folder.is_symlink():
-        folder.unlink()  # what it points to is spared
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    trained = stock, tokenizer, sentences[:PROBES], max_length, expected
+    _compare(*trained, unfinished)
+    if _has_same_weights(folder, unfinished) and _succeeds(lambda: _compare(*trained, folder)):
+        discard(unfinished)  # what its user has added, or written into the card, stays
+        return describe_file(folder / WEIGHTS)["sha256"]
+    if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
+        discard(put_aside(onnx))
+    commit(unfinished, folder)
+    return describe_file(folder / WEIGHTS)["sha256"]
+
+
+def _has_same_weights(folder: Path, other: Path) -> bool:
+    return (folder / WEIGHTS).is_file() and describe_file(folder / WEIGHTS) == describe_file(other / WEIGHTS)
+
+
+def _succeeds(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except Exception:  # whatever a library says of a damaged file
+        return False
+    return True
 
 
 def stock_classifier(config: DistilBertConfig, weights: dict[str, torch.Tensor]) -> DistilBertForSequenceClassification:
@@ -181,10 +202,10 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int) ->
 def _compare(
     model: DistilBertForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
     sentences: Sequence[str],
     max_length: int | None,
     expected: np.ndarray | None,
+    folder: Path,
 ) -> None:
     reloaded_model = AutoModelForSequenceClassification.from_pretrained(folder)
     reloaded_tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -1,7 +1,6 @@
 """Logits as probabilities, as a line for a person, and as a run's predictions.csv, which is read here as well."""
 
 import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sst2.csv_cells import from_cell, to_cell
+from sst2.run_folder import put_in_place
 
 COLUMNS = ("split", "row", "sentence", "label", "prediction", "probability_positive")
 
@@ -72,7 +72,7 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
             for row, sentence in enumerate(split.sentences):
                 label, prediction = names[split.labels[row]], names[predicted[row]]
                 writer.writerow([split.name, row, to_cell(sentence), label, prediction, f"{probabilities[row]:.6f}"])
-    os.replace(unfinished, file)
+    put_in_place(unfinished, file)
 
 
 def read_predictions(file: Path, split: str) -> list[dict[str, str]]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, TextIO
 
 from sst2.errors import UserError
 from sst2.file_system import NoLocksError, sync, try_lock, warn_once
+from sst2.removal import discard, leftovers, put_aside
 
 
 class RunFolder:
@@ -80,19 +80,32 @@ class RunFolder:
             return
         with suppress(OSError):  # the folder may have been removed, and why the job ends is not to be hidden
             if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
-                shutil.rmtree(self.path)
+                discard(self.path)
         self._lock.close()
         self._lock = None
 
-    def clear(self) -> None:
-        """Remove the run that is in the folder: all that bears the names above.
+    def begin(self, overwrite: bool) -> None:
+        """Make the folder ready for a start that will write into it.
+
+        `metrics.json` goes first and comes back last: where it is, the run has finished and its model is whole.
+
+        Args:
+            overwrite: whether the run that is in the folder goes, that is all that bears the names above.
+                `config.yaml` stays until the new one replaces it: after a kill in between, the folder is still a run's.
 
         Raises:
             UserError: the folder cannot be written.
         """
+        entries = [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]
+        going = [self.metrics, *(path for path in entries if path != self.config)] if overwrite else [self.metrics]
         try:
-            for entry in [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+            for leftover in [path for entry in entries for path in leftovers(entry)]:
+                discard(leftover)
+            for entry in [path for path in going if os.path.lexists(path)]:
+                aside = put_aside(entry)
+                if (reason := discard(aside)) and aside == entry:
+                    raise OSError(None, reason)
+                sync(self.path)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -112,6 +125,11 @@ def write_text(file: Path, text: str) -> None:
     """Write a whole file, or leave the old one as it was, also when the host crashes."""
     unfinished = file.with_name(f".{file.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
+    put_in_place(unfinished, file)
+
+
+def put_in_place(unfinished: Path, file: Path) -> None:
+    """Rename a file that has been written, when it is on disk."""
     sync(unfinished)
     os.replace(unfinished, file)
     sync(file.parent)

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 
 from sst2.errors import disk_error
 from sst2.file_system import sync
+from sst2.removal import REPLACED, UNFINISHED, discard, hidden_name
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-UNFINISHED, REPLACED = "unfinished", "replaced"  # what a kill may leave: .NAME.unfinished
 
 
 class DamagedFolderError(Exception):
@@ -35,8 +34,7 @@ def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
     Raises:
         OSError: what the disk has answered, whatever library was writing; what was at `place` before is still there.
     """
-    unfinished = hidden(place, UNFINISHED)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = hidden_name(place, UNFINISHED)
     try:
         unfinished.mkdir(parents=True)
         write_files(unfinished)
@@ -45,7 +43,7 @@ def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         commit(unfinished, place)
     except Exception as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        discard(unfinished)
         if (disk := disk_error(error)) is not None and disk is not error:
             raise disk from error
         raise
@@ -95,24 +93,32 @@ def commit(unfinished: Path, place: Path) -> None:
     """Bring a folder and all that is in it to disk, and rename it to its place."""
     for path in (*unfinished.rglob("*"), unfinished):
         sync(path)
-    replaced = hidden(place, REPLACED)
-    if place.exists():  # written once more: a run resumed from an earlier step passes here again
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.rename(place, replaced)  # `recover` brings it back if the next line is never reached
+    replaced = None
+    if os.path.lexists(place):  # written once more: a run resumed from an earlier step passes here again
+        replaced = _move_away(place)
     try:
         os.rename(unfinished, place)
     except OSError:
-        if replaced.exists():
+        if replaced:
             os.rename(replaced, place)
         raise
     for folder in (place.parent, place.parent.parent):  # both may be new
         sync(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced:
+        discard(replaced)
 
 
-def hidden(place: Path, suffix: str) -> Path:
-    """The name beside `place` under which something unfinished lies."""
-    return place.with_name(f".{place.name}.{suffix}")
+def _move_away(place: Path) -> Path | None:
+    """Rename what is at `place`, from where `recover` brings it back after a kill. Returns the new name."""
+    replaced = hidden_name(place, REPLACED)
+    try:
+        os.rename(place, replaced)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        discard(place)  # in a lower layer of overlay: it can be deleted, but not renamed
+        return None
+    return replaced
 
 
 def _files(folder: Path) -> list[Path]:

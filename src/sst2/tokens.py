@@ -8,7 +8,6 @@ import copy
 import hashlib
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sst2.errors import UserError
 from sst2.file_system import wait_for_lock
+from sst2.removal import discard, put_aside
 from sst2.scratch import blocks
 from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
 from sst2.sentences import Sentences
@@ -149,9 +149,9 @@ def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> N
         try:
             verify_sealed(folder)
         except DamagedFolderError:
-            shutil.rmtree(folder)
+            discard(put_aside(folder))
             os.rename(own, folder)
-    shutil.rmtree(own, ignore_errors=True)
+    discard(own)
 
 
 def _write(sentences: Sentences, encoder: Tokenizer, check_stop: Callable[[], object], folder: Path) -> None:

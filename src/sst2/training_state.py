@@ -110,3 +110,8 @@ class TrainingState:
         if is_best:
             self.best_step, self.best_accuracy, self.best_loss = self.step, accuracy, loss
         return is_best
+
+    def is_over(self, total_steps: int, patience: int | None) -> bool:
+        """Whether all steps are done, or `patience` evaluations in a row were no better."""
+        is_out_of_patience = patience is not None and self.evaluations_without_improvement >= patience
+        return is_out_of_patience or self.step == total_steps

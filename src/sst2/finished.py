@@ -1,0 +1,66 @@
+"""A run that has finished: started again, it is left as it is, with all that its user has made of it since."""
+
+import json
+from dataclasses import replace
+
+import yaml
+from accelerate import Accelerator
+
+from sst2.arguments import worked_out
+from sst2.errors import FinishedError, UserError
+from sst2.model_folder import WEIGHTS, push_to_hub
+from sst2.ranks import on_main
+from sst2.run_folder import RunFolder
+from sst2.sealed_folder import describe_file
+from sst2.settings import Settings
+from sst2.training_state import TrainingState
+
+
+def leave_if_finished(accelerator: Accelerator, run: RunFolder, settings: Settings, state: TrainingState) -> None:
+    """End a start that would do again what is done. All ranks call it.
+
+    Args:
+        settings: with everything that the flags left open filled in.
+        state: of the checkpoint that the start goes on from; a new one where the run keeps none any more.
+
+    Raises:
+        FinishedError: the run has finished with these settings and its model is whole; nothing was touched.
+        UserError: it has finished with others, and there is no checkpoint from which to do anything else.
+    """
+    if settings.resume_from_checkpoint is None:
+        return
+    total_steps = settings.max_train_steps
+    assert total_steps is not None
+    if state.step and not state.is_over(total_steps, settings.early_stopping_patience):
+        return  # an earlier checkpoint was named, to go another way from there
+    finished, same = on_main(accelerator, lambda: (is_finished(run), has_settings(run, settings)))
+    if not finished or (state.step and not same):
+        return  # it may be about another file to evaluate; the model stays as it is
+    if not same:
+        raise UserError(
+            f"--output_dir {run.path}: its run has finished with other settings, and has no checkpoint to go on from: "
+            "name another --output_dir, or replace it with --overwrite_output_dir"
+        )
+    if settings.push_to_hub:
+        on_main(accelerator, lambda: push_to_hub(run.model, settings.hub_model_id or run.path.name))
+    raise FinishedError(f"the run in {run.path} has finished already: metrics {run.metrics}, model {run.model}")
+
+
+def is_finished(run: RunFolder) -> bool:
+    """Whether there is `metrics.json`, which is written last, and the model whose weights it names is whole."""
+    try:
+        metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
+        for name in ("config.json", "tokenizer.json"):
+            json.loads((run.model / name).read_text(encoding="utf-8"))
+        return describe_file(run.model / WEIGHTS)["sha256"] == metrics["model_sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def has_settings(run: RunFolder, settings: Settings) -> bool:
+    """Whether `resolved.yaml` says the same, wherever the folder is."""
+    try:
+        saved = yaml.safe_load(run.resolved.read_text(encoding="utf-8"))
+        return saved == yaml.safe_load(worked_out(replace(settings, output_dir=saved["output_dir"])))
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return False
