@@ -29,6 +29,20 @@ def slow(descriptor, fsync=os.fsync):
 
 os.fsync = slow
 """
+# A file system that lacks what some network, FUSE and shared-folder mounts lack, likewise.
+POOR_DISK = """
+import errno, fcntl, os, stat
+
+def refuse(number):
+    raise OSError(number, os.strerror(number))
+
+def fsync(descriptor, real=os.fsync):
+    refuse(errno.EINVAL) if stat.S_ISDIR(os.fstat(descriptor).st_mode) else real(descriptor)
+
+os.fsync = fsync
+os.chmod = lambda path, mode, **options: refuse(errno.EPERM)
+fcntl.flock = lambda file, operation: refuse(errno.ENOSYS)
+"""
 
 
 class Job:

@@ -17,7 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import REPOSITORY, Finished
-from jobs import SLOW_DISK, TWO_PROCESSES, results, run_to_the_end, running
+from jobs import POOR_DISK, SLOW_DISK, TWO_PROCESSES, results, run_to_the_end, running
 from sst2.checkpoint_folder import find_latest, list_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
@@ -254,6 +254,23 @@ def test_one_rank_of_two_stands_still(
     assert "in fit" in finished.stderr  # wherever in it: the moment is not the test's to choose
     assert "error: rank 0: another process is gone, or did not answer in time" in finished.stderr
     assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
+
+
+def test_a_run_goes_on_without_what_its_file_system_lacks(
+    long_job: list[object], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(POOR_DISK)
+    cache = str(tmp_path / "cache")
+    with running(long_job, tmp_path / "run", PYTHONPATH=str(tmp_path), HF_DATASETS_CACHE=cache) as job:
+        finished = job.wait(300)
+    assert finished.code == 0, finished.stderr
+    for warning in (
+        "has no fsync for it (Invalid argument): going on without",
+        "who may read it cannot be set (Operation not permitted): going on without",
+        "whose file system has no locks (Function not implemented): going on without",
+    ):
+        assert finished.stderr.count(warning) == 1, finished.stderr
+    assert results(tmp_path / "run") == undisturbed
 
 
 def test_a_disk_that_is_slow_is_waited_for(

@@ -77,14 +77,17 @@ def test_a_kill_while_a_run_is_overwritten_leaves_a_run_that_can_be_overwritten(
     assert {path.name for path in folder.iterdir()} == {".lock", "config.yaml", "notes.txt"}
 
 
-def test_two_jobs_do_not_work_in_one_folder(tmp_path: Path) -> None:
+def test_two_jobs_do_not_work_in_one_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sst2")
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     first.lock()
     (first.path / "config.yaml").touch()
     with pytest.raises(UserError, match=r"--output_dir .*run is in use by another job: end that, or name another"):
         second.lock(patience=0.3)
     threading.Timer(0.3, first.release).start()
+    caplog.clear()
     second.lock(patience=30)  # a job that is about to end is waited for
+    assert caplog.messages == [f"waiting 30 s at most for another job to leave {first.path}"]
     with pytest.raises(UserError, match="in use"):
         first.lock(patience=0)
 

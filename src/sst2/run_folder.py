@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and files that are whole or absent."""
 
 import json
+import logging
 import os
 import time
 from contextlib import suppress
@@ -10,6 +11,8 @@ from typing import Any, TextIO
 from sst2.errors import UserError
 from sst2.file_system import NoLocksError, sync, try_lock, warn_once
 from sst2.removal import discard, leftovers, put_aside
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -48,7 +51,7 @@ class RunFolder:
         Raises:
             UserError: another job works in the folder, or it cannot be written.
         """
-        file, deadline = self.path / ".lock", time.monotonic() + patience
+        file, deadline, has_said = self.path / ".lock", time.monotonic() + patience, False
         try:
             while self._lock is None:
                 self._is_new |= not self.path.exists()
@@ -62,6 +65,9 @@ class RunFolder:
                     raise UserError(
                         f"--output_dir {self.path} is in use by another job: end that, or name another folder"
                     )
+                if not has_said:
+                    logger.info("waiting %g s at most for another job to leave %s", patience, self.path)
+                    has_said = True
                 time.sleep(0.1)
         except OSError as error:
             raise self._unwritable(error) from None
