@@ -3,20 +3,19 @@
     accelerate launch train_sst2.py                # DistilBERT on SST-2 from the hub
     python train_sst2.py --smoke                   # the embedded sample: no network, under a minute
 
-The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `evaluate` measures, `finish` writes the
-results and exports the model.
+The story of a run: `setup` loads and prepares, `fit` trains, `evaluate` measures, `finish` writes and exports.
 """
 
 import gc
 
-from sst2.arguments import PROGRAM, check_run_dir, parse_arguments, write_settings
-from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.preemption import Requests
 
-if __name__ == "__main__":
-    # A wrong flag is answered, and a signal to stop is caught, before the seconds that the imports below take.
+if __name__ == "__main__":  # a signal is caught, and a wrong flag answered, before the seconds that imports take
     gc.disable()  # imports make objects to keep: looking for garbage among them would take half a second more
-    REQUESTS, SETTINGS = Requests().listen(), parse_arguments()
+    REQUESTS = Requests().listen()
+    from sst2.arguments import parse_arguments
+
+    SETTINGS = parse_arguments()
 
 import logging
 import time
@@ -32,6 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sst2.arguments import PROGRAM, check_run_dir, write_settings
 from sst2.batching import Passes, collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
@@ -40,15 +40,16 @@ from sst2.data import Split, load_sentences, tokenize_all
 from sst2.environment import describe_environment
 from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.job import Job
+from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.logs import log_to_file
 from sst2.meter import Meter
 from sst2.model_folder import export_model, model_card, push_to_hub, require_hub_login
 from sst2.modeling import load_model, load_tokenizer, num_bytes
 from sst2.optimization import build_optimizer, build_schedule
-from sst2.predictions import in_order_of_rows, in_words
+from sst2.predictions import in_order_of_rows, in_words, write_predictions
 from sst2.preflight import require_free_space
 from sst2.ranks import on_main
-from sst2.run_folder import RunFolder, write_json, write_predictions
+from sst2.run_folder import RunFolder, write_json
 from sst2.settings import Settings
 from sst2.staging import stage
 from sst2.step_graphs import step_graphs
@@ -77,12 +78,13 @@ def main(settings: Settings, requests: Requests) -> None:
 def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     accelerator, precision = connect(settings)
+    watchdog = Watchdog(settings.step_timeout)
     require_hub_login(settings)
-    local = stage(settings)
+    local = stage(settings, requests.raise_if_stopped)
     sentences = load_sentences(local)
     tokenizer = load_tokenizer(local)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings)
+        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, requests.raise_if_stopped)
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer)
         splits = tokenizing.result()
@@ -118,9 +120,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     prepared = (loaders, plan, model_config, strategy, schedule, state, meter, checkpoints, requests)
     graphs = step_graphs(strategy, model_config, settings, plan.global_batch_size, splits["train"].lengths)
-    return Job(
-        settings, accelerator, run, tokenizer, splits, *prepared, Watchdog(settings.step_timeout), tracker, graphs
-    )
+    return Job(settings, accelerator, run, tokenizer, splits, *prepared, watchdog, tracker, graphs)
 
 
 def fit(job: Job) -> None:

@@ -26,10 +26,9 @@ from sst2.launcher_variables import forget_leftovers, is_set
 from sst2.logs import start_logging
 from sst2.preflight import check_world_size, first_sum, roll_call, word_of_main
 from sst2.settings import Precision, Settings
+from sst2.watchdog import SETUP_TIMEOUT
 
 logger = logging.getLogger(__name__)
-
-SETUP_TIMEOUT = timedelta(minutes=30)  # one rank may tokenise while the others wait; the steps have --step_timeout
 
 
 def connect(settings: Settings) -> tuple[Accelerator, Precision]:
@@ -67,7 +66,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             deepspeed_plugin=plugin,
             # the mean over a step's sentences is taken here; of a variable accelerate would divide it once more
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=SETUP_TIMEOUT))],
         )
         check_world_size(launcher, accelerator.num_processes)
         add_up(accelerator.device)

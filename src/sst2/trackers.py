@@ -122,7 +122,9 @@ def start_trackers(accelerator: Accelerator, settings: Settings, run: RunFolder)
 
 def plain(value: Any) -> bool | int | float | str:
     """A setting as trackers take it."""
-    return value if isinstance(value, bool | int | float | str) else str(value)
+    if isinstance(value, bool | int | float):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are no UTF-8
 
 
 def _warn(name: str, error: Exception) -> None:
