@@ -257,7 +257,7 @@ def test_a_run_begins_without_the_logs_that_cannot_be_made(
 
 def test_names_that_are_no_utf_8_are_shown_all_the_same(accelerator: Accelerator, run: RunFolder) -> None:
     settings = SETTINGS | {"train_file": os.fsdecode(b"/data/caf\xe9.tsv")}
-    tracker = Tracker(accelerator, run, settings, TrainingState(), selection_split="validation")
+    tracker = tracker_from(0, accelerator, run)
     metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 0.5)
     tracker.log_hparams(settings, "validation", 20, metrics)
     tracker.close()
