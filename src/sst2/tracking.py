@@ -52,7 +52,7 @@ class Tracker:
         state: TrainingState,
         selection_split: str,
     ) -> None:
-        self._accelerator = accelerator
+        self._is_main = accelerator.is_main_process
         self._trackers = trackers
         self._metrics_log = _Log(run.metrics_log)
         self._samples = _Log(run.samples)
@@ -76,7 +76,7 @@ class Tracker:
         scalars = {f"{split}/{name}": value for name, value in flatten(values).items()}
         self._trackers.log(scalars, step)
         self._log_scalars(scalars, step)
-        if self._accelerator.is_main_process:
+        if self._is_main:
             self._metrics_log.append({"split": split, "step": step, **values})
 
     def _on_board(self, write: Callable[[SummaryWriter], object]) -> None:
@@ -109,7 +109,7 @@ class Tracker:
 
     def log_samples(self, step: int, rows: list[int]) -> None:
         """Log which rows of the training split made step number `step` (counted from 1), sorted."""
-        if self._accelerator.is_main_process:
+        if self._is_main:
             self._samples.append({"step": step, "rows": sorted(rows)})
 
     def log_checkpoint(self, times: SavedTimes) -> None:
@@ -131,7 +131,7 @@ class Tracker:
 
     def flush(self) -> None:
         """Bring everything logged so far to disk, before a checkpoint says that it was."""
-        if not self._accelerator.is_main_process:
+        if not self._is_main:
             return
         for log in (self._metrics_log, self._samples):
             log.flush()
