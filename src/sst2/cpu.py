@@ -9,7 +9,6 @@ import torch
 BF16_SHAPES = ((448, 768, 3072), (448, 3072, 768), (448, 768, 768))  # of DistilBERT-base at batch 32, packed
 BF16_MIN_GAIN = 1.5  # at which bf16 is taken: casting weights and gradients costs some of it
 
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 _KEPT_BYTES = 2**31 - 1  # its arguments are int
 
