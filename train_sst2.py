@@ -127,8 +127,8 @@ def fit(job: Job) -> None:
     """Train until all steps are done, or until evaluations have stopped to improve."""
     settings, state, total = job.settings, job.state, job.plan.total_steps
     heed(job)
-    bar = tqdm(total=total, initial=state.step, unit="step", disable=not job.accelerator.is_main_process or None)
-    with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):  # no bar without a terminal either, by the None
+    bar = tqdm(total=total, initial=state.step, unit="step", disable=job.hides_bars)
+    with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
         while not job.is_over:
             if not job.is_evaluation_due:  # it is when a run was stopped between a step and its evaluation
                 measured = train_step(job)
@@ -228,7 +228,7 @@ def select(job: Job) -> bool:
     """Evaluate during training; remember whether this is the best model so far. Returns whether it is."""
     state, split = job.state, job.selection_split
     job.read_meter()  # else the evaluation would wait for steps that are still on their way
-    metrics, logits = evaluate(job, split)
+    metrics, logits = job.last_evaluation = evaluate(job, split)
     job.tracker.log(split.name, state.step, metrics)
     job.tracker.show(split, state.step, logits, state.seconds)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))
@@ -247,7 +247,7 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
     """
     job.strategy.model.eval()
     rows, logits = [], []
-    for batch in job.loaders[split.name]:
+    for batch in tqdm(job.loaders[split.name], f"evaluating {split.name}", leave=False, disable=job.hides_bars):
         job.watchdog.at(f"the evaluation on {split.name} after step {job.state.step}")
         heed(job)
         gathered = job.accelerator.gather_for_metrics((batch.rows, job.strategy.model(**batch.inputs).logits.float()))
@@ -269,7 +269,7 @@ def finish(job: Job) -> None:
     settings, run = job.settings, job.run
     job.settle()
     step, selected = job.load_final_model()
-    evaluated = {split: evaluate(job, job.splits[split]) for split in job.loaders}
+    evaluated = {name: job.known_evaluation(name, step) or evaluate(job, job.splits[name]) for name in job.loaders}
     for split, (scores, logits) in evaluated.items():
         if scores and split != job.selection_split.name:  # that one has its point from the last evaluation
             job.tracker.log(split, step, scores)

@@ -16,8 +16,10 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import parse_qs, unquote, urlsplit
+
+Fault = Literal["portal", "cut", "drip"]
 
 USER = "tester"  # the account that every token belongs to
 
@@ -36,6 +38,10 @@ class Reply:
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+
+
+# What a hotel's or a train's network answers to every request until one has logged in with a browser.
+PORTAL = Reply(200, b"<!DOCTYPE html><title>Welcome to our network</title>", {"Content-Type": "text/html"})
 
 
 class HubError(Exception):
@@ -150,11 +156,24 @@ class _Handler(BaseHTTPRequestHandler):
             reply = self._reply(hub, target.path, body)
         except HubError as error:
             reply = error.reply
+        fault = hub.fault_of(f"{self.command} {target.path}")
+        if fault == "portal":
+            reply = PORTAL
         self.send_response(reply.status)
         for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        if fault == "cut":
+            self.wfile.write(reply.body[: len(reply.body) // 2])
+            self.close_connection = True
+        elif fault == "drip":
+            for byte in reply.body:
+                if hub.closed.wait(0.5):
+                    break
+                self.wfile.write(bytes([byte]))
+        else:
             self.wfile.write(reply.body)
 
     do_HEAD = do_POST = do_GET  # noqa: N815 - the base class looks for these names
@@ -219,7 +238,9 @@ class HubServer:
     """Serves `root/models/ORG/NAME` and `root/datasets/ORG/NAME` while it is open as a context manager.
 
     `requests` lists "METHOD /path" of every request in order, `authorizations` the Authorization headers seen, and
-    `delay`, which may be set at any time, is the number of seconds that every answer waits.
+    `delay`, which may be set at any time, is the number of seconds that every answer waits. `faults`, likewise, gives
+    to a regular expression of such requests what goes wrong with their answers: `portal` (a page in place of it),
+    `cut` (the connection is lost half way), `drip` (two bytes a second).
     """
 
     def __init__(self, root: Path, delay: float = 0.0) -> None:
@@ -227,6 +248,7 @@ class HubServer:
         self.delay = delay
         self.requests: list[str] = []
         self.authorizations: set[str] = set()
+        self.faults: dict[str, Fault] = {}
         self.closed = threading.Event()
         self._server = _Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -240,6 +262,10 @@ class HubServer:
         self.closed.set()
         self._server.shutdown()
         self._server.server_close()
+
+    def fault_of(self, request: str) -> Fault | None:
+        """What goes wrong with the answer to a request."""
+        return next((fault for pattern, fault in self.faults.items() if re.search(pattern, request)), None)
 
     def find(self, kind: str, name: str) -> Repository:
         """The repository of that name, or of ORG/NAME for a bare NAME, to which the hub redirects."""

@@ -1,11 +1,13 @@
-"""A tuned CPU keeps its memory, and is measured rather than asked for bf16."""
+"""A tuned CPU keeps its memory, shares its cores, and is measured rather than asked for bf16."""
 
 import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
+from conftest import REPOSITORY
 from sst2.cpu import bf16_gain
 
 FAULTS = """
@@ -53,3 +55,13 @@ def test_the_gain_of_bf16_is_measured_and_leaves_the_random_state_alone() -> Non
     before = torch.get_rng_state()
     assert 0.01 < bf16_gain(seconds=0.01) < 100
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("asked_for", "spins"), [(None, 0), ("ACTIVE", 30_000_000_000)])
+def test_waiting_threads_sleep_unless_somebody_has_said_otherwise(asked_for: str | None, spins: int) -> None:
+    """As the OpenMP library that torch brings says of itself."""
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    kept |= {"OMP_DISPLAY_ENV": "VERBOSE"} | ({"OMP_WAIT_POLICY": asked_for} if asked_for else {})
+    command = [sys.executable, "-c", "import train_sst2"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, env=kept, cwd=REPOSITORY).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said

@@ -17,6 +17,7 @@ from sst2.environment import (
     RECORDED_VARIABLES,
     choose_precision,
     describe_environment,
+    limit_threads,
     overlooks_gpus,
     peak_memory_mib,
     runs_on_cpu,
@@ -165,6 +166,9 @@ def test_the_launcher_is_recorded(variables: dict[str, str], launcher: str, monk
     assert describe_environment(1, CPU, "no", {})["launcher"] == launcher
 
 
+OF_SMOKE, OF_BASE = (64, 256), (768, 3072)  # the largest layers
+
+
 @pytest.fixture
 def three_threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -188,6 +192,22 @@ def test_cores_are_shared_out_where_a_launcher_left_one_thread(
         use_all_cores()
         shared_out = not is_chosen and not torch.cuda.is_available()
         assert torch.get_num_threads() == (max(1, cores // local_processes) if shared_out else 3)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(
+    ("shape", "asked_for", "expected"),
+    [(OF_SMOKE, None, 1), (OF_SMOKE, "1", 1), (OF_SMOKE, "3", 3), (OF_BASE, None, 3), (OF_BASE, "1", 3)],
+)
+def test_a_small_model_takes_one_thread_unless_somebody_has_said_otherwise(
+    shape: tuple[int, int], asked_for: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if asked_for:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked_for)
+    width, inner = shape
+    limit_threads(torch.nn.Sequential(torch.nn.Embedding(30_000, width), torch.nn.Linear(width, inner)))
+    assert torch.get_num_threads() == expected
 
 
 def test_peak_memory_is_in_mebibytes() -> None:

@@ -4,21 +4,31 @@ The libraries' caching, retries and error handling are the real ones: only the a
 """
 
 import csv
+import errno
+import fcntl
 import json
 import os
 import re
+import shutil
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import huggingface_hub
 import pytest
+from datasets.exceptions import DatasetGenerationError
 
-from conftest import REPOSITORY, Finished
+from conftest import REPOSITORY, SCRIPT, Finished
 from hub_server import HubServer, Repository
+from sst2 import hub as hub_module
+from sst2.errors import UserError
 from sst2.sample import sample_sentences
 
 Train = Callable[..., Finished]
@@ -26,6 +36,7 @@ Train = Callable[..., Finished]
 DATASET, MODEL = "nyu-mll/glue", "distilbert/distilbert-base-uncased"
 ROWS = {"train": 80, "validation": 40, "test": 20}  # of hub_root
 SHORT = ("--max_train_steps", 3, "--per_device_train_batch_size", 8, "--logging_steps", 1)
+FILE_ADDRESS = "/{repo_id}/resolve/{revision}/{filename}"
 TOKEN = "hf_testsecret"
 CODE_OR_PICKLE = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5")
 
@@ -95,6 +106,26 @@ def closed_hub(hub_root: Path) -> str:
     return hub.url
 
 
+@pytest.fixture
+def go_online(monkeypatch: pytest.MonkeyPatch) -> Callable[[HubServer, Path], None]:
+    """Have the libraries of this process ask a hub, and cache in a folder, until the test ends."""
+
+    def go(hub: HubServer, home: Path) -> None:
+        huggingface_hub.utils.close_session()
+        for module, name, value in (
+            (huggingface_hub.constants, "HF_HUB_OFFLINE", False),
+            (huggingface_hub.constants, "ENDPOINT", hub.url),
+            (huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + FILE_ADDRESS),
+            (huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub")),
+            (datasets.config, "HF_HUB_OFFLINE", False),
+            (datasets.config, "HF_ENDPOINT", hub.url),
+            (datasets.config, "HF_DATASETS_CACHE", home / "datasets"),
+        ):
+            monkeypatch.setattr(module, name, value)
+
+    return go
+
+
 def without_library_chatter(requests: list[str]) -> list[str]:
     """Leave out the list by which huggingface_hub names, in its user agent, the program that it runs in."""
     return [request for request in requests if request != "GET /api/agent-harnesses"]
@@ -109,6 +140,20 @@ def run_jobs(jobs: list[list[object]], folder: Path, **variables: str) -> list[F
     assert done.returncode == 0, done.stderr
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     return [Finished(code, "", stderr, run) for (code, stderr), run in zip(ends, places, strict=True)]
+
+
+def on_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[str, int]:
+    """Run a command with a wide terminal as its stderr. Returns what it said there, and its code."""
+    controller, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 200, 0, 0))
+    said = b""
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=end, stdin=subprocess.DEVNULL) as process:
+        os.close(end)
+        with suppress(OSError):  # the end of what a terminal has to say, once nobody has it open
+            while part := os.read(controller, 65536):
+                said += part
+    os.close(controller)
+    return said.decode(), process.returncode
 
 
 def assert_refused(run: Finished, *expected: str) -> None:
@@ -165,6 +210,21 @@ def test_the_hub_is_asked_for_data_and_weights_once_and_never_for_code_or_pickle
     # datasets asks whether a repository has a loading script, in order to refuse it.
     assert asked == {f"HEAD /datasets/{DATASET}/resolve/{warm.commit('datasets', DATASET)}/glue.py"}
     assert [name for name in downloads if "/cola/" in name] == []
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_downloads_and_evaluations_and_nothing_else_does(
+    warm: Place, train: Train, tmp_path: Path
+) -> None:
+    assert warm.first is not None
+    assert "%|" not in warm.first.stderr
+    variables = warm.variables | {"HF_HOME": str(tmp_path / "cold")}
+    command = [sys.executable, str(SCRIPT), *map(str, SHORT), "--output_dir", str(tmp_path / "run")]
+    said, code = on_a_terminal(command, tmp_path, os.environ | variables)
+    assert code == 0, said
+    bars = {line.split(":")[0].strip() for line in re.split(r"[\r\n]+", said) if "%|" in line}
+    for expected in ("/model.safetensors", "/train-00000-of-00001.parquet", "evaluating validation"):
+        assert any(bar.endswith(expected) for bar in bars), bars
 
 
 def test_a_second_start_takes_all_from_the_cache_and_uploads_the_export(
@@ -302,3 +362,108 @@ def test_wrong_names_are_told_after_one_request(place: Place, tsv_files: tuple[P
     assert requests[: len(single)] == single
     assert all(DATASET in request for request in requests[len(single) :])
     assert [request for request in requests if request.endswith(".parquet")] == []
+
+
+def test_a_login_page_in_place_of_the_hub_leaves_the_cache(
+    warm: Place, train_here: Train, go_online: Callable[[HubServer, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm.hub, "faults", {".": "portal"})
+    go_online(warm.hub, warm.home)
+    run = train_here(*SHORT)
+    assert f"what answers at {warm.hub.url} is no hub" in run.stderr
+    assert warm.first is not None
+    assert_same_model(run, warm.first)
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        ({".": "portal"}, (f"--dataset_name {DATASET}", "not in the cache")),
+        (
+            {"HEAD .*parquet": "portal"},
+            (f"--dataset_name {DATASET}", "not seem to be served by a Hugging Face Hub"),
+        ),
+        ({"GET .*parquet": "portal"}, (f"--dataset_name {DATASET}", "file should be of size")),
+        ({".": "drip"}, (f"--dataset_name {DATASET}", "not in the cache")),
+        ({"GET .*parquet": "drip"}, (f"--dataset_name {DATASET}", "bytes a second", "HF_HUB_OFFLINE=1")),
+        ({"GET .*model.safetensors": "drip"}, (f"--model_name_or_path {MODEL}", "bytes a second", "HF_HUB_OFFLINE=1")),
+        pytest.param(
+            {"GET .*parquet": "cut"},
+            (f"--dataset_name {DATASET}", "connection to the hub was lost", "HF_HUB_OFFLINE=1"),
+            marks=pytest.mark.slow,  # the libraries try again for five seconds
+        ),
+        pytest.param(
+            {"GET .*model.safetensors": "cut"},
+            (f"--model_name_or_path {MODEL}", "connection to the hub was lost", "HF_HUB_OFFLINE=1"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_a_hub_that_breaks_off_ends_the_job_in_one_line(
+    faults: dict[str, Any],
+    expected: tuple[str, ...],
+    hub_root: Path,
+    train_here: Train,
+    go_online: Callable[[HubServer, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(hub_module, "ANSWER_TIMEOUT", 1.0)
+    monkeypatch.setattr(hub_module, "SLOW_FOR", 1.0)
+    with HubServer(hub_root) as hub:
+        hub.faults = faults
+        go_online(hub, tmp_path / "home")
+        assert_refused(train_here(*SHORT), *expected)
+
+
+def test_damaged_data_on_the_hub_are_told_in_one_line(
+    hub_root: Path, train_here: Train, go_online: Callable[[HubServer, Path], None], tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(hub_root, tmp_path / "hub"))
+    file = next(root.rglob("sst2/train-*.parquet"))
+    content = bytearray(file.read_bytes())
+    content[100:1500] = bytes(1400)  # the beginning, "PAR1", and the end are whole
+    file.write_bytes(content)
+    with HubServer(root) as hub:
+        go_online(hub, tmp_path / "home")
+        run = train_here(*SHORT)
+    cached = tmp_path / "home" / "hub" / "datasets--nyu-mll--glue"
+    assert_refused(run, f"--dataset_name {DATASET}", "damaged", f"remove {cached} to load them anew")
+    assert cached.is_dir()
+
+
+def test_a_full_cache_is_not_taken_for_damaged_data(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    reading = hub_module.reading_from_hub("--dataset_name", str(tmp_path), "dataset", "main")
+    with pytest.raises(UserError, match=r"^--dataset_name .*No space left on device.*: make room"), reading:
+        raise DatasetGenerationError("An error occurred while generating the dataset") from full
+
+
+def test_the_password_in_the_hubs_address_stays_out_of_messages_and_files(
+    hub_root: Path,
+    train_here: Train,
+    small_job: list[object],
+    go_online: Callable[[HubServer, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    password = "opens@ll"
+    with HubServer(hub_root) as hub:
+        address = hub.url
+        hub.url = hub.url.replace("://", f"://somebody:{password}@")
+        go_online(hub, tmp_path / "home")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        uploaded = train_here(*small_job, "--max_train_steps", 1, "--push_to_hub", run_dir=tmp_path / "uploaded")
+        assert uploaded.code == 0, uploaded.stderr
+        assert f"uploaded to {address.replace('://', '://***@')}/tester/uploaded" in uploaded.stderr
+        hub.faults = {"HEAD .*parquet": "portal"}
+        refused = train_here(*SHORT, run_dir=tmp_path / "refused")
+        assert_refused(refused, f"Response from {address.replace('://', '://***@')}/datasets/{DATASET}")
+    go_online(hub, tmp_path / "home")
+    down = train_here(*SHORT, run_dir=tmp_path / "down")
+    assert "the hub does not answer" in down.stderr
+    for said in (uploaded, refused, down):
+        assert password not in said.stdout + said.stderr
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or password.encode() not in file.read_bytes(), file

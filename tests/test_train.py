@@ -16,10 +16,19 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+    pipeline,
+)
 
+import train_sst2
 from conftest import Finished, without_times
 from sst2 import environment
+from sst2.data import Split
+from sst2.job import Job
 
 Train = Callable[..., Finished]
 
@@ -421,15 +430,42 @@ def test_bf16_trains_with_float32_master_weights(train_here: Train, small_job: l
     assert losses[-1] < losses[0]
 
 
-def test_precision_and_threads_follow_the_launcher(train: Train, small_job: list[Any]) -> None:
+def test_precision_and_threads_follow_the_launcher(
+    train: Train, small_job: list[Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    wide = Path(shutil.copytree(tiny_model, tmp_path / "wide"))  # too wide to be left to one thread
+    config = DistilBertConfig.from_pretrained(tiny_model, dim=256, hidden_dim=1024)
+    DistilBertModel(config).save_pretrained(wide)
     accelerate = Path(sys.executable).with_name("accelerate")
     launcher = ["env", "-u", "OMP_NUM_THREADS", str(accelerate), "launch", "--mixed_precision", "bf16"]
-    run = train(*small_job, "--max_train_steps", 2, launcher=launcher)
+    run = train(*small_job, "--model_name_or_path", wide, "--max_train_steps", 2, launcher=launcher)
     assert run.code == 0, run.stderr
     environment = json.loads((run.run_dir / "environment.json").read_text())
     assert (environment["mixed_precision"], environment["launcher"]) == ("bf16", "accelerate launch")
     # accelerate sets OMP_NUM_THREADS to 1, which would leave all cores but one idle
     assert environment["torch_threads"] == min(psutil.cpu_count(logical=False), len(os.sched_getaffinity(0)))
+
+
+def test_the_last_evaluation_is_computed_once_and_reported_as_it_was_logged(
+    train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[tuple[str, int]] = []
+
+    def evaluate(job: Job, split: Split, computed: Any = train_sst2.evaluate) -> Any:
+        evaluated.append((split.name, job.state.step))
+        return computed(job, split)
+
+    monkeypatch.setattr(train_sst2, "evaluate", evaluate)
+    run = train_here(*small_job, "--holdout_fraction", 0.1)
+    assert run.code == 0, run.stderr
+    steps = run.metrics["step"]
+    assert evaluated == [("holdout", steps // 2), ("holdout", steps), ("validation", steps)]
+    again = train_here(*small_job, "--resume_from_checkpoint", "auto", run_dir=run.run_dir.with_name("other"))
+    assert evaluated[3:] == [("validation", 10), ("validation", 20)]
+    last = without_times(again.logged("validation")[-1])
+    assert {name: again.metrics[name] for name in ("accuracy", "loss", "f1")} == {
+        name: last[name] for name in ("accuracy", "loss", "f1")
+    }
 
 
 def test_auto_keeps_the_precision_of_the_run_that_goes_on(

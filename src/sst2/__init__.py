@@ -24,3 +24,7 @@ def _forget_users_folder() -> None:
 
 
 _forget_users_folder()
+
+# Threads that wait for others let go of their core, as OpenMP reads when torch is imported. By default they spin, and
+# two of them beside busy programs train at less than a tenth of one thread's speed: benchmarks/threads.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from sst2.console import standard_output
 from sst2.environment import choose_precision, processor, read_launcher
 from sst2.errors import EXIT_USER_ERROR, exit_codes, leave_at_once
 from sst2.file_system import FEATURES, missing_features, sync
-from sst2.hub import TIMEOUT
+from sst2.hub import TIMEOUT, answer_in_time, in_words
 from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.settings import DEFAULT_MODEL, Settings
 
@@ -189,11 +190,11 @@ def hub() -> Iterator[Finding]:
         answer = "HF_HUB_OFFLINE is set"
     else:
         try:
-            huggingface_hub.HfApi().repo_info(DEFAULT_MODEL, timeout=TIMEOUT)
+            answer_in_time(partial(huggingface_hub.HfApi().repo_info, DEFAULT_MODEL, timeout=TIMEOUT))
             yield Finding("hub", f"answers; {cached}")
             return
         except Exception as error:  # the HTTP library behind it, and so its exceptions, vary
-            answer = f"does not answer ({type(error).__name__})"
+            answer = f"does not answer ({in_words(error)})"
     complete = model and data
     advice = "" if complete else "load once where there is a network, or give local folders and files"
     yield Finding("hub", f"{answer}; {cached}", "ok" if complete else "note", advice)

@@ -40,6 +40,8 @@ _LOOSE_FLOAT32 = {
     "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
 }
 
+SMALL_MATRIX = 100_000  # weights of a layer, up to which one thread is as fast as two: benchmarks/threads.py
+
 
 @dataclass(frozen=True)
 class Launcher:
@@ -199,6 +201,17 @@ def use_all_cores() -> None:
     # physical ones: a core's second thread has no matrix unit to give
     cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def limit_threads(model: torch.nn.Module) -> None:
+    """Compute a small model with one thread: its operations are over before a second one has woken up.
+
+    What it computes then depends on the machine's number of cores no longer, to the last bit. A number of threads that
+    somebody has set (OMP_NUM_THREADS) stays; launchers set 1.
+    """
+    largest = max((layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)), default=0)
+    if largest <= SMALL_MATRIX and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(1)
 
 
 def wants_colour(descriptor: int) -> bool:

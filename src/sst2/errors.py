@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from sst2.redaction import redact
+
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
@@ -137,13 +139,14 @@ def exit_codes(
             _print_line(f"{program}: error: rank {rank}: {line}")
         else:
             with suppress(OSError, ValueError):
-                traceback.print_exc()
+                print(redact(traceback.format_exc()), end="", file=sys.stderr)
     leave(code)
 
 
 def _print_line(message: str) -> None:
     with suppress(OSError, ValueError):  # a full disk, a closed pipe: the exit code must come through
-        print(" ".join(message.split()), file=sys.stderr, flush=True)  # library messages quoted in it may span lines
+        # library messages quoted in it may span lines
+        print(redact(" ".join(message.split())), file=sys.stderr, flush=True)
 
 
 def _misfortune(error: Exception) -> tuple[int, str]:

@@ -35,6 +35,7 @@ from sst2.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
+Evaluated = tuple[dict[str, Any], np.ndarray]  # metrics (none without labels); logits, (sentences, 2)
 MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
@@ -51,6 +52,7 @@ class Job:
         strategy: the model as it is spread over the ranks, and its optimizer.
         meter: what steps have done since `state` was last brought up to date, by `read_meter`.
         schedule: steps once per optimizer step; accelerate does not know of it.
+        last_evaluation: metrics and logits of the last one during training, if this process has made it.
         graphs: takes steps whole, on one GPU; None where they are taken operation by operation.
     """
 
@@ -71,6 +73,7 @@ class Job:
     watchdog: Watchdog
     tracker: Tracker
     graphs: StepGraphs | None = None
+    last_evaluation: Evaluated | None = None
 
     @property
     def selection_split(self) -> Split:
@@ -161,6 +164,16 @@ class Job:
     def reported_split(self) -> Split:
         """What `metrics.json` speaks of: validation where there is one, else the hold-out."""
         return self.splits.get("validation") or self.splits["holdout"]
+
+    @property
+    def hides_bars(self) -> bool | None:
+        """For tqdm's `disable`: yes on all ranks but one; None there, which hides them only without a terminal."""
+        return not self.accelerator.is_main_process or None
+
+    def known_evaluation(self, split: str, step: int) -> Evaluated | None:
+        """The last one during training, if it was on that split with the weights after that step."""
+        is_it = split == self.selection_split.name and step == self.state.evaluated_step
+        return self.last_evaluation if is_it else None
 
     def load_final_model(self) -> tuple[int, str]:
         """Load the model that the run ends with. Returns its step, and in words how it was chosen."""

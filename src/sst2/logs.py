@@ -8,9 +8,11 @@ import warnings
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import transformers
 
 from sst2.file_system import Dispensable
+from sst2.redaction import redact_logging
 
 _LOGGER = logging.getLogger("sst2")  # the parent of every module's logger
 
@@ -23,9 +25,8 @@ def start_logging(is_main: bool) -> None:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     _LOGGER.handlers = [terminal]
     transformers.logging.set_verbosity_error()  # a new head is what this project is about, no reason to warn
-    transformers.logging.disable_progress_bar()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    _show_library_bars(is_main and sys.stderr.isatty())
+    redact_logging()
     # transformers imports DeepSpeed where it is installed, and that complains of every machine without a GPU
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     # of DeepSpeed's calls in torch 2.13: some in every step
@@ -33,6 +34,18 @@ def start_logging(is_main: bool) -> None:
     threading.excepthook = _report
     if is_main:
         _LOGGER.addHandler(logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1))
+
+
+def _show_library_bars(wanted: bool) -> None:
+    """Have downloads and the preparation of data show progress or not: a terminal silent for minutes looks dead.
+
+    transformers' own bars are of the tenths of a second in which it reads a file.
+    """
+    transformers.logging.disable_progress_bar()  # huggingface_hub's as well: they come back below
+    if not huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS:  # else somebody has decided
+        (huggingface_hub.utils.enable_progress_bars if wanted else huggingface_hub.utils.disable_progress_bars)()
+    if not wanted:
+        datasets.disable_progress_bars()
 
 
 def log_to_file(file: Path) -> None:

@@ -1,6 +1,7 @@
 """The export: a stock DistilBERT folder with tokenizer and model card, reloaded and compared before it counts."""
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +21,12 @@ from transformers import (
 
 from sst2.errors import UserError
 from sst2.file_system import share
+from sst2.hub import answer_in_time, in_words
 from sst2.removal import UNFINISHED, discard, hidden_name, put_aside
 from sst2.sealed_folder import commit, describe_file
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 PROBES = 32  # sentences whose logits are compared after reloading
@@ -57,6 +61,7 @@ def export_model(
     Raises:
         RuntimeError: the reloaded model gives other logits.
     """
+    logger.info("exporting the model to %s", folder)
     stock = stock_classifier(config, weights)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = max_length or tokenizer.model_max_length
@@ -109,11 +114,11 @@ def require_hub_login(settings: Settings) -> None:
     if get_token() is None:
         raise UserError("--push_to_hub needs a token: run `hf auth login`, or set HF_TOKEN")
     try:
-        HfApi().whoami()
+        answer_in_time(HfApi().whoami)
     except HfHubHTTPError as error:
         raise UserError(f"--push_to_hub: the hub does not accept the token: {error}") from None
     except Exception as error:  # the HTTP library behind it, and so its exceptions, vary with huggingface_hub's version
-        raise UserError(f"--push_to_hub: the hub does not answer ({type(error).__name__}: {error})") from None
+        raise UserError(f"--push_to_hub: the hub does not answer ({in_words(error)})") from None
 
 
 def push_to_hub(folder: Path, repository: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from transformers import pipeline
 
 from conftest import REPOSITORY, Finished
+from gpu_runs import assert_went_on
 from jobs import ONE_PROCESS, running
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -40,6 +41,7 @@ def test_every_configuration_trains_and_exports_and_one_gpu_goes_on_from_it(
     if name.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
     flags = ["--smoke", "--max_train_steps", 60, "--logging_steps", 1, "--global_batch_size", 32, "--log_sample_ids"]
+    flags += ["--dropout", 0]  # whose masks are other ones under another strategy
     whole = train(*flags, run_dir=tmp_path / "whole", launcher=launcher(name))
     assert whole.code == 0, whole.stderr
     assert json.loads((whole.run_dir / "environment.json").read_text())["device"].startswith("cuda")
@@ -50,12 +52,13 @@ def test_every_configuration_trains_and_exports_and_one_gpu_goes_on_from_it(
         job.wait_for_step(20)
         job.process.terminate()
         assert job.wait().code == 75, job.said
-    resumed = [*flags, "--resume_from_checkpoint", "auto"]
-    stopped = train(*resumed, run_dir=tmp_path / "stopped", launcher=launcher("single_gpu"))
-    assert stopped.code == 0, stopped.stderr
-    assert (stopped.run_dir / "samples.jsonl").read_text() == (whole.run_dir / "samples.jsonl").read_text()
-    for one, other in zip(whole.logged("train"), stopped.logged("train"), strict=True):
-        assert one["learning_rate"] == other["learning_rate"]
+        (stopped_at,) = job.checkpoints
+    resumed = train(
+        *flags, "--resume_from_checkpoint", "auto", run_dir=tmp_path / "stopped", launcher=launcher("single_gpu")
+    )
+    assert resumed.code == 0, resumed.stderr
+    # DeepSpeed and FSDP keep weights in bf16 where one GPU has them in float32
+    assert_went_on(resumed, whole, stopped_at, loss_tolerance=0.05)
 
 
 def test_fsdp_has_the_losses_of_one_process_in_float32(train: Train, tmp_path: Path) -> None:

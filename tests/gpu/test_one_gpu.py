@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, Finished
+from gpu_runs import assert_went_on
 from jobs import running
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -29,15 +30,15 @@ def test_smoke_run_learns(precision: str, train: Callable[..., Finished]) -> Non
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])  # fp16 has a loss scale to continue with
 def test_a_stopped_run_goes_on(precision: str, train: Callable[..., Finished], tmp_path: Path) -> None:
     flags = ["--smoke", "--mixed_precision", precision, "--logging_steps", 1, "--log_sample_ids", "--dropout", 0]
+    flags += ["--max_train_steps", 60]  # over 100, sums in another order are enough to change single losses by 15 %
     whole = train(*flags, run_dir=tmp_path / "whole")
     with running(flags, tmp_path / "stopped") as job:
-        job.wait_for_step(50)
+        job.wait_for_step(20)
         job.process.terminate()
         assert job.wait().code == 75
-    stopped = train(*flags, "--resume_from_checkpoint", "auto", run_dir=tmp_path / "stopped")
-    assert stopped.code == 0, stopped.stderr
-    assert (stopped.run_dir / "samples.jsonl").read_text() == (whole.run_dir / "samples.jsonl").read_text()
-    for one, other in zip(whole.logged("train"), stopped.logged("train"), strict=True):
-        assert one["learning_rate"] == other["learning_rate"]
+        (stopped_at,) = job.checkpoints
+    resumed = train(*flags, "--resume_from_checkpoint", "auto", run_dir=tmp_path / "stopped")
+    assert resumed.code == 0, resumed.stderr
+    assert_went_on(resumed, whole, stopped_at)
     # sums on a GPU are not repeatable to the last bit
-    assert stopped.metrics["accuracy"] == pytest.approx(whole.metrics["accuracy"], abs=0.02)
+    assert resumed.metrics["accuracy"] == pytest.approx(whole.metrics["accuracy"], abs=0.02)

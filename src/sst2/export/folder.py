@@ -3,10 +3,13 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
 
 from sst2.classes import names_in_order, positive_class
@@ -33,6 +36,14 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers")
 def versions() -> dict[str, str]:
     """Of what writes and runs the models."""
     return {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
+@contextmanager
+def _says(what: str) -> Iterator[None]:
+    """Have a terminal show what takes seconds, and how many it took. Nothing is said to a file or pipe."""
+    with tqdm(total=1, desc=what, bar_format="{desc}: {elapsed}", disable=None) as bar:
+        yield
+        bar.update()
 
 
 def write_files(
@@ -66,9 +77,11 @@ def write_files(
     batches, threads = probe_batches(tokenizer), torch.get_num_threads()
     forms = {REFERENCE: Form(torch_classifier(model), num_bytes(model))}
     require_finite(forms[REFERENCE].classify, batches)
-    write_onnx(model, folder / FILES["onnx_float32"])
+    with _says("writing the ONNX model"):
+        write_onnx(model, folder / FILES["onnx_float32"])
     if int8:
-        quantise(folder / FILES["onnx_float32"], folder / FILES["onnx_int8"])
+        with _says("quantizing it to int8"):
+            quantise(folder / FILES["onnx_float32"], folder / FILES["onnx_int8"])
     differences = {}
     for name in [*FILES][: 1 + int8]:
         file = folder / FILES[name]
@@ -76,7 +89,8 @@ def write_files(
         differences[name] = require_same_logits(
             forms[REFERENCE].classify, forms[name].classify, batches, TOLERANCES[name]
         )
-    figures = figures_of(forms, tokenizer, data and data[1], positive=positive_class(labels))
+    with _says("measuring accuracy and latency" if data else "measuring latency"):
+        figures = figures_of(forms, tokenizer, data and data[1], positive=positive_class(labels))
     report = {
         "model": title,
         "format": "onnx",

@@ -131,7 +131,7 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     import torch
 
     from sst2.cpu import tune_cpu
-    from sst2.environment import choose_precision, computes_on_cpu
+    from sst2.environment import choose_precision, computes_on_cpu, limit_threads
     from sst2.logs import start_logging
     from sst2.modeling import load_classifier
     from sst2.predict.classifier import Classifier
@@ -142,7 +142,10 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     if device.type == "cpu":
         tune_cpu()
     precision, _ = choose_precision(mixed_precision)
-    return Classifier(*load_classifier("MODEL", name), device, max_length, precision)
+    model, tokenizer = load_classifier("MODEL", name)
+    if device.type == "cpu":
+        limit_threads(model)
+    return Classifier(model, tokenizer, device, max_length, precision)
 
 
 def answer(

@@ -5,6 +5,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
+from sst2.environment import limit_threads
 from sst2.strategies.data_parallel import DataParallel
 
 
@@ -19,6 +20,8 @@ def prepare(
     """
     names = {id(parameter): name for name, parameter in bare_model.named_parameters()}
     groups = [{"params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
+    if accelerator.device.type == "cpu":
+        limit_threads(bare_model)
     model, prepared = accelerator.prepare(bare_model, optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from sst2.strategies.zero import Zero  # which needs DeepSpeed, and so not every host has it
