@@ -14,7 +14,7 @@ import pytest
 from test_stopping import saved_state
 
 from conftest import SCRIPT
-from jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, running
+from jobs import PYTHON, TWO_PROCESSES, Job, running
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,10 @@ def hang_up(job: Job) -> None:
     os.killpg(job.process.pid, signal.SIGHUP)
 
 
-@pytest.mark.parametrize("launcher", [PYTHON, TWO_PROCESSES], ids=["one process", "two processes"])
+COUNTS = pytest.mark.parametrize("launcher", [PYTHON, TWO_PROCESSES], ids=["one process", "two processes"])
+
+
+@COUNTS
 def test_a_hangup_stops_a_run_at_any_moment(launcher: tuple[str, ...], flags: list[object], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     for moment, has_come in MOMENTS.items():
@@ -83,7 +86,7 @@ def test_a_hangup_stops_a_run_at_any_moment(launcher: tuple[str, ...], flags: li
     assert (run_dir / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("launcher", [PYTHON, ONE_PROCESS, TWO_PROCESSES], ids=["python", "launcher", "two processes"])
+@COUNTS
 def test_a_hangup_is_nothing_to_a_run_under_nohup(
     launcher: tuple[str, ...], flags: list[object], tmp_path: Path
 ) -> None:
@@ -98,7 +101,7 @@ def test_a_hangup_is_nothing_to_a_run_under_nohup(
     assert "SIGHUP" not in finished.stderr
 
 
-@pytest.mark.parametrize("launcher", [PYTHON, ONE_PROCESS, TWO_PROCESSES], ids=["python", "launcher", "two processes"])
+@COUNTS
 def test_a_terminal_that_is_gone_cannot_be_written_to(
     launcher: tuple[str, ...], flags: list[object], tmp_path: Path
 ) -> None:
