@@ -41,7 +41,7 @@ from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.job import Job
 from sst2.logs import log_to_file
 from sst2.meter import Meter
-from sst2.model_folder import export_model, model_card, push_to_hub, require_hub_login
+from sst2.model_folder import export_model, model_card, push_to_hub, rehearse_export, require_hub_login
 from sst2.modeling import load_model, load_tokenizer, num_bytes
 from sst2.optimization import build_optimizer, build_schedule
 from sst2.predictions import in_order_of_rows, in_words
@@ -85,6 +85,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
         model = load_model(local, tokenizer)
         splits = tokenizing.result()
     model_config, model_bytes = model.config, num_bytes(model)
+    on_main(accelerator, lambda: rehearse_export(settings, model_config, tokenizer))
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
 
     settings = replace(settings, mixed_precision=precision)
@@ -114,12 +115,11 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     tracker = Tracker(accelerator, run, asdict(settings), state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
-    prepared = (loaders, plan, model_config, strategy, schedule, state, meter)
-    watchdog = Watchdog(settings.step_timeout)
     graphs = step_graphs(strategy, model_config, settings, plan.global_batch_size, splits["train"].lengths)
-    return Job(
-        settings, accelerator, run, tokenizer, splits, *prepared, checkpoints, requests, watchdog, tracker, graphs
-    )
+    watchdog = Watchdog(settings.step_timeout)
+    data = (settings, accelerator, run, tokenizer, splits, loaders, plan)
+    training = (model_config, strategy, schedule, state, meter, checkpoints, requests, watchdog, tracker, graphs)
+    return Job(*data, *training)
 
 
 def fit(job: Job) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sst2.errors import UserError
+from sst2.errors import UserError, first_line, is_out_of_memory
 from sst2.run_folder import share
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
+from sst2.tokenizer import probes
 
 PROBES = 32  # sentences whose logits are compared after reloading
 
@@ -59,6 +61,38 @@ def export_model(
     shutil.rmtree(folder.with_name("onnx"), ignore_errors=True)  # made of the model that goes now
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
+
+
+def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Export a tiny model with this tokenizer, reload it and write its card, so that no training is lost to the end.
+
+    It draws from torch's random state.
+
+    Args:
+        config: of the model that will be exported.
+
+    Raises:
+        UserError: the export would fail.
+    """
+    tokenizer = copy.deepcopy(tokenizer)  # its use would leave padding in it
+    tiny = {"n_layers": 1, "n_heads": 2, "dim": 16, "hidden_dim": 16, "initializer_range": 0.1}
+    config = DistilBertConfig(**config.to_dict() | tiny)
+    names = "accuracy precision recall f1 matthews roc_auc loss ece count split step epoch checkpoint selected".split()
+    metrics = dict.fromkeys(names, 0) | {"accuracy_ci95": (0, 1)}
+    model = DistilBertForSequenceClassification(config)
+    try:
+        with tempfile.TemporaryDirectory(prefix="sst2-rehearsal-") as folder:
+            card = model_card(settings, metrics, 0)
+            texts = probes(tokenizer.backend_tokenizer)
+            export_model(
+                config, model.state_dict(), tokenizer, texts, card, Path(folder) / "model", settings.max_length
+            )
+    except Exception as error:  # of libraries that have their own
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{settings.model_name_or_path} trained into {settings.run_dir} could not be exported: {first_line(error)}"
+        ) from None
 
 
 def stock_classifier(config: DistilBertConfig, weights: dict[str, torch.Tensor]) -> DistilBertForSequenceClassification:
