@@ -26,17 +26,16 @@ ALL_ODDITIES = {
 
 
 @pytest.fixture
-def predict(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Predict:
+def predict(capfd: pytest.CaptureFixture[str]) -> Predict:
     """`python -m sst2.predict`: its exit code, the probabilities of class 1, and what it says."""
 
     def run(model: Path) -> tuple[int, list[float], str]:
-        output = tmp_path / f"{model.name}.jsonl"
         capfd.readouterr()
         with pytest.raises(SystemExit) as end, exit_codes(command.PROGRAM):
-            command.main([str(model), *SENTENCES, "--output", str(output)])
-        lines = output.read_text().splitlines() if output.exists() else []
-        probabilities = [json.loads(line)["probability_positive"] for line in lines]
-        return int(end.value.code or 0), probabilities, capfd.readouterr().err
+            command.main([str(model), *SENTENCES, "--format", "jsonl"])
+        output, said = capfd.readouterr()
+        probabilities = [json.loads(line)["probability_positive"] for line in output.splitlines()]
+        return int(end.value.code or 0), probabilities, said
 
     return run
 

@@ -107,12 +107,6 @@ def first_line(error: BaseException) -> str:
     return said if said and isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}".strip(" :")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    # torch.OutOfMemoryError goes by its name, since this module must not import torch; a CPU has a message only.
-    name, text = type(error).__name__, str(error)
-    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text
-
-
 def _print_traceback_if_asked(error: Exception) -> None:
     if os.environ.get(TRACEBACK, "") in ("", "0"):
         return
@@ -126,8 +120,9 @@ def _print_traceback_if_asked(error: Exception) -> None:
 
 def _misfortune(error: Exception) -> tuple[int, str]:
     """Exit code and words for what a bug is not to blame for; no words for anything else."""
+    # torch.OutOfMemoryError goes by its name, since this module must not import torch; a CPU has a message only.
     text = str(error)
-    if is_out_of_memory(error):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return EXIT_USER_ERROR, (
             f"out of memory ({text.splitlines()[0] if text else type(error).__name__}): lower "
             "--per_device_train_batch_size (with --global_batch_size the steps stay the same), "

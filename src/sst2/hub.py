@@ -14,7 +14,7 @@ import datasets
 import huggingface_hub
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from sst2.errors import UserError, first_line, is_out_of_memory
+from sst2.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ def reading_from_hub(flag: str, name: str, kind: str, revision: str) -> Iterator
     except UserError:
         raise
     except Exception as error:  # transformers and datasets stumble over odd files with exceptions of any kind
-        if is_out_of_memory(error):
-            raise
         reason = first_line(error)
         if isinstance(error, OSError) and huggingface_hub.is_offline_mode() and not Path(name).is_dir():
             reason = "not in the cache, and there is no hub (out of reach, or HF_HUB_OFFLINE is set)"

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sst2.errors import UserError, first_line, is_out_of_memory
+from sst2.errors import UserError, first_line
 from sst2.run_folder import share
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
 from sst2.tokenizer import probes
@@ -88,8 +88,6 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
                 config, model.state_dict(), tokenizer, texts, card, Path(folder) / "model", settings.max_length
             )
     except Exception as error:  # of libraries that have their own
-        if is_out_of_memory(error):
-            raise
         raise UserError(
             f"{settings.model_name_or_path} trained into {settings.run_dir} could not be exported: {first_line(error)}"
         ) from None

@@ -16,7 +16,7 @@ from sst2.hub import reading_from_hub
 from sst2.packed import PackedClassifier
 from sst2.sample import sample_config, sample_tokenizer
 from sst2.settings import SAMPLE, Settings
-from sst2.tokenizer import read_tokenizer
+from sst2.tokenizer import panics_as_errors, read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
         tokenizer = sample_tokenizer()
         _check_fit(settings, sample_config(len(tokenizer)), tokenizer)
         return tokenizer
-    config = _read_config("--model_name_or_path", name, revision)
-    tokenizer = _read_tokenizer("--model_name_or_path", name, revision, config)
+    config, tokenizer = _read_tokenizer("--model_name_or_path", name, revision)
     _check_fit(settings, config, tokenizer)
     return tokenizer
 
@@ -60,13 +59,14 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Packed
     if settings.dropout is not None:
         options |= dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), settings.dropout)
     options["pad_token_id"] = tokenizer.pad_token_id  # whose embedding alone is not trained
-    flag, name, revision = "--model_name_or_path", settings.model_name_or_path, settings.model_revision
-    config = sample_config(len(tokenizer)) if name == SAMPLE else plain_config(_read_config(flag, name, revision))
-    config.update(options)
+    name = settings.model_name_or_path
     if name == SAMPLE:
-        return PackedClassifier(config)
-    model, fresh = _read_weights(flag, name, revision, config)
-    logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
+        config = sample_config(len(tokenizer))
+        config.update(options)
+        model = PackedClassifier(config)
+    else:
+        model, fresh = _read_weights("--model_name_or_path", name, settings.model_revision, options)
+        logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
     return model
 
 
@@ -80,13 +80,12 @@ def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedT
     Raises:
         UserError: it cannot be had, or is no such classifier.
     """
-    config = _read_config(flag, name, "main")
+    config, tokenizer = _read_tokenizer(flag, name, "main")
     if config.num_labels != 2 or config.problem_type not in (None, "single_label_classification"):
         kind = KINDS.get(str(config.problem_type)) if config.num_labels == 2 else f"{config.num_labels} classes"
         raise UserError(f"{flag} {name} is a model of {kind}: give a classifier of two")
-    tokenizer = _read_tokenizer(flag, name, "main", config)
     _check_vocabulary(flag, name, config, tokenizer)
-    model, fresh = _read_weights(flag, name, "main", plain_config(config))
+    model, fresh = _read_weights(flag, name, "main", {})
     if fresh:
         raise UserError(f"{flag} {name} has no trained classification head ({fresh[0]} is missing): fine-tune it first")
     return model, tokenizer
@@ -108,13 +107,8 @@ def plain_config(config: DistilBertConfig) -> DistilBertConfig:
 
 
 def _read_config(flag: str, name: str, revision: str) -> DistilBertConfig:
-    """The config.json of a DistilBERT, all of it."""
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        if (Path(name) / "model" / "config.json").is_file():
-            raise UserError(f"{flag} {name} is a run: give {Path(name) / 'model'}")
-        raise UserError(f"{flag} {name} has no config.json: give a folder written by save_pretrained")
-    with reading_from_hub(flag, name, "model", revision):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    """All of a DistilBERT's config.json."""
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if config.model_type != "distilbert":
         raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
     if getattr(config, "quantization_config", None):
@@ -122,15 +116,26 @@ def _read_config(flag: str, name: str, revision: str) -> DistilBertConfig:
     return config
 
 
-def _read_tokenizer(flag: str, name: str, revision: str, config: DistilBertConfig) -> PreTrainedTokenizerBase:
-    with reading_from_hub(flag, name, "model", revision):
-        return read_tokenizer(flag, name, revision, config)
+def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConfig, PreTrainedTokenizerBase]:
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        if (Path(name) / "model" / "config.json").is_file():
+            raise UserError(f"{flag} {name} is a run: give {Path(name) / 'model'}")
+        raise UserError(f"{flag} {name} has no config.json: give a folder written by save_pretrained")
+    with reading_from_hub(flag, name, "model", revision), panics_as_errors():
+        config = _read_config(flag, name, revision)
+        return config, read_tokenizer(flag, name, revision, config)
 
 
-def _read_weights(flag: str, name: str, revision: str, config: DistilBertConfig) -> tuple[PackedClassifier, list[str]]:
-    """The model, and the names of the weights of its head that the checkpoint does not have."""
+def _read_weights(flag: str, name: str, revision: str, options: dict[str, Any]) -> tuple[PackedClassifier, list[str]]:
+    """The model, and the names of the weights of its head that the checkpoint does not have.
+
+    Args:
+        options: of its config, in place of the checkpoint's.
+    """
     with reading_from_hub(flag, name, "model", revision):
-        require_own_safetensors(flag, name, revision)
+        config = plain_config(_read_config(flag, name, revision))
+        config.update(options)
+        _require_own_safetensors(flag, name, revision)
         try:
             loaded: Any = PackedClassifier.from_pretrained(
                 name,
@@ -153,19 +158,19 @@ def _read_weights(flag: str, name: str, revision: str, config: DistilBertConfig)
     return model, sorted(fresh)
 
 
-def require_own_safetensors(flag: str, name: str, revision: str) -> None:
-    """Raises UserError: an index of the weights names a file of another kind, or one that lies elsewhere."""
+def _require_own_safetensors(flag: str, name: str, revision: str) -> None:
+    """Raises UserError: the weights are not the checkpoint's own safetensors files alone."""
 
     def find(file: str) -> str | None:
         return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
 
+    if find("adapter_config.json"):  # peft, where it is installed, would add its weights to another checkpoint's
+        raise UserError(f"{flag} {name} holds an adapter: merge it into its base model first (merge_and_unload)")
     if find(SAFE_WEIGHTS_NAME) is not None or (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
         return
     for file in json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values():
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise UserError(
-                f"{flag} {name}: {SAFE_WEIGHTS_INDEX_NAME} names {file}, which is no safetensors file of the checkpoint"
-            )
+            raise UserError(f"{flag} {name}: {SAFE_WEIGHTS_INDEX_NAME} names {file}: no safetensors file beside it")
 
 
 def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,6 +7,8 @@ programs read it by the file: a checkpoint in which the two differ has no one to
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -70,6 +72,21 @@ def read_tokenizer(flag: str, name: str, revision: str, config: DistilBertConfig
     if not tokenizer.model_max_length >= MIN_LENGTH:
         raise UserError(f"{flag} {name}: its tokenizer cuts sentences to {tokenizer.model_max_length} tokens")
     return tokenizer
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """tokenizers, which is written in Rust, panics over some files: an exception that `except Exception` lets pass.
+
+    Raises:
+        ValueError: in its place.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"its tokenizer's files are damaged ({error})") from None
 
 
 def probes(encoder: Tokenizer) -> list[str]:
