@@ -25,7 +25,7 @@ test-slurm: $(VENV)/installed-dev  ## a SLURM of two nodes on this machine: Debi
 test-gpu: $(VENV)/installed-dev  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-checks: $(VENV)/installed-dev  ## ruff, mypy, shellcheck
+checks: $(VENV)/installed-dev  ## ruff, mypy (tests included), shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -174,7 +174,7 @@ def tiny_classifier(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("classifier") / "tiny-classifier"))
     torch.manual_seed(1)
-    labels = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+    labels: dict[str, Any] = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
     model = DistilBertForSequenceClassification.from_pretrained(tiny_model, **labels)
     batch = AutoTokenizer.from_pretrained(folder)(
         sample_sentences("validation")[0][:150], padding=True, return_tensors="pt"
@@ -249,8 +249,8 @@ def tsv_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from sst2.sample import sample_sentences
 
     folder = tmp_path_factory.mktemp("data")
-    for split, name, size in (("train", "train.tsv", 300), ("validation", "dev.tsv", 70)):
-        sentences, labels = sample_sentences(split)
+    parts = (("train.tsv", 300, sample_sentences("train")), ("dev.tsv", 70, sample_sentences("validation")))
+    for name, size, (sentences, labels) in parts:
         rows = [f"{s}\t{label}\n" for s, label in zip(sentences[:size], labels[:size], strict=True)]
         (folder / name).write_text("sentence\tlabel\n" + "".join(rows))
     return folder / "train.tsv", folder / "dev.tsv"

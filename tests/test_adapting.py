@@ -14,7 +14,7 @@ from conftest import Finished
 from sst2.errors import UserError
 from sst2.predict.incoming import sentences_of
 from sst2.reading import Columns, LabelledSentences, read_dataset, read_file
-from sst2.sample import sample_sentences
+from sst2.sample import Split, sample_sentences
 
 HAM = Columns("text", "verdict", ("ham", "spam"))
 
@@ -58,7 +58,7 @@ def test_classes_that_are_numbers_mean_what_the_flag_says(suffix: str, tmp_path:
         read_file(str(file), True, columns)
 
 
-def write_mails(file: Path, split: str, count: int) -> Path:
+def write_mails(file: Path, split: Split, count: int) -> Path:
     with open(file, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "text", "verdict"])

@@ -12,12 +12,14 @@ from sst2.packing import Pack
 HEADS, WIDTH = 2, 8
 
 
-def inputs(tokens: int) -> list[torch.Tensor]:
+def inputs(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value."""
     generator = torch.Generator().manual_seed(0)
-    return [
+    query, key, value = (
         torch.randn(tokens, HEADS, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
         for _ in range(3)
-    ]
+    )
+    return query, key, value
 
 
 def by_definition(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack) -> torch.Tensor:
@@ -39,7 +41,8 @@ def test_grids_give_what_the_definition_gives(lengths: list[int], spare: int) ->
     pack = Pack.of(np.array(lengths))
     tokens = inputs(pack.num_tokens + spare)
     found = attend(*tokens, pack, 0.0, 1 / math.sqrt(WIDTH))
-    expected = by_definition(*(tensor[: pack.num_tokens] for tensor in tokens), pack)
+    query, key, value = (tensor[: pack.num_tokens] for tensor in tokens)
+    expected = by_definition(query, key, value, pack)
     torch.testing.assert_close(found[: pack.num_tokens], expected)
     assert not found[pack.num_tokens :].any()  # tokens of no sentence take nothing
     weights = torch.randn_like(found)
@@ -54,8 +57,8 @@ def test_grids_give_what_the_definition_gives(lengths: list[int], spare: int) ->
 def test_sixteen_bits_are_rounded_and_no_more(trains: bool, probability: float) -> None:
     pack = Pack.of(np.array([5, 3, 8, 60, 1]))
     exact = inputs(pack.num_tokens)
-    rounded = [tensor.detach().bfloat16().requires_grad_(trains) for tensor in exact]
-    found = attend(*rounded, pack, probability, 1 / math.sqrt(WIDTH))
+    query, key, value = rounded = [tensor.detach().bfloat16().requires_grad_(trains) for tensor in exact]
+    found = attend(query, key, value, pack, probability, 1 / math.sqrt(WIDTH))
     expected = by_definition(*exact, pack)
     torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
     if trains:

@@ -1,6 +1,7 @@
 """The sentences of a step depend on (seed, step, global batch size) alone, and each is dealt once."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def make_split(lengths: list[int]) -> Split:
     return Split("train", ["x"] * len(lengths), np.arange(len(lengths)) % 2, ids, offsets)
 
 
-def settings(**changes: object) -> Settings:
+def settings(**changes: Any) -> Settings:
     return replace(Settings(output_dir="/nonexistent"), **changes)
 
 

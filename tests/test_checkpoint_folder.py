@@ -102,6 +102,11 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
+def become_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 def manifest_with(changes: dict[str, Any]) -> Callable[[Path], object]:
     return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
@@ -113,7 +118,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("model", flip_a_bit, "model has another SHA-256 than manifest.json says"),
     ("state", lambda file: file.write_text("FIRST"), "state has another SHA-256 than manifest.json says"),
     ("empty", lambda file: file.write_text("x"), "empty has 1 bytes instead of 0"),
-    ("empty", lambda file: (file.unlink(), file.mkdir()), "empty "),
+    ("empty", become_a_folder, "empty "),
     ("manifest.json", Path.unlink, "manifest.json is missing"),
     ("manifest.json", lambda file: file.write_text("{"), "manifest.json cannot be read: "),
     ("manifest.json", lambda file: file.write_bytes(b"\x80\x04\x95"), "manifest.json cannot be read: "),

@@ -389,7 +389,8 @@ def test_a_setting_that_would_make_it_another_run_is_refused(
 ) -> None:
     training = Training(accelerator, seed=1)
     place = training.save(tmp_path)
-    saved, other = getattr(SETTINGS, name), OTHERS.get(name, "another")
+    saved: Any = getattr(SETTINGS, name)
+    other: Any = OTHERS.get(name, "another")
     with pytest.raises(UserError) as refused:
         training.load(place, replace(SETTINGS, **{name: other}))
     way_out = f"leave --{name} out" if saved is None else f"give --{name} {words(saved)}"
@@ -399,7 +400,12 @@ def test_a_setting_that_would_make_it_another_run_is_refused(
 
 def test_settings_that_do_not_change_the_run_may_change(accelerator: Accelerator, tmp_path: Path) -> None:
     # How sentences are spread over devices, and what is logged and kept.
-    free = {"per_device_train_batch_size": 4, "logging_steps": 1, "checkpoints_total_limit": 9, "eval_steps": 3}
+    free: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "checkpoints_total_limit": 9,
+        "eval_steps": 3,
+    }
     assert not set(free) & set(BINDING_SETTINGS)
     training = Training(accelerator, seed=1)
     training.load(training.save(tmp_path), replace(SETTINGS, **free))

@@ -3,6 +3,7 @@
 import html
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch.utils.tensorboard import SummaryWriter
 
+from conftest import Finished
 from sst2.dashboard import Dashboard
 from sst2.data import Split
 
@@ -134,7 +136,7 @@ def test_labels_may_be_of_one_class_or_missing(labels: np.ndarray, writer: Summa
     assert ("validation/confusion_matrix" in found) == bool((labels >= 0).all())
 
 
-def test_every_chart_of_a_run_has_its_curves(train_here, small_job) -> None:
+def test_every_chart_of_a_run_has_its_curves(train_here: Callable[..., Finished], small_job: list[object]) -> None:
     run = train_here(*small_job, "--logging_steps", 1, "--eval_steps", 2, "--max_train_steps", 4)
     assert run.code == 0
     found = read(run.run_dir / "tensorboard")

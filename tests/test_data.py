@@ -5,6 +5,7 @@ import logging
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -117,7 +118,8 @@ def reference_holdout(sentences: list[str], size: int, seed: int) -> list[int]:
     rows_of: dict[str, list[int]] = {}
     for row, sentence in enumerate(sentences):
         rows_of.setdefault(sentence.strip(), []).append(row)
-    texts, held = list(rows_of), []
+    texts = list(rows_of)
+    held: list[int] = []
     for number in np.random.default_rng([seed, 2**32]).permutation(len(texts)):
         if len(held) < size:
             held += rows_of[texts[number]]
@@ -153,7 +155,7 @@ def test_copies_of_one_sentence_cannot_be_divided(settings: Settings, tmp_path: 
 
 
 def test_the_fingerprint_is_of_all_numbers_and_stays_what_it_was() -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "labels": np.array([1, 0, -1], dtype=np.int64),
         "input_ids": np.array([2, 7, 3, 2, 3, 2, 9, 9, 3], dtype=np.int32),
         "offsets": np.array([0, 3, 5, 9], dtype=np.int64),
@@ -183,10 +185,10 @@ def own_memory(settings: Settings) -> tuple[int, float]:
         return int(status.split("RssAnon:")[1].split()[0]) / 2**10
 
     tokenizer = sample_tokenizer()
-    tokenize("train", LabelledSentences.of(["good"], [1]), tokenizer, 64, Path(settings.output_dir))  # starts threads
+    tokenize("train", LabelledSentences.of(["good"], [1]), tokenizer, 64, settings.run_dir)  # starts threads
     before = anonymous()
     data = load_sentences(settings)["train"]
-    split = tokenize("train", data, tokenizer, 64, Path(settings.output_dir))
+    split = tokenize("train", data, tokenizer, 64, settings.run_dir)
     assert split.fingerprint != ""
     assert split.lengths.min() > 0
     return len(split), anonymous() - before

@@ -115,10 +115,10 @@ def test_a_shortage_is_one_line_of_the_process_that_it_strikes(what: str, capsys
 
 
 def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert end_of(lambda: {}["missing"]) == 1
+    assert end_of(lambda: os.environ["MISSING"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("Traceback (most recent call last):")
-    assert "KeyError: 'missing'" in said
+    assert "KeyError: 'MISSING'" in said
 
 
 def test_success_and_others_exit_codes_are_left_as_they_are() -> None:

@@ -140,7 +140,7 @@ def test_a_signal_after_its_processes_have_ended(tmp_path: Path) -> None:
     machines = [launched(*flags, "--machine_rank", machine, script, tmp_path) for machine in range(2)]
     with machines[0] as first, machines[1] as second:
         for rank in range(2):
-            wait_for(lambda rank=rank: (tmp_path / f"ready-{rank}").exists(), first, second)
+            wait_for((tmp_path / f"ready-{rank}").exists, first, second)
         (tmp_path / "end-1").touch()
         wait_for(lambda: not psutil.Process(second.pid).children(), first, second)
         second.send_signal(signal.SIGUSR1)

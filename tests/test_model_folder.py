@@ -80,7 +80,7 @@ def test_the_folder_is_a_stock_model_that_gives_the_same_answers(
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     assert tensors.keys() == DistilBertForSequenceClassification(model.config).state_dict().keys()
 
-    answers = pipeline("sentiment-analysis", str(tmp_path / "model"), top_k=None)(SENTENCES)
+    answers: Any = pipeline("text-classification", str(tmp_path / "model"), top_k=None)(SENTENCES)
     with torch.inference_mode():
         batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
         expected = model.eval()(**batch).logits.softmax(dim=1)[:, 1].tolist()
@@ -199,5 +199,5 @@ def test_long_sentences_do_not_break_the_export(
     tokenizer = load_tokenizer(replace(settings, model_name_or_path=str(folder)))
     long = "a gripping film , " * 300
     export_model(trained[0].config, trained[0].state_dict(), tokenizer, [long, *SENTENCES], "card", tmp_path / "model")
-    answer = pipeline("sentiment-analysis", str(tmp_path / "model"), truncation=True)(long)
+    answer = pipeline("text-classification", str(tmp_path / "model"), truncation=True)(long)
     assert answer[0]["label"] in ("NEGATIVE", "POSITIVE")

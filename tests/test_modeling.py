@@ -157,7 +157,7 @@ def test_pickled_weights_are_refused_and_not_unpickled(archive: bool, folder: Pa
 def test_code_in_a_checkpoint_is_not_run(model_type: str, folder: Path, tmp_path: Path) -> None:
     crater = tmp_path / "crater"
     (folder / "evil.py").write_text(f"open({str(crater)!r}, 'w')\nclass Evil: pass\n")
-    remote = {"AutoConfig": "evil.Evil", "AutoModelForSequenceClassification": "evil.Evil"}
+    remote: dict[str, Any] = {"AutoConfig": "evil.Evil", "AutoModelForSequenceClassification": "evil.Evil"}
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type, "auto_map": remote}))
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())

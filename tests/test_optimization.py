@@ -62,7 +62,7 @@ def rates(kind: str) -> Iterator[float]:
     optimizer = build_optimizer(nn.Linear(2, 2), settings(kind))
     schedule = build_schedule(optimizer, settings(kind))
     for _ in range(11):
-        yield schedule.get_last_lr()[0] / 0.1
+        yield float(schedule.get_last_lr()[0]) / 0.1
         optimizer.step()
         schedule.step()
 

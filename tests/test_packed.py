@@ -42,7 +42,9 @@ def gradients(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[
     model.zero_grad()
     logits = model(**batch.inputs).logits
     F.cross_entropy(logits, batch.labels).backward()
-    return logits.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    return logits.detach(), {
+        name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
+    }
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_logits_of_all_ranks_are_put_in_order_and_each_sentence_counts_once() ->
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1000.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_probabilities_are_those_of_scipy_bit_for_bit(scale: float, dtype: type) -> None:
-    logits = (scale * np.random.default_rng(0).normal(size=(1000, 2))).astype(dtype)
+    logits: np.ndarray = (scale * np.random.default_rng(0).normal(size=(1000, 2))).astype(dtype)
     expected = log_softmax(logits.astype(np.float64), axis=1)
     result = log_probabilities(logits)
     assert result.dtype == np.float64

@@ -18,7 +18,7 @@ import yaml
 from conftest import REPOSITORY
 from hub_server import HubServer
 from sst2.arguments import read_settings
-from sst2.sample import sample_sentences
+from sst2.sample import Split, sample_sentences
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # What other programs do: installing, watching, showing. Their names alone are looked at.
@@ -49,12 +49,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a reader stands: the repository, and the files that the commands name."""
     for name in ("train_sst2.py", "accelerate_configs", "slurm"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
-    for name, split, first, count in (
-        ("train.csv", "train", 0, 300),
-        ("dev.csv", "validation", 0, 70),
-        ("test.csv", "validation", 70, 30),
-    ):
-        write(tmp_path / name, ("sentence", "label"), ("0", "1"), split, first, count)
+    write(tmp_path / "train.csv", ("sentence", "label"), ("0", "1"), "train", 0, 300)
+    write(tmp_path / "dev.csv", ("sentence", "label"), ("0", "1"), "validation", 0, 70)
+    write(tmp_path / "test.csv", ("sentence", "label"), ("0", "1"), "validation", 70, 30)
     write(tmp_path / "mails.csv", ("text", "verdict"), ("ham", "spam"), "train", 0, 300)
     write(tmp_path / "reviews.csv", ("sentence", "label"), ("0", "1"), "validation", 0, 50)
     (tmp_path / "reviews.txt").write_text("\n".join(sample_sentences("validation")[0][:50]) + "\n", encoding="utf-8")
@@ -63,7 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(file: Path, columns: tuple[str, str], names: tuple[str, str], split: str, first: int, count: int) -> None:
+def write(file: Path, columns: tuple[str, str], names: tuple[str, str], split: Split, first: int, count: int) -> None:
     sentences, labels = sample_sentences(split)
     with open(file, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)

@@ -39,6 +39,6 @@ def test_some_thousand_sentences_teach_sentiment(train: Callable[..., Finished])
     assert run.code == 0, run.stderr
     assert run.metrics["count"] == 872
     assert run.metrics["accuracy"] > 0.75  # chance is 0.51
-    classify = pipeline("sentiment-analysis", str(run.run_dir / "model"))
+    classify = pipeline("text-classification", str(run.run_dir / "model"))
     reviews = ["a wonderful, moving and beautifully acted film", "a boring, stupid mess and a waste of time"]
     assert [answer["label"] for answer in classify(reviews)] == ["POSITIVE", "NEGATIVE"]

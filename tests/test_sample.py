@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from sst2.sample import PLAIN_NEGATIVE, PLAIN_POSITIVE, sample_sentences, sample_tokenizer
+from sst2.sample import PLAIN_NEGATIVE, PLAIN_POSITIVE, Split, sample_sentences, sample_tokenizer
+
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 FINGERPRINT = """
 import hashlib, json
@@ -19,7 +21,7 @@ print(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
 
 
 def test_sizes_balance_and_no_sentence_twice() -> None:
-    (train, train_labels), (validation, validation_labels) = map(sample_sentences, ("train", "validation"))
+    (train, train_labels), (validation, validation_labels) = (sample_sentences(split) for split in SPLITS)
     assert (len(train), len(validation)) == (len(train_labels), len(validation_labels)) == (5400, 600)
     assert len({*train, *validation}) == 6000
     for labels in (train_labels, validation_labels):
@@ -31,9 +33,9 @@ def test_sizes_balance_and_no_sentence_twice() -> None:
 
 
 def test_labels_follow_the_grammar_and_not_the_words() -> None:
-    labels = {}
-    for split in ("train", "validation"):
-        labels |= dict(zip(*sample_sentences(split), strict=True))  # type: ignore[arg-type]
+    labels: dict[str, int] = {}
+    for split in SPLITS:
+        labels |= dict(zip(*sample_sentences(split), strict=True))
     for words, label in ((PLAIN_POSITIVE, 1), (PLAIN_NEGATIVE, 0)):
         plain = {word: labels[word] for word in words if word in labels}
         negated = {word: labels[f"never {word}"] for word in words if f"never {word}" in labels}
@@ -44,7 +46,7 @@ def test_labels_follow_the_grammar_and_not_the_words() -> None:
 
 
 def test_validation_has_words_that_training_never_sees() -> None:
-    seen, unseen = (set(" ".join(sample_sentences(split)[0]).split()) for split in ("train", "validation"))  # type: ignore[arg-type]
+    seen, unseen = (set(" ".join(sample_sentences(split)[0]).split()) for split in SPLITS)
     assert {"riveting", "insipid", "sisters", "castle"} <= unseen - seen
 
 
@@ -74,8 +76,5 @@ def test_every_process_makes_the_same_sentences_and_vocabulary() -> None:
 
 
 def test_the_sentences_are_those_that_published_numbers_come_from() -> None:
-    prints = [
-        hashlib.sha256(json.dumps(sample_sentences(split)).encode()).hexdigest()[:16]  # type: ignore[arg-type]
-        for split in ("train", "validation")
-    ]
+    prints = [hashlib.sha256(json.dumps(sample_sentences(split)).encode()).hexdigest()[:16] for split in SPLITS]
     assert prints == ["e664555a394e129f", "b0c654f1ec1e0a5e"]

@@ -31,7 +31,7 @@ def test_they_are_the_list_that_they_were_made_of(texts: list[str], sentences: S
     assert len(sentences) == len(texts)
     assert list(sentences) == texts
     assert sentences == texts
-    for row in (0, 1, BLOCK - 1, BLOCK, len(texts) - 1, -1, -len(texts), np.int64(5)):
+    for row in (0, 1, BLOCK - 1, BLOCK, len(texts) - 1, -1, -len(texts), int(np.int64(5))):
         assert sentences[row] == texts[row]
     for row in (len(texts), -len(texts) - 1):
         with pytest.raises(IndexError):

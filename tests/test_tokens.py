@@ -168,7 +168,8 @@ def tokenise_in_process(
     logging.getLogger("sst2").handlers = [handler]
     logging.getLogger("sst2").setLevel(logging.INFO)
     split = tokenize("train", unlabelled(sentences), tokenizer, 64, cache_dir)
-    return messages, *(hashlib.sha256(array.tobytes()).hexdigest() for array in (split.input_ids, split.offsets))
+    ids, offsets = (hashlib.sha256(array.tobytes()).hexdigest() for array in (split.input_ids, split.offsets))
+    return messages, ids, offsets
 
 
 def test_four_processes_at_once_tokenise_once(

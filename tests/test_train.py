@@ -54,7 +54,7 @@ def test_smoke_run_as_users_start_it(train: Train, tmp_path: Path) -> None:
     assert list(home.iterdir()) == []
     assert {path.name for path in (tmp_path / "hf").iterdir()} <= {"datasets"}
     # The model works without this project.
-    classify = pipeline("sentiment-analysis", str(run.run_dir / "model"))
+    classify = pipeline("text-classification", str(run.run_dir / "model"))
     labels = [answer["label"] for answer in classify(["a gripping , funny film", "a dull , lifeless mess"])]
     assert labels == ["POSITIVE", "NEGATIVE"]
 

@@ -114,7 +114,8 @@ def test_killed_under_one_strategy_a_run_goes_on_under_any(on_one: dict[str, Any
         with running([*flags, "--resume_from_checkpoint", "auto"], run_dir, launcher(*way)) as job:
             step += 4
             job.wait_for_step(step)
-            job.wait_for(lambda step=step: f"step-{step // 3 * 3:08d}" in str(job.checkpoints))
+            saved = run_dir / "checkpoints" / f"step-{step // 3 * 3:08d}"
+            job.wait_for(saved.is_dir)
             for process in job.processes():
                 process.kill()
             job.wait()
@@ -154,7 +155,8 @@ def test_the_export_of_a_spread_model_is_the_model_that_was_evaluated(train: Tra
     assert run.code == 0, run.stderr
     with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    answers = pipeline("sentiment-analysis", str(run.run_dir / "model"), top_k=None)([row["sentence"] for row in rows])
+    classify = pipeline("text-classification", str(run.run_dir / "model"), top_k=None)
+    answers: Any = classify([row["sentence"] for row in rows])
     for row, answer in zip(rows, answers, strict=True):
         (positive,) = [entry["score"] for entry in answer if entry["label"] == "POSITIVE"]
         assert positive == pytest.approx(float(row["probability_positive"]), abs=1e-5)

@@ -7,10 +7,7 @@ from sst2.export.latency import measure_latency
 
 def test_they_take_turns_and_one_call_a_row_is_not_counted() -> None:
     calls: list[tuple[str, int]] = []
-    classifiers = {
-        name: lambda batch, name=name: calls.append((name, batch))  # type: ignore[misc]
-        for name in ("one", "other")
-    }
+    classifiers = {name: lambda batch, name=name: calls.append((name, batch)) for name in ("one", "other")}
     figures = measure_latency(classifiers, [7, 8], rounds=2)
     assert calls == 2 * [*(("one", batch) for batch in (7, 7, 8)), *(("other", batch) for batch in (7, 7, 8))]
     assert {entry["calls"] for entry in figures.values()} == {4}

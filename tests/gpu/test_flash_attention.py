@@ -20,10 +20,12 @@ WIDTH = 64
 SCALING = 1 / math.sqrt(WIDTH)
 
 
-def inputs(pack: Pack, dtype: torch.dtype) -> list[torch.Tensor]:
+def inputs(pack: Pack, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value."""
     torch.manual_seed(0)
     shape = (pack.num_tokens, 12, WIDTH)
-    return [torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+    query, key, value = (torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3))
+    return query, key, value
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -36,11 +38,12 @@ def inputs(pack: Pack, dtype: torch.dtype) -> list[torch.Tensor]:
 def test_flash_attention_gives_what_grids_give(lengths: list[int], dtype: torch.dtype, one_each: bool) -> None:
     assert flash_works(torch.device("cuda"), dtype, WIDTH)
     pack = Pack.of(np.array(lengths)).to(torch.device("cuda"))
-    tensors = inputs(pack, dtype)
+    query, key, value = tensors = inputs(pack, dtype)
+    if one_each:
+        query = query[pack.firsts]
     found = []
     for attention in (by_flash, in_grids):
-        query = tensors[0][pack.firsts] if one_each else tensors[0]
-        mixed = attention(query, *tensors[1:], pack, 0.0, SCALING)
+        mixed = attention(query, key, value, pack, 0.0, SCALING)
         found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), tensors)])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)
@@ -48,10 +51,12 @@ def test_flash_attention_gives_what_grids_give(lengths: list[int], dtype: torch.
 
 def test_dropout_of_flash_attention_is_drawn_and_keeps_the_mean() -> None:
     pack = Pack.of(np.array([60, 40])).to(torch.device("cuda"))
-    tensors = [tensor.detach() for tensor in inputs(pack, torch.bfloat16)]
-    draws = torch.stack([by_flash(*tensors, pack, 0.2, SCALING).float() for _ in range(2000)])
+    query, key, value = (tensor.detach() for tensor in inputs(pack, torch.bfloat16))
+    draws = torch.stack([by_flash(query, key, value, pack, 0.2, SCALING).float() for _ in range(2000)])
     assert not torch.equal(draws[0], draws[1])
-    torch.testing.assert_close(draws.mean(0), by_flash(*tensors, pack, 0.0, SCALING).float(), rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        draws.mean(0), by_flash(query, key, value, pack, 0.0, SCALING).float(), rtol=0, atol=0.05
+    )
 
 
 def test_the_host_waits_for_no_step(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_every_configuration_trains_and_exports_and_one_gpu_goes_on_from_it(
     whole = train(*flags, run_dir=tmp_path / "whole", launcher=launcher(name))
     assert whole.code == 0, whole.stderr
     assert json.loads((whole.run_dir / "environment.json").read_text())["device"].startswith("cuda")
-    label = pipeline("sentiment-analysis", str(whole.run_dir / "model"))("a gripping , funny film")[0]["label"]
+    label = pipeline("text-classification", str(whole.run_dir / "model"))("a gripping , funny film")[0]["label"]
     assert label in ("NEGATIVE", "POSITIVE")
 
     with running(flags, tmp_path / "stopped", launcher(name)) as job:

@@ -79,7 +79,7 @@ def repeated(job: Job) -> float:
 def test_a_recorded_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     with job_of(tmp_path / "run", "--max_train_steps", 60) as job:
         losses(job, 30)
-        head = job.strategy.model.get_submodule("classifier").weight
+        head = job.strategy.model.get_parameter("classifier.weight")
         with torch.no_grad():
             saved = head[0, 0].clone()
             head[0, 0] = float("nan")

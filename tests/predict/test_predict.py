@@ -167,7 +167,7 @@ def test_bf16_is_close(tiny_classifier: Path) -> None:
     logits = {}
     for precision in ("no", "bf16"):
         model, tokenizer = load_classifier("MODEL", str(tiny_classifier))
-        classifier = Classifier(model, tokenizer, torch.device("cpu"), precision=precision)  # type: ignore[arg-type]
+        classifier = Classifier(model, tokenizer, torch.device("cpu"), precision=precision)
         logits[precision] = classifier.logits(SENTENCES)
     assert not np.array_equal(logits["no"], logits["bf16"])
     assert np.abs(logits["no"] - logits["bf16"]).max() < 0.05 * np.abs(logits["no"]).max()

@@ -42,8 +42,23 @@ class Job:
 
     def wait_for_step(self, step: int) -> None:
         """Wait until at least `step` steps are logged. The job needs `--logging_steps 1`."""
+        self.wait_for(lambda: self.has_logged(step))
+
+    def wait_through_requeues(self, condition: Callable[[], object], seconds: float = 180) -> None:
+        """Wait until `condition` holds, however often the job has to start before."""
+
+        def holds() -> object:
+            self.come_back()
+            return condition()
+
+        self.wait_for(holds, seconds)
+
+    def has_logged(self, step: int) -> bool:
         log = self.run_dir / "metrics.jsonl"
-        self.wait_for(lambda: log.exists() and f'"split": "train", "step": {step},' in log.read_text())
+        return log.exists() and f'"split": "train", "step": {step},' in log.read_text()
+
+    def has_said(self, text: str, times: int) -> bool:
+        return self.said.count(text) == times
 
     def come_back(self) -> None:
         """Have a requeued job start soon: SLURM would have it wait for two minutes.
@@ -59,12 +74,7 @@ class Job:
 
     def end(self) -> dict[str, str]:
         """Wait until it is over, however often it has to start. Returns its facts."""
-
-        def is_over() -> bool:
-            self.come_back()
-            return self.facts["JobState"] in OVER
-
-        self.wait_for(is_over, 300)
+        self.wait_through_requeues(lambda: self.facts["JobState"] in OVER, 300)
         return self.facts
 
     @property

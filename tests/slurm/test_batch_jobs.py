@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -111,7 +112,7 @@ def test_a_job_of_higher_priority_takes_the_nodes_for_a_while(start: Submit, und
 def test_the_time_limit_is_heard_before_it_strikes(start: Submit, undisturbed: Job) -> None:
     # Evaluations make it long enough: SLURM looks at its clock twice a minute.
     job = start(*SAMPLE, "--eval_steps", 2, options=(*TWO_NODES, "--time=1", "--signal=USR1@50"))
-    job.wait_for(lambda: job.come_back() or "stopped by SIGUSR1" in job.said)  # before that, it may not have listened
+    job.wait_through_requeues(lambda: "stopped by SIGUSR1" in job.said)  # before that, it may not have listened
     job.wait_for(lambda: "stopped on request: requeueing" in job.said)
     assert_same_result(job, undisturbed)
 
@@ -166,9 +167,9 @@ def test_a_mistake_is_not_tried_again_and_says_so_last(start: Submit) -> None:
 def test_what_is_preempted_for_ever_is_stopped_with_its_checkpoint(start: Submit) -> None:
     job = start(*SAMPLE, SST2_REQUEUES="1")
     for number, step in ((1, 15), (2, 40)):
-        job.wait_for(lambda step=step: job.come_back() or f'"step": {step},' in read(job.run_dir / "metrics.jsonl"))
+        job.wait_through_requeues(partial(job.has_logged, step))
         job.cluster.run("scancel", "--signal=USR1", job.number)
-        job.wait_for(lambda number=number: job.said.count("stopped by SIGUSR1") == 2 * number)  # a line of each node
+        job.wait_for(partial(job.has_said, "stopped by SIGUSR1", 2 * number))  # a line of each node
     facts = job.end()
     assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "1"), job.said
     assert "requeued 1 times (SST2_REQUEUES): stopping for good; the last checkpoint is whole" in job.said
