@@ -166,7 +166,7 @@ def _require_own_safetensors(flag: str, name: str, revision: str) -> None:
 
     if find("adapter_config.json"):  # peft, where it is installed, would add its weights to another checkpoint's
         raise UserError(f"{flag} {name} holds an adapter: merge it into its base model first (merge_and_unload)")
-    if find(SAFE_WEIGHTS_NAME) is not None or (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
+    if (Path(name) / SAFE_WEIGHTS_NAME).is_file() or (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
         return
     for file in json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values():
         if Path(file).name != file or not file.endswith(".safetensors"):
