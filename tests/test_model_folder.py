@@ -181,7 +181,7 @@ def test_what_cannot_be_exported_is_found_before_the_first_step(
 ) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "odd"))
     written = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(written | {"chat_template": 5}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(written | {"chat_template": {"default": 5}}))
     done = train_here(*small_job, "--model_name_or_path", folder)
     assert (done.code, done.run_dir.exists()) == (2, False)
     assert f"{folder} trained into {done.run_dir} could not be exported: " in done.stderr.splitlines()[-1]

@@ -215,13 +215,6 @@ def test_weights_of_layers_that_the_config_has_not_are_told(folder: Path, log: l
     ]
 
 
-@pytest.mark.parametrize(("file", "text"), [("config.json", "[]"), ("tokenizer.json", "{}"), ("config.json", "\0")])
-def test_files_that_are_not_what_they_should_be_are_one_line(file: str, text: str, folder: Path) -> None:
-    (folder / file).write_text(text)
-    with pytest.raises(UserError, match=f"--model_name_or_path {folder}.*: "):
-        load(folder)
-
-
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_a_cased_vocabulary_under_a_lower_casing_tokenizer_is_warned_of(
     lowercase: bool, folder: Path, caplog: pytest.LogCaptureFixture
