@@ -3,19 +3,19 @@
     accelerate launch train_sst2.py                # DistilBERT on SST-2 from the hub
     python train_sst2.py --smoke                   # the embedded sample: no network, under a minute
 
-The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `evaluate` measures, `finish` writes the
-results and exports the model.
+The story of a run: `setup` loads and prepares, `fit` trains, `evaluate` measures, `finish` writes and exports.
 """
 
 import gc
 
-from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, parse_arguments, process_rank, to_yaml
 from sst2.preemption import Requests
 
-if __name__ == "__main__":
-    # A wrong flag is answered, and a signal to stop is caught, before the seconds that the imports below take.
+if __name__ == "__main__":  # a signal is caught, and a wrong flag answered, before the seconds that imports take
     gc.disable()  # imports make objects to keep: looking for garbage among them would take half a second more
-    REQUESTS, SETTINGS = Requests().listen(), parse_arguments()
+    REQUESTS = Requests().listen()
+    from sst2.arguments import parse_arguments
+
+    SETTINGS = parse_arguments()
 
 import logging
 import time
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, process_rank, to_yaml
 from sst2.batching import Passes, collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
@@ -44,10 +45,10 @@ from sst2.meter import Meter
 from sst2.model_folder import export_model, model_card, push_to_hub, rehearse_export, require_hub_login
 from sst2.modeling import load_model, load_tokenizer, num_bytes
 from sst2.optimization import build_optimizer, build_schedule
-from sst2.predictions import in_order_of_rows, in_words
+from sst2.predictions import in_order_of_rows, in_words, write_predictions
 from sst2.preflight import require_free_space
 from sst2.ranks import on_main
-from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
+from sst2.run_folder import RunFolder, write_json, write_text
 from sst2.settings import Settings
 from sst2.staging import stage
 from sst2.step_graphs import step_graphs
@@ -75,12 +76,13 @@ def main(settings: Settings, requests: Requests) -> None:
 def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     accelerator, precision = connect(settings)
+    watchdog = Watchdog(settings.step_timeout)
     require_hub_login(settings)
-    local = stage(settings)
+    local = stage(settings, requests.raise_if_stopped)
     sentences = load_sentences(local)
     tokenizer = load_tokenizer(local)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings)
+        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, requests.raise_if_stopped)
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer)
         splits = tokenizing.result()
@@ -116,7 +118,6 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     graphs = step_graphs(strategy, model_config, settings, plan.global_batch_size, splits["train"].lengths)
-    watchdog = Watchdog(settings.step_timeout)
     data = (settings, accelerator, run, tokenizer, splits, loaders, plan)
     training = (model_config, strategy, schedule, state, meter, checkpoints, requests, watchdog, tracker, graphs)
     return Job(*data, *training)

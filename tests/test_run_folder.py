@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ from processes import start
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.logs import log_to_file, start_logging
-from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
+from sst2.predictions import write_predictions
+from sst2.run_folder import RunFolder, write_json, write_text
 
 
 def fill(run: RunFolder) -> None:
@@ -128,7 +130,11 @@ def test_predictions_come_back_as_they_were_made(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
     with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["sentence"] for row in rows] == [*sentences, sentences[0]]
+    assert [row["sentence"] for row in rows] == [
+        *sentences[:3],
+        "'=1+1",
+        sentences[0],
+    ]  # which no spreadsheet calculates
     assert [(row["split"], row["row"]) for row in rows] == [
         *(("validation", str(number)) for number in range(4)),
         ("test", "0"),
@@ -163,3 +169,26 @@ def test_other_processes_only_report_errors(capsys: pytest.CaptureFixture[str]) 
     logger.warning("of no interest twice")
     logger.error("broken")
     assert capsys.readouterr().err == "broken\n"
+
+
+def test_a_log_file_that_cannot_be_written_is_left_out_with_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("sst2.somewhere")
+    (tmp_path / "folder.log").mkdir()
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    for name, reason in (("folder.log", "Is a directory"), ("full.log", "No space left on device")):
+        start_logging(is_main=True)
+        logger.info("early")
+        log_to_file(tmp_path / name)
+        for number in range(3):
+            logger.info("late %d", number)
+        warning = f"{tmp_path / name} cannot be written ({reason}): going on without it"
+        assert capsys.readouterr().err.splitlines() == ["early", warning, "late 0", "late 1", "late 2"]
+
+
+def test_the_log_file_takes_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    start_logging(is_main=True)
+    log_to_file(tmp_path / "train.log")
+    logging.getLogger("sst2.somewhere").info("reading %s", os.fsdecode(b"caf\xe9.tsv"))
+    assert (tmp_path / "train.log").read_text(encoding="utf-8").endswith("INFO reading caf\\udce9.tsv\n")

@@ -24,10 +24,9 @@ from sst2.errors import UserError
 from sst2.logs import start_logging
 from sst2.preflight import check_world_size, first_sum, roll_call, word_of_main
 from sst2.settings import Precision, Settings
+from sst2.watchdog import SETUP_TIMEOUT
 
 logger = logging.getLogger(__name__)
-
-SETUP_TIMEOUT = timedelta(minutes=30)  # one rank may tokenise while the others wait; the steps have --step_timeout
 
 
 def connect(settings: Settings) -> tuple[Accelerator, Precision]:
@@ -63,7 +62,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             mixed_precision=precision,
             deepspeed_plugin=plugin,
             log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=SETUP_TIMEOUT))],
         )
         check_world_size(launcher, accelerator.num_processes)
         add_up(accelerator.device)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from sst2.errors import UserError, first_line
-from sst2.run_folder import share
+from sst2.file_system import share
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
 from sst2.tokenizer import probes
 
@@ -39,6 +39,8 @@ def export_model(
 ) -> None:
     """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
 
+    Its tokenizer has the length of training as `model_max_length`, which programs cut to unless told otherwise.
+
     Args:
         config: of the trained model.
         weights: all of them by name, on any device.
@@ -51,14 +53,19 @@ def export_model(
         RuntimeError: the reloaded model gives other logits.
     """
     stock = stock_classifier(config, weights)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = max_length or tokenizer.model_max_length
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     stock.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     share(unfinished / "model.safetensors", like=unfinished / "config.json")
-    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    # the name of a file of data may hold bytes that are no UTF-8
+    (unfinished / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     _compare(stock, tokenizer, unfinished, sentences[:PROBES], max_length, expected)
     shutil.rmtree(folder.with_name("onnx"), ignore_errors=True)  # made of the model that goes now
+    if folder.is_symlink():
+        folder.unlink()  # what it points to is spared
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

@@ -117,6 +117,10 @@ class DataParallel:
         """
         self._bare_model.load_state_dict(weights)
 
+    def optimizer_shapes(self) -> list[torch.Size]:
+        """Of the whole weights, in the order in which AdamW has them."""
+        return [parameter.shape for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def training_state(self) -> dict[str, Any]:
         """`optimizer`, as torch's AdamW describes itself, and `scaler`. All ranks call it, as with `weights`."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler_state()}
