@@ -118,9 +118,8 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     graphs = step_graphs(strategy, model_config, settings, plan.global_batch_size, splits["train"].lengths)
-    data = (settings, accelerator, run, tokenizer, splits, loaders, plan)
-    training = (model_config, strategy, schedule, state, meter, checkpoints, requests, watchdog, tracker, graphs)
-    return Job(*data, *training)
+    prepared = (loaders, plan, model_config, strategy, schedule, state, meter, checkpoints)
+    return Job(settings, accelerator, run, tokenizer, splits, *prepared, requests, watchdog, tracker, graphs)
 
 
 def fit(job: Job) -> None:

@@ -21,7 +21,27 @@ FORMS = [
     Form("byte-level BPE", FAST),
     Form("Unigram", FAST),
 ]
-VALUES = [None, True, 0, -1, 1, 7, 0.5, 10**6, "", "x", "0", "../x", "\ud800", [], [1], ["x"], {}, {"x": 1}, [[]]]
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1,
+    7,
+    0.5,
+    10**6,
+    "",
+    "x",
+    "0",
+    "../x",
+    "\ud800",
+    [],
+    [1],
+    ["x"],
+    {},
+    {"x": 1},
+    [[]],
+]
 FOLDERS = 300
 
 

@@ -38,9 +38,9 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     """
     name, revision = settings.model_name_or_path, settings.model_revision
     if name == SAMPLE:
-        tokenizer = sample_tokenizer()
-        _check_fit(settings, sample_config(len(tokenizer)), tokenizer)
-        return tokenizer
+        own = sample_tokenizer()
+        _check_fit(settings, sample_config(len(own)), own)
+        return own
     config, tokenizer = _read_tokenizer("--model_name_or_path", name, revision)
     _check_fit(settings, config, tokenizer)
     return tokenizer
@@ -168,7 +168,8 @@ def _read_weights(
     """
     with reading_from_hub(flag, name, "model", revision):
         stored = _read_config(flag, name, revision)
-        class_names = names_in_order(stored.id2label)
+        names: Any = stored.id2label
+        class_names = names_in_order(names)
         config = plain_config(stored)
         config.update(options)
         _require_own_safetensors(flag, name, revision)
