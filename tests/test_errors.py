@@ -59,7 +59,7 @@ def test_the_code_comes_through_where_nothing_can_be_said() -> None:
 
 def stumble() -> None:
     try:
-        os.environ["the cause"]
+        os.environ["THE_CAUSE"]
     except KeyError:
         raise UserError("--seed 1 is odd") from None
 
@@ -74,7 +74,7 @@ def test_the_traceback_behind_a_line_is_shown_on_request(
     assert last == "train_sst2.py: error: --seed 1 is odd"
     if value == "1":
         assert before[0] == "Traceback (most recent call last):"
-        assert "KeyError: 'the cause'" in before  # what `from None` keeps out of sight
+        assert "KeyError: 'THE_CAUSE'" in before  # what `from None` keeps out of sight
         assert end_of(lambda: bytearray(1 << 62)) == 2
         assert "MemoryError" in capsys.readouterr().err.splitlines()[-2]
     else:
