@@ -20,7 +20,7 @@ if __name__ == "__main__":  # a signal is caught, and a wrong flag answered, bef
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, process_rank, to_yaml
+from sst2.arguments import PROGRAM, check_run_dir, write_settings
 from sst2.batching import Passes, collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
@@ -40,6 +40,7 @@ from sst2.data import Split, load_sentences, tokenize_all
 from sst2.environment import describe_environment
 from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.job import Job
+from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.logs import log_to_file
 from sst2.meter import Meter
 from sst2.model_folder import export_model, model_card, push_to_hub, rehearse_export, require_hub_login
@@ -48,11 +49,12 @@ from sst2.optimization import build_optimizer, build_schedule
 from sst2.predictions import in_order_of_rows, in_words, write_predictions
 from sst2.preflight import require_free_space
 from sst2.ranks import on_main
-from sst2.run_folder import RunFolder, write_json, write_text
+from sst2.run_folder import RunFolder, write_json
 from sst2.settings import Settings
 from sst2.staging import stage
 from sst2.step_graphs import step_graphs
 from sst2.strategies import prepare
+from sst2.trackers import start_trackers
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
 from sst2.watchdog import Watchdog
@@ -102,24 +104,24 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
     if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
         state = checkpoints.load(place)
-        logger.info("resuming from %s", place)
     require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
+    trackers = start_trackers(accelerator, settings, run)
     if accelerator.is_main_process:
         if settings.overwrite_output_dir:
             run.clear()
-        write_text(run.config, to_yaml(settings))
+        write_settings(run, settings)
         log_to_file(run.log)
         if place:
             adopt_checkpoints(place, run.checkpoints, state.best_step)
         ranks, device = accelerator.num_processes, accelerator.device
         write_json(run.environment, describe_environment(ranks, device, precision, strategy.describe()))
         requests.watch(run.path)
-    tracker = Tracker(accelerator, run, asdict(settings), state, "holdout" if "holdout" in splits else "validation")
+    tracker = Tracker(accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
+    prepared = (loaders, plan, model_config, strategy, schedule, state, meter, checkpoints, requests)
     graphs = step_graphs(strategy, model_config, settings, plan.global_batch_size, splits["train"].lengths)
-    prepared = (loaders, plan, model_config, strategy, schedule, state, meter, checkpoints)
-    return Job(settings, accelerator, run, tokenizer, splits, *prepared, requests, watchdog, tracker, graphs)
+    return Job(settings, accelerator, run, tokenizer, splits, *prepared, watchdog, tracker, graphs)
 
 
 def fit(job: Job) -> None:
@@ -284,7 +286,7 @@ def finish(job: Job) -> None:
     trained = job.model_config, weights, job.tokenizer
     export_model(*trained, job.reported_split.sentences, card, run.model, settings.max_length, expected)
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
-    job.tracker.log_hparams(asdict(settings), name, step, metrics)
+    job.tracker.log_hparams(settings.values(), name, step, metrics)
     write_json(run.metrics, metrics)
     job.tracker.note_end(step, f"finished: {in_words(metrics, name)}")
     logger.info("final: %s", in_words(metrics, name))
