@@ -81,8 +81,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     watchdog = Watchdog(settings.step_timeout)
     require_hub_login(settings)
     local = stage(settings, requests.raise_if_stopped)
-    sentences = load_sentences(local)
-    tokenizer = load_tokenizer(local)
+    sentences, tokenizer = load_sentences(local), load_tokenizer(local)
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, requests.raise_if_stopped)
         set_seed(settings.seed)  # every rank draws the same new head
