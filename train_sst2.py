@@ -44,7 +44,7 @@ from sst2.job import Job
 from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.logs import log_to_file
 from sst2.meter import Meter
-from sst2.model_folder import export_model, model_card, push_to_hub, require_hub_login
+from sst2.model_folder import export_model, model_card, push_to_hub, rehearse_export, require_hub_login
 from sst2.modeling import load_model, load_tokenizer, num_bytes
 from sst2.optimization import build_optimizer, build_schedule
 from sst2.predictions import in_order_of_rows, in_words, write_predictions
@@ -82,14 +82,14 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     watchdog = Watchdog(settings.step_timeout)
     require_hub_login(settings)
     local = stage(settings, requests.raise_if_stopped)
-    sentences = load_sentences(local)
-    tokenizer = load_tokenizer(local)
+    sentences, tokenizer = load_sentences(local), load_tokenizer(local)
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, requests.raise_if_stopped)
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer)
         splits = tokenizing.result()
     model_config, model_bytes = model.config, num_bytes(model)
+    on_main(accelerator, lambda: rehearse_export(settings, model_config, tokenizer))
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
 
     settings = replace(settings, mixed_precision=precision)

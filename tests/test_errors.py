@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from sst2.errors import LocalError, StopRequestedError, TrainingDivergedError, UserError, exit_codes
+from sst2.errors import LocalError, StopRequestedError, TrainingDivergedError, UserError, exit_codes, first_line
 
 
 def raise_error(error: Exception) -> None:
@@ -55,6 +55,44 @@ def test_the_code_comes_through_where_nothing_can_be_said() -> None:
     code += "with exit_codes('x', leave=leave_at_once): raise StopRequestedError('stopped')"
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=False).returncode == 75
+
+
+def stumble() -> None:
+    try:
+        os.environ["THE_CAUSE"]
+    except KeyError:
+        raise UserError("--seed 1 is odd") from None
+
+
+@pytest.mark.parametrize("value", ["1", "0", ""])
+def test_the_traceback_behind_a_line_is_shown_on_request(
+    value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SST2_TRACEBACK", value)
+    assert end_of(stumble) == 2
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last == "train_sst2.py: error: --seed 1 is odd"
+    if value == "1":
+        assert before[0] == "Traceback (most recent call last):"
+        assert "KeyError: 'THE_CAUSE'" in before  # what `from None` keeps out of sight
+        assert end_of(lambda: bytearray(1 << 62)) == 2
+        assert "MemoryError" in capsys.readouterr().err.splitlines()[-2]
+    else:
+        assert before == []
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no\nmore"), "no"),
+        (OSError("reasons:\n  it is gone\nfor good"), "reasons: it is gone"),
+        (KeyError("dim"), "KeyError: 'dim'"),
+        (AssertionError(), "AssertionError"),
+        (ValueError("x" * 1000), "x" * 399 + "…"),
+    ],
+)
+def test_an_exception_of_a_library_is_quoted_in_one_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

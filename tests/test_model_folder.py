@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from tokenizers import normalizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pipeline
 
-from sst2.model_folder import export_model, model_card
+from conftest import Finished
+from sst2.errors import UserError
+from sst2.model_folder import export_model, model_card, rehearse_export
 from sst2.modeling import load_model, load_tokenizer
 from sst2.sample import sample_sentences, sample_tokenizer
 from sst2.settings import SAMPLE, Settings
@@ -158,6 +160,32 @@ def test_an_export_that_is_not_the_model_is_refused_and_the_earlier_one_stays(
     export_model(model.config, model.state_dict(), load_tokenizer(settings), sentences, "third", tmp_path / "model")
     assert (tmp_path / "model" / "README.md").read_text() == "third"
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_a_rehearsal_finds_what_the_export_would_stumble_over_and_leaves_nothing(
+    trained: tuple[Any, Any], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = trained
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    before = tokenizer.backend_tokenizer.to_str()
+    rehearse_export(settings, model.config, tokenizer)
+    assert tokenizer.backend_tokenizer.to_str() == before  # padding would be exported
+    with_a_tokenizer_that_cannot_be_saved(model, tokenizer)
+    with pytest.raises(UserError, match=r"tiny-distilbert trained into .*/my-run could not be exp.*: .* other logits"):
+        rehearse_export(settings, model.config, tokenizer)
+    assert [*(tmp_path / "temporary").iterdir()] == []
+
+
+def test_what_cannot_be_exported_is_found_before_the_first_step(
+    small_job: list[object], tiny_model: Path, train_here: Callable[..., Finished], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "odd"))
+    written = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(written | {"chat_template": {"default": 5}}))
+    done = train_here(*small_job, "--model_name_or_path", folder)
+    assert (done.code, done.run_dir.exists()) == (2, False)
+    assert f"{folder} trained into {done.run_dir} could not be exported: " in done.stderr.splitlines()[-1]
 
 
 def test_long_sentences_do_not_break_the_export(

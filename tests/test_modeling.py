@@ -171,6 +171,79 @@ def test_code_in_a_checkpoint_is_not_run(model_type: str, folder: Path, tmp_path
     assert not crater.exists()
 
 
+def sharded(folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Make it a checkpoint in several files. Returns the index."""
+    model = DistilBertModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    return json.loads((folder / "model.safetensors.index.json").read_text())
+
+
+def test_a_checkpoint_in_several_files_is_read(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    assert len(set(sharded(folder, tmp_path)["weight_map"].values())) > 1
+    assert_encoder_of(load(folder), load_file(tiny_model / "model.safetensors"))
+
+
+@pytest.mark.parametrize("place", ["pytorch_model.bin", "../other.safetensors", "{tmp_path}/other.safetensors"])
+def test_an_index_that_names_other_files_is_refused(place: str, folder: Path, tmp_path: Path) -> None:
+    index, place = sharded(folder, tmp_path), place.format(tmp_path=tmp_path)
+    file = next(iter(index["weight_map"].values()))
+    tensors = load_file(folder / file)
+    bomb, crater = folder / "pytorch_model.bin", tmp_path / "crater"
+    torch.save({**tensors, "bomb": Bomb(crater)}, bomb)
+    save_file(tensors, tmp_path / "other.safetensors", metadata={"format": "pt"})
+    index["weight_map"] = {name: place if its == file else its for name, its in index["weight_map"].items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"{folder}: model\.safetensors\.index\.json names {place}: no safetensors"):
+        load(folder)
+    assert not crater.exists()
+
+
+def test_an_adapter_of_another_checkpoint_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(UserError, match=f"--model_name_or_path {folder} holds an adapter: merge it"):
+        load(folder)
+
+
+def test_weights_of_layers_that_the_config_has_not_are_told(folder: Path, log: list[str]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layers": 1}))
+    assert len(load(folder).distilbert.transformer.layer) == 1
+    assert log == [
+        f"{folder}: 16 weights of more layers than the 1 of its config",
+        f"{folder}: a new classification head",
+    ]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_cased_vocabulary_under_a_lower_casing_tokenizer_is_warned_of(
+    lowercase: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocabulary = sample_tokenizer().get_vocab()
+    for number in range(20):  # of 600
+        del vocabulary[next(word for word, id_ in vocabulary.items() if id_ == 100 + number)]
+        vocabulary[f"Word{number}"] = 100 + number
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=lambda word: vocabulary[word])) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+    logging.getLogger("sst2").propagate = True
+    tokenizer = load_tokenizer(settings(folder))
+    said = [record.getMessage() for record in caplog.records if record.name == "sst2.tokenizer"]
+    assert len(said) == lowercase
+    if lowercase:
+        assert said[0].startswith(f"{folder}: 20 of 600 entries of its vocabulary have capital letters, Word")
+        assert 'say "do_lower_case": false?' in said[0]
+    assert (tokenizer.convert_tokens_to_ids("Word3") in tokenizer("Word3")["input_ids"]) is not lowercase
+
+
+def test_the_token_of_padding_is_the_tokenizers_whatever_the_config_says(folder: Path) -> None:
+    # torch does not train the embedding of that token: in a config made for another tokenizer it may be any word
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 7}))
+    model = load(folder)
+    assert model.config.pad_token_id == model.distilbert.embeddings.word_embeddings.padding_idx == 0
+
+
 def test_a_folder_with_the_vocabulary_of_a_bert_gives_the_same_ids_and_no_token_types(folder: Path) -> None:
     # distilbert-base-uncased itself is published like this.
     expected = sample_tokenizer()

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sst2.errors import UserError, quoted
+from sst2.errors import UserError, first_line, quoted
 from sst2.hub import reading_from_hub, require_revision
 from sst2.reading import LabelledSentences, read_dataset, read_file
 from sst2.records import Columns
@@ -157,8 +157,8 @@ def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
     if Path(name).is_dir():
         try:
             loaded = datasets.load_from_disk(name)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--dataset_name {name} was not written by save_to_disk: {error}") from None
+        except Exception as error:  # of any kind, as its files may be
+            raise UserError(f"--dataset_name {name} was not written by save_to_disk: {first_line(error)}") from None
     else:
         config_name, revision = settings.dataset_config_name, settings.dataset_revision
         with reading_from_hub("--dataset_name", name, "dataset", revision):

@@ -1,6 +1,7 @@
 """How a run ends: the exit codes, and the exceptions that lead to them.
 
-Everything else that is raised is a bug of the project and keeps its traceback.
+Everything else that is raised is a bug of the project and keeps its traceback. With SST2_TRACEBACK=1 in the environment
+a one-line error shows its traceback as well.
 """
 
 import errno
@@ -47,6 +48,8 @@ class LostProcessError(Exception):
     """A process of the job is not there. The message says which; it is empty where another process says it."""
 
 
+MAX_QUOTED = 400  # characters of a library's message
+TRACEBACK = "SST2_TRACEBACK"
 EXIT_CODES = {
     UserError: EXIT_USER_ERROR,
     LocalError: EXIT_USER_ERROR,
@@ -128,6 +131,7 @@ def exit_codes(
         yield
         code = 0
     except tuple(EXIT_CODES) as error:
+        _print_traceback_if_asked(error)
         if (report or isinstance(error, LostProcessError | LocalError)) and str(error):
             _print_line(
                 f"{program}: {'' if isinstance(error, StopRequestedError | FinishedError) else 'error: '}{error}"
@@ -136,6 +140,7 @@ def exit_codes(
     except Exception as error:
         code, line = _misfortune(error)
         if line:
+            _print_traceback_if_asked(error)
             _print_line(f"{program}: error: rank {rank}: {line}")
         else:
             with suppress(OSError, ValueError):
@@ -149,11 +154,30 @@ def _print_line(message: str) -> None:
         print(redact(" ".join(message.split())), file=sys.stderr, flush=True)
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, for a message of one line: its type where it says nothing by itself."""
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    if len(lines) > 1 and lines[0].endswith(":"):  # the reason comes after it
+        lines[0] += f" {lines[1]}"
+    said = shortened(lines[0], MAX_QUOTED) if lines else ""
+    return said if said and isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {said}".strip(" :")
+
+
+def _print_traceback_if_asked(error: Exception) -> None:
+    if os.environ.get(TRACEBACK, "") in ("", "0"):
+        return
+    link: BaseException | None = error
+    while link is not None:
+        link.__suppress_context__ = False  # `raise … from None` keeps the cause out of sight
+        link = link.__cause__ or link.__context__
+    with suppress(OSError, ValueError):
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+
+
 def _misfortune(error: Exception) -> tuple[int, str]:
     """Exit code and words for what a bug is not to blame for; no words for anything else."""
-    # torch.OutOfMemoryError goes by its name, since this module must not import torch; a CPU has a message only.
     text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return EXIT_USER_ERROR, (
             f"out of memory ({text.splitlines()[0] if text else type(error).__name__}): lower "
             "--per_device_train_batch_size (with --global_batch_size the steps stay the same), "
@@ -168,6 +192,13 @@ def _misfortune(error: Exception) -> tuple[int, str]:
     if is_lost_process(error):
         return 1, lost_process(text)
     return 1, ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory is full."""
+    # torch.OutOfMemoryError goes by its name, since this module must not import torch; a CPU has a message only.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 def disk_error(error: BaseException) -> OSError | None:

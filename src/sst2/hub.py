@@ -23,7 +23,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
-from sst2.errors import UserError
+from sst2.errors import UserError, first_line, is_out_of_memory
 from sst2.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -58,10 +58,10 @@ def reading_from_hub(flag: str, name: str, kind: str, revision: str) -> Iterator
         yield
     except UserError:
         raise
-    except Exception as error:
-        if reason := _reason(error, name, kind):
-            raise UserError(f"{flag} {name}: {reason}") from error
-        raise
+    except Exception as error:  # transformers and datasets stumble over odd files with exceptions of any kind
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{flag} {name}: {_reason(error, name, kind)}") from error
 
 
 def require_revision(name: str, revision: str, loaded: datasets.DatasetDict) -> None:
@@ -172,7 +172,7 @@ def in_words(error: Exception) -> str:
 
 
 def _reason(error: Exception, name: str, kind: str) -> str:
-    """What to say of an exception of the libraries; nothing of one that is not about the hub or the files."""
+    """What to say of an exception of the libraries."""
     if isinstance(error, OSError) and huggingface_hub.is_offline_mode() and not Path(name).is_dir():
         return (
             "not in the cache, and there is no hub (out of reach, or HF_HUB_OFFLINE is set): load it once where there "
@@ -191,9 +191,9 @@ def _reason(error: Exception, name: str, kind: str) -> str:
         return f"the cache {home} cannot be written ({full.strerror}): make room, or set HF_HOME to another folder"
     if isinstance(error, DatasetGenerationError):
         cached = Path(huggingface_hub.constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
-        why = _first_line(error.__cause__ or error)
+        why = first_line(error.__cause__ or error)
         return f"its files are damaged ({why}): remove {cached} to load them anew"
-    return _first_line(error) if isinstance(error, OSError | ValueError) else ""
+    return first_line(error)
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -208,7 +208,3 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 def _is_of_connection(error: BaseException) -> bool:
     """Whether it is one of the HTTP library's, which varies with huggingface_hub's version, or the system's."""
     return isinstance(error, ConnectionError) or any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or repr(error)

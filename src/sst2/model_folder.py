@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sst2.errors import UserError
+from sst2.errors import UserError, first_line
 from sst2.file_system import share
 from sst2.hub import answer_in_time, in_words
 from sst2.removal import UNFINISHED, discard, hidden_name, put_aside
 from sst2.sealed_folder import commit, describe_file
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
+from sst2.tokenizer import probes
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,36 @@ def _succeeds(work: Callable[[], object]) -> bool:
     except Exception:  # whatever a library says of a damaged file
         return False
     return True
+
+
+def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Export a tiny model with this tokenizer, reload it and write its card, so that no training is lost to the end.
+
+    It draws from torch's random state.
+
+    Args:
+        config: of the model that will be exported.
+
+    Raises:
+        UserError: the export would fail.
+    """
+    tokenizer = copy.deepcopy(tokenizer)  # its use would leave padding in it
+    tiny = {"n_layers": 1, "n_heads": 2, "dim": 16, "hidden_dim": 16, "initializer_range": 0.1}
+    config = DistilBertConfig(**config.to_dict() | tiny)
+    names = "accuracy precision recall f1 matthews roc_auc loss ece count split step epoch checkpoint selected".split()
+    metrics = dict.fromkeys(names, 0) | {"accuracy_ci95": (0, 1)}
+    model = DistilBertForSequenceClassification(config)
+    try:
+        with tempfile.TemporaryDirectory(prefix="sst2-rehearsal-") as folder:
+            card = model_card(settings, metrics, 0)
+            texts = probes(tokenizer.backend_tokenizer)
+            export_model(
+                config, model.state_dict(), tokenizer, texts, card, Path(folder) / "model", settings.max_length
+            )
+    except Exception as error:  # of libraries that have their own
+        raise UserError(
+            f"{settings.model_name_or_path} trained into {settings.run_dir} could not be exported: {first_line(error)}"
+        ) from None
 
 
 def stock_classifier(config: DistilBertConfig, weights: dict[str, torch.Tensor]) -> DistilBertForSequenceClassification:

@@ -1,12 +1,15 @@
 """The stock DistilBERT classifier and its tokenizer, to train or as it was trained: loaded safely and in float32."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, DistilBertConfig, DistilBertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, DistilBertConfig, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from sst2.classes import are_generic, names_in_order, order_of_classes
 from sst2.errors import UserError
@@ -14,24 +17,30 @@ from sst2.hub import reading_from_hub
 from sst2.packed import PackedClassifier
 from sst2.sample import sample_config, sample_tokenizer
 from sst2.settings import SAMPLE, Settings
+from sst2.tokenizer import panics_as_errors, read_tokenizer
 
 logger = logging.getLogger(__name__)
 
 HEAD = ("pre_classifier.", "classifier.")
+KINDS = {"multi_label_classification": "several labels at once", "regression": "numbers"}  # by `problem_type`
+ARCHITECTURE = (
+    "vocab_size max_position_embeddings sinusoidal_pos_embds n_layers n_heads dim hidden_dim dropout attention_dropout "
+    "activation initializer_range qa_dropout seq_classif_dropout pad_token_id"
+).split()
 
 
 def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, as the DistilBERT class: it gives no `token_type_ids`, which the model does not take.
+    """The checkpoint's tokenizer, as `read_tokenizer` gives it.
 
     Raises:
-        UserError: it cannot be had, the checkpoint is no DistilBERT, the folder holds no vocabulary, or the model does
-            not fit the tokenizer or `--max_length`.
+        UserError: it cannot be had, the checkpoint is no DistilBERT, or the model does not fit the tokenizer or
+            `--max_length`.
     """
     name, revision = settings.model_name_or_path, settings.model_revision
     if name == SAMPLE:
-        tokenizer = sample_tokenizer()
-        _check_fit(settings, sample_config(len(tokenizer)), tokenizer)
-        return tokenizer
+        own = sample_tokenizer()
+        _check_fit(settings, sample_config(len(own)), own)
+        return own
     config, tokenizer = _read_tokenizer("--model_name_or_path", name, revision)
     _check_fit(settings, config, tokenizer)
     return tokenizer
@@ -47,9 +56,10 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Packed
         UserError: it cannot be had, is incomplete, or has a head of classes with other names.
     """
     labels = dict(enumerate(settings.label_names))
-    options = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+    options: dict[str, Any] = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     if settings.dropout is not None:
         options |= dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), settings.dropout)
+    options["pad_token_id"] = tokenizer.pad_token_id  # whose embedding alone is not trained
     name = settings.model_name_or_path
     if name == SAMPLE:
         config = sample_config(len(tokenizer))
@@ -74,8 +84,8 @@ def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedT
         UserError: it cannot be had, or is no such classifier.
     """
     config, tokenizer = _read_tokenizer(flag, name, "main")
-    if config.num_labels != 2 or config.problem_type == "multi_label_classification":
-        kind = "several labels at once" if config.num_labels == 2 else f"{config.num_labels} classes"
+    if config.num_labels != 2 or config.problem_type not in (None, "single_label_classification"):
+        kind = KINDS.get(str(config.problem_type)) if config.num_labels == 2 else f"{config.num_labels} classes"
         raise UserError(f"{flag} {name} is a model of {kind}: give a classifier of two")
     _check_vocabulary(flag, name, config, tokenizer)
     model, fresh, _ = _read_weights(flag, name, "main", {})
@@ -89,24 +99,34 @@ def num_bytes(model: torch.nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConfig, DistilBertTokenizer]:
+def plain_config(config: DistilBertConfig) -> DistilBertConfig:
+    """Its architecture and names of classes. Whatever else stood in a config.json changes nothing that a run does.
+
+    `problem_type`, `output_attentions`, `return_dict`, `attn_implementation` and the like would change the loss, the
+    outputs, what `pipeline` makes of the export, or where transformers takes code from.
+    """
+    names = {name: getattr(config, name) for name in ARCHITECTURE}
+    return DistilBertConfig(**names, id2label=config.id2label, label2id=config.label2id)
+
+
+def _read_config(flag: str, name: str, revision: str) -> DistilBertConfig:
+    """All of a DistilBERT's config.json."""
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if config.model_type != "distilbert":
+        raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"{flag} {name} is quantized: give the checkpoint that it was made from")
+    return config
+
+
+def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConfig, PreTrainedTokenizerBase]:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         if (Path(name) / "model" / "config.json").is_file():
             raise UserError(f"{flag} {name} is a run: give {Path(name) / 'model'}")
         raise UserError(f"{flag} {name} has no config.json: give a folder written by save_pretrained")
-    with reading_from_hub(flag, name, "model", revision):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if config.model_type != "distilbert":
-            raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
-        try:
-            tokenizer = DistilBertTokenizer.from_pretrained(name, revision=revision)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{flag} {name}: its tokenizer files are damaged ({error!r})") from None
-    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
-        raise UserError(f"{flag} {name} holds no vocabulary: it needs tokenizer.json or vocab.txt")
-    # a folder without this setting has no limit, and the exported model would meet sentences that it cannot take
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
-    return config, tokenizer
+    with reading_from_hub(flag, name, "model", revision), panics_as_errors():
+        config = _read_config(flag, name, revision)
+        return config, read_tokenizer(flag, name, revision, config)
 
 
 def _order_classes(model: PackedClassifier, name: str, class_names: list[str], label_names: list[str]) -> None:
@@ -141,18 +161,27 @@ def _order_classes(model: PackedClassifier, name: str, class_names: list[str], l
 def _read_weights(
     flag: str, name: str, revision: str, options: dict[str, Any]
 ) -> tuple[PackedClassifier, list[str], list[str]]:
-    """The model, the names of the weights of its head that the checkpoint lacks, and what it calls its classes."""
+    """The model, the names of the weights of its head that the checkpoint lacks, and what it calls its classes.
+
+    Args:
+        options: of its config, in place of the checkpoint's.
+    """
     with reading_from_hub(flag, name, "model", revision):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        stored = _read_config(flag, name, revision)
+        names: Any = stored.id2label
+        class_names = names_in_order(names)
+        config = plain_config(stored)
+        config.update(options)
+        _require_own_safetensors(flag, name, revision)
         try:
             loaded: Any = PackedClassifier.from_pretrained(
                 name,
+                config=config,
                 revision=revision,
                 dtype=torch.float32,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # a head of other classes is replaced
                 output_loading_info=True,
-                **options,
             )
         except SafetensorError as error:
             raise UserError(f"{flag} {name}: its safetensors file is damaged ({error})") from None
@@ -161,7 +190,24 @@ def _read_weights(
     lost = sorted(key for key in fresh if not key.startswith(HEAD))
     if lost:
         raise UserError(f"{flag} {name} lacks {len(lost)} weights of a DistilBERT, {lost[0]} for one")
-    return model, sorted(fresh), names_in_order(config.id2label)
+    if idle := [key for key in report["unexpected_keys"] if ".layer." in key]:
+        logger.warning("%s: %d weights of more layers than the %d of its config", name, len(idle), config.n_layers)
+    return model, sorted(fresh), class_names
+
+
+def _require_own_safetensors(flag: str, name: str, revision: str) -> None:
+    """Raises UserError: the weights are not the checkpoint's own safetensors files alone."""
+
+    def find(file: str) -> str | None:
+        return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+    if find("adapter_config.json"):  # peft, where it is installed, would add its weights to another checkpoint's
+        raise UserError(f"{flag} {name} holds an adapter: merge it into its base model first (merge_and_unload)")
+    if (Path(name) / SAFE_WEIGHTS_NAME).is_file() or (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
+        return
+    for file in json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values():
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(f"{flag} {name}: {SAFE_WEIGHTS_INDEX_NAME} names {file}: no safetensors file beside it")
 
 
 def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -174,8 +220,9 @@ def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrain
 
 
 def _check_vocabulary(flag: str, name: str, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    if len(tokenizer) > config.vocab_size:
+    entries = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # some vocabularies leave ids out
+    if entries > config.vocab_size:
         raise UserError(
-            f"{flag} {name}: the tokenizer has {len(tokenizer)} entries, the model {config.vocab_size}: "
+            f"{flag} {name}: the tokenizer has {entries} entries, the model {config.vocab_size}: "
             "they do not belong together"
         )

@@ -26,7 +26,7 @@ from sst2.settings import DATA_FILES, SAMPLE, Settings
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILES = ("*.json", "*.txt", "*.safetensors")  # what transformers reads of a checkpoint
+MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what transformers reads of a checkpoint
 _SOURCE, _FILES = "source.json", "files"  # in a copy's folder, beside the manifest
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import terminal
+from odd_checkpoints import FAST, Form
 from sst2.errors import UserError, exit_codes
 from sst2.modeling import load_classifier
 from sst2.predict import command
@@ -82,6 +83,18 @@ def test_word_pieces_are_summed_into_whole_words(explainer: Explainer, classifie
     words = explainer.explain(sentence, 1).words
     assert [sentence[word.start : word.stop] for word in words] == sentence.split()
     assert all(word.value for word in words)
+
+
+@pytest.mark.parametrize("kind", ["byte-level BPE", "Unigram", "character BPE"])
+def test_pieces_that_begin_with_a_space_count_as_well(kind: str, tmp_path: Path) -> None:
+    model = Form(kind, FAST).write(tmp_path / "model")
+    explainer = Explainer(Classifier(*load_classifier("MODEL", str(model)), torch.device("cpu")))
+    sentence = "a gripping, funny film"
+    explanation = explainer.explain(sentence, 1)
+    assert [sentence[word.start : word.stop] for word in explanation.words] == sentence.split()
+    difference = explanation.logit - explanation.baseline_logit
+    assert abs(difference) > 10 * TOLERANCE
+    assert sum(word.value for word in explanation.words) == pytest.approx(difference, abs=TOLERANCE, rel=TOLERANCE)
 
 
 def test_a_sentence_that_is_cut_is_explained_as_far_as_it_is_read(explainer: Explainer) -> None:

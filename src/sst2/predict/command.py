@@ -15,7 +15,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,6 +122,23 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
+@contextmanager
+def _prints_aside() -> Iterator[None]:
+    """Have what libraries print, such as tokenizers of a vocabulary with gaps, go to stderr: stdout is for answers."""
+    sys.stdout.flush()
+    try:
+        answers = os.dup(1)
+    except OSError:  # closed: there is nobody to disturb
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(answers, 1)
+        os.close(answers)
+
+
 def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Classifier":
     """The classifier, on the device that a run would take.
 
@@ -142,10 +159,11 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     if device.type == "cpu":
         tune_cpu()
     precision, _ = choose_precision(mixed_precision)
-    model, tokenizer = load_classifier("MODEL", name)
-    if device.type == "cpu":
-        limit_threads(model)
-    return Classifier(model, tokenizer, device, max_length, precision)
+    with _prints_aside():
+        model, tokenizer = load_classifier("MODEL", name)
+        if device.type == "cpu":
+            limit_threads(model)
+        return Classifier(model, tokenizer, device, max_length, precision)
 
 
 def answer(

@@ -107,10 +107,14 @@ class Explainer:
 
 
 def _whole_words(sentence: str, pieces: list[tuple[int, int, float]]) -> list[Word]:
-    """Word pieces (start, stop, value) added up over each run of characters without white space."""
-    words = []
+    """Word pieces (start, stop, value) added up over each run of characters without white space.
+
+    A piece belongs to the word in which it ends: those of byte-level BPE and Unigram begin with the space before it.
+    """
+    words, before = [], 0
     for match in re.finditer(r"\S+", sentence):
-        inside = [value for start, stop, value in pieces if match.start() <= start < match.end()]
+        inside = [value for _, stop, value in pieces if before < stop <= match.end()]
         if inside:
             words.append(Word(match.start(), match.end(), sum(inside)))
+        before = match.end()
     return words
