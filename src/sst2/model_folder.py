@@ -20,7 +20,7 @@ from transformers import (
 
 from sst2.errors import UserError
 from sst2.run_folder import share
-from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
+from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings, is_path
 
 PROBES = 32  # sentences whose logits are compared after reloading
 
@@ -210,11 +210,11 @@ def _dataset_name(settings: Settings) -> str:
 
 
 def _is_on_hub(name: str | None) -> bool:
-    return name not in (None, SAMPLE) and not Path(str(name)).exists()
+    return name not in (None, SAMPLE) and not Path(str(name)).exists() and not is_path(str(name))
 
 
 def _public_name(name: str) -> str:
     """A hub name as it is; of a folder only the last part, since a card is published."""
     if name == SAMPLE:
         return "a tiny DistilBERT with random weights"
-    return Path(name).resolve().name if Path(name).exists() else name
+    return Path(name).resolve().name if Path(name).exists() or is_path(name) else name

@@ -1,0 +1,119 @@
+"""A resumed run knows its base model by content, and does without it: the checkpoint has all that is needed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from conftest import Finished
+from sst2.sealed_folder import write_sealed
+
+Train = Callable[..., Finished]
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    """One that a test may move and change."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def job(small_job: list[Any], model: Path) -> list[Any]:
+    """Ten steps, and a checkpoint after five."""
+    return [*small_job, "--model_name_or_path", model, "--max_train_steps", 10, "--checkpointing_steps", 5]
+
+
+def go_back(run: Finished) -> None:
+    """Have the run be where it was after step 5."""
+    shutil.rmtree(run.run_dir / "checkpoints" / "step-00000010")
+    shutil.rmtree(run.run_dir / "model")
+
+
+def exported(run: Finished) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((run.run_dir / "model").iterdir())}
+
+
+def test_a_run_goes_on_when_its_base_model_is_gone(train_here: Train, job: list[Any], model: Path) -> None:
+    run = train_here(*job)
+    assert run.code == 0, run.stderr
+    before = exported(run)
+    go_back(run)
+    shutil.rmtree(model)
+    run = train_here(*job, "--resume_from_checkpoint", "auto")
+    assert run.code == 0, run.stderr
+    after = exported(run)
+    assert after == before
+
+
+def test_another_name_for_the_same_model_goes_on(
+    train_here: Train, job: list[Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = train_here(*job, "--model_name_or_path", "./model")
+    shutil.copytree(model, tmp_path / "elsewhere" / "copy")
+    (tmp_path / "link").symlink_to(model)
+    before = exported(run)["model.safetensors"]
+    for name in ("./model/", model, f"{model}/", tmp_path / "elsewhere" / "copy", "link"):
+        go_back(run)
+        run = train_here(*job, "--model_name_or_path", name, "--resume_from_checkpoint", "auto")
+        assert run.code == 0, run.stderr
+        assert exported(run)["model.safetensors"] == before
+
+
+def another_weight(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tensors["embeddings.LayerNorm.weight"][0] += 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def another_activation(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"activation": "relu"}))
+
+
+@pytest.mark.parametrize("change", [another_weight, another_activation])
+def test_another_model_is_refused_whatever_its_name(
+    change: Callable[[Path], None], train_here: Train, job: list[Any], model: Path, tmp_path: Path
+) -> None:
+    run = train_here(*job)
+    other = Path(shutil.copytree(model, tmp_path / "other" / "model"))
+    change(other)
+    go_back(run)
+    run = train_here(*job, "--model_name_or_path", other, "--resume_from_checkpoint", "auto")
+    assert run.code == 2
+    (line,) = [line for line in run.stderr.splitlines() if "error: " in line]
+    assert f"--model_name_or_path {other} (--model_revision main) is another model than " in line
+    assert f"give --model_name_or_path {model} --model_revision main to go on" in line
+    assert not (run.run_dir / "model").exists()
+
+
+def test_a_model_that_is_nowhere_is_named(train_here: Train, job: list[Any], tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    for flags in (["--resume_from_checkpoint", "auto"], []):
+        run = train_here(*job, "--model_name_or_path", nowhere, *flags)
+        assert run.code == 2
+        assert f"--model_name_or_path {nowhere} does not exist as a folder" in run.stderr
+        assert "Traceback" not in run.stderr
+        assert not run.run_dir.exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_knows_the_name_alone(
+    train_here: Train, job: list[Any], model: Path, tmp_path: Path
+) -> None:
+    run = train_here(*job)
+    go_back(run)
+    (place,) = (run.run_dir / "checkpoints").iterdir()
+    kept = {name: (place / name).read_bytes() for name in ("model.safetensors", "training.pt")}
+    content = json.loads((place / "state.json").read_text())
+    del content["base_model"]
+    kept["state.json"] = json.dumps(content).encode()
+    write_sealed(place, lambda folder: [(folder / name).write_bytes(data) for name, data in kept.items()] and None)
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    run = train_here(*job, "--model_name_or_path", copy, "--resume_from_checkpoint", "auto")
+    assert run.code == 2, run.stderr
+    run = train_here(*job, "--resume_from_checkpoint", "auto")
+    assert run.code == 0, run.stderr
