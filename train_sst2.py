@@ -136,17 +136,17 @@ def fit(job: Job) -> None:
                 if state.step == total or state.step % settings.logging_steps == 0:
                     bar.set_postfix_str(log_training(job, measured))
                 job.watchdog.start()
-                heed(job)
+                heed(job, after_step=True)
             is_best = job.is_evaluation_due and select(job)
             checkpoint_due = settings.checkpointing_steps and state.step % settings.checkpointing_steps == 0
             if checkpoint_due or job.is_over or (is_best and settings.load_best_model_at_end):
                 checkpoint(job)
 
 
-def heed(job: Job) -> None:
+def heed(job: Job, after_step: bool = False) -> None:
     """Between two steps, and between two batches of an evaluation: do what was asked, all ranks at once."""
     job.log_checkpoints()
-    wishes = job.requests.agree(job.checkpoints.has_failed)
+    wishes = job.agree(after_step)
     if wishes.failed:
         raise job.checkpoints.failure()
     if wishes.save:

@@ -303,7 +303,7 @@ class HostCopy:
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             self._buffers[path] = buffer
-        return buffer.copy_(value.detach(), non_blocking=value.is_cuda)
+        return buffer.copy_(value.detach(), non_blocking=value.is_cuda)  # others are not waited for below
 
 
 def load_weights(place: Path, strategy: DataParallel) -> None:

@@ -2,11 +2,13 @@
 
 import logging
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
 from sst2.checkpointing import saved_precision
@@ -27,6 +29,7 @@ from sst2.settings import Precision, Settings
 
 logger = logging.getLogger(__name__)
 
+FIRST_DEEPSPEED = "0.19.8"  # that skips steps which are not finite in float32; pyproject.toml says the same
 SETUP_TIMEOUT = timedelta(minutes=30)  # one rank may tokenise while the others wait; the steps have --step_timeout
 
 
@@ -63,7 +66,11 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             mixed_precision=precision,
             deepspeed_plugin=plugin,
             log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT)],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT),
+                # The model's one buffer numbers the positions: no step changes it, and none has to send it.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+            ],
         )
         check_world_size(launcher, accelerator.num_processes)
         add_up(accelerator.device)
@@ -108,6 +115,11 @@ def _refuse_what_cannot_work(launcher: Launcher, settings: Settings) -> None:
 
         if find_spec("deepspeed") is None:
             raise UserError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed")
+        if Version(installed := version("deepspeed")) < Version(FIRST_DEEPSPEED):
+            raise UserError(
+                f"DeepSpeed {installed} takes steps whose gradients are not finite: "
+                f"pip install 'deepspeed>={FIRST_DEEPSPEED}'"
+            )
         if runs_on_cpu():
             raise UserError(
                 "accelerate has no DeepSpeed with use_cpu: leave that out; on a host with GPUs, set "
