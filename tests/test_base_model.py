@@ -111,7 +111,12 @@ def test_a_checkpoint_of_an_earlier_version_knows_the_name_alone(
     content = json.loads((place / "state.json").read_text())
     del content["base_model"]
     kept["state.json"] = json.dumps(content).encode()
-    write_sealed(place, lambda folder: [(folder / name).write_bytes(data) for name, data in kept.items()] and None)
+
+    def write_files(folder: Path) -> None:
+        for name, data in kept.items():
+            (folder / name).write_bytes(data)
+
+    write_sealed(place, write_files)
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     run = train_here(*job, "--model_name_or_path", copy, "--resume_from_checkpoint", "auto")
     assert run.code == 2, run.stderr

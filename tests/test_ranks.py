@@ -28,6 +28,7 @@ class WithBuffer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 2)
+        self.position_ids: torch.Tensor
         self.register_buffer("position_ids", torch.arange(3), persistent=False)
 
     def forward(self, input_ids: torch.Tensor) -> Any:
