@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import Finished
+from sst2.run_folder import RunFolder
 from sst2.sealed_folder import write_sealed
 
 Train = Callable[..., Finished]
@@ -99,6 +100,21 @@ def test_a_model_that_is_nowhere_is_named(train_here: Train, job: list[Any], tmp
         assert f"--model_name_or_path {nowhere} does not exist as a folder" in run.stderr
         assert "Traceback" not in run.stderr
         assert not run.run_dir.exists()
+
+
+def test_nothing_is_trained_from_a_checkpoint_that_goes_meanwhile(
+    train_here: Train, job: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_here(*job)
+
+    def lock(folder: RunFolder, lock: Callable[[RunFolder], None] = RunFolder.lock) -> None:
+        lock(folder)
+        shutil.rmtree(folder.checkpoints)  # as if by the job that has had it until now
+
+    monkeypatch.setattr(RunFolder, "lock", lock)
+    run = train_here(*job, "--resume_from_checkpoint", "auto")
+    assert run.code == 2
+    assert "step-00000010 is gone meanwhile: start again" in run.stderr
 
 
 def test_a_checkpoint_of_an_earlier_version_knows_the_name_alone(

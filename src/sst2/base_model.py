@@ -36,12 +36,14 @@ class BaseModel:
         num_bytes: of its weights, in float32.
         fingerprint: SHA-256 of its `configuration`, `weights` and `tokenizer`. Weights that are drawn, such as a new
             head's, follow from the seed and are left out.
+        checkpoint: what stands for it, as in `of`; its weights have to come from there as well.
     """
 
     config: DistilBertConfig
     tokenizer: PreTrainedTokenizerBase
     num_bytes: int
     fingerprint: dict[str, str]
+    checkpoint: Path | None
 
     @classmethod
     def of(cls, model: PackedClassifier, tokenizer: PreTrainedTokenizerBase, place: Path | None) -> "BaseModel":
@@ -51,13 +53,13 @@ class BaseModel:
             place: the checkpoint that stands for it, of `standing_for_base`; None where it was read itself.
         """
         if place is not None:
-            return cls(model.config, tokenizer, num_bytes(model), _state(place)[FINGERPRINT])
+            return cls(model.config, tokenizer, num_bytes(model), _state(place)[FINGERPRINT], place)
         fingerprint = {
             "configuration": _of_config(model.config),
             "weights": _of_weights(model),
             "tokenizer": _of_tokenizer(tokenizer),
         }
-        return cls(model.config, tokenizer, num_bytes(model), fingerprint)
+        return cls(model.config, tokenizer, num_bytes(model), fingerprint, None)
 
     def save(self, folder: Path) -> None:
         """Write what a resumed run needs besides weights."""

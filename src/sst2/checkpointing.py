@@ -190,6 +190,8 @@ class Checkpointer:
             return Path(requested)
         place = find_latest(self.folder)
         if place is None:
+            if self._base and self._base.checkpoint:
+                raise UserError(f"--resume_from_checkpoint: {self._base.checkpoint} is gone meanwhile: start again")
             logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
         return place
 
