@@ -3,19 +3,19 @@
     accelerate launch train_sst2.py                # DistilBERT on SST-2 from the hub
     python train_sst2.py --smoke                   # the embedded sample: no network, under a minute
 
-The story of a run, top to bottom: `setup` loads and prepares, `fit` trains, `evaluate` measures, `finish` writes the
-results and exports the model.
+The story of a run: `setup` loads and prepares, `fit` trains, `evaluate` measures, `finish` writes and exports.
 """
 
 import gc
 
-from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, parse_arguments, process_rank, to_yaml
 from sst2.preemption import Requests
 
-if __name__ == "__main__":
-    # A wrong flag is answered, and a signal to stop is caught, before the seconds that the imports below take.
+if __name__ == "__main__":  # a signal is caught, and a wrong flag answered, before the seconds that imports take
     gc.disable()  # imports make objects to keep: looking for garbage among them would take half a second more
-    REQUESTS, SETTINGS = Requests().listen(), parse_arguments()
+    REQUESTS = Requests().listen()
+    from sst2.arguments import parse_arguments
+
+    SETTINGS = parse_arguments()
 
 import logging
 import time
@@ -32,6 +32,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sst2.agreement import require_agreement
+from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, process_rank, to_yaml
 from sst2.base_model import BaseModel, standing_for_base
 from sst2.batching import Passes, collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
@@ -77,13 +78,13 @@ def main(settings: Settings, requests: Requests) -> None:
 def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     accelerator, precision = connect(settings)
+    watchdog = Watchdog(settings.step_timeout)
     require_hub_login(settings)
     checkpoint_of_run = on_main(accelerator, lambda: standing_for_base(settings))
-    local = stage(settings, checkpoint_of_run)
-    sentences = load_sentences(local)
-    tokenizer = load_tokenizer(local)
+    local = stage(settings, checkpoint_of_run, requests.raise_if_stopped)
+    sentences, tokenizer = load_sentences(local), load_tokenizer(local)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings)
+        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, requests.raise_if_stopped)
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer, with_weights=checkpoint_of_run is None)
         splits = tokenizing.result()
@@ -118,7 +119,6 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     prepared = (loaders, plan, base.config, strategy, schedule, state, meter, checkpoints, requests)
-    watchdog = Watchdog(settings.step_timeout)
     graphs = step_graphs(strategy, base.config, settings, plan.global_batch_size, splits["train"].lengths)
     return Job(settings, accelerator, run, tokenizer, splits, *prepared, watchdog, tracker, graphs)
 

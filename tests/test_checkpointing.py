@@ -1,11 +1,15 @@
 """A checkpoint brings everything back, or says in one line that it cannot; a kill at any moment leaves whole ones."""
 
+import errno
 import io
 import json
+import os
 import pickle
 import random
 import shutil
 import signal
+import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -22,6 +26,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import sst2.rescue
 from conftest import Bomb
 from processes import kill_at_change, start
 from sst2.checkpoint_folder import checkpoint_name, list_checkpoints
@@ -157,6 +162,23 @@ def nothing_trained(file: Path) -> None:
     torch.save({}, file)
 
 
+def with_moments_of(*shape: int) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        content = torch.load(file, weights_only=True)
+        for moments in content["optimizer"]["state"].values():
+            moments["exp_avg_sq"] = torch.zeros(shape)
+        torch.save(content, file)
+
+    return change
+
+
+def with_moments_that_are_numbers(file: Path) -> None:
+    content = torch.load(file, weights_only=True)
+    for moments in content["optimizer"]["state"].values():
+        moments["exp_avg"] = 0.0
+    torch.save(content, file)
+
+
 def of_a_newer_version(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"training_state": content["training_state"] | {"invented_later": 1}}
 
@@ -176,6 +198,9 @@ CASES += [
     ("state.json", "no settings", rewritten(lambda content: {"training_state": content["training_state"]})),
     ("state.json", "of a newer version", rewritten(of_a_newer_version)),
     ("training.pt", "without content", nothing_trained),
+    ("training.pt", "with moments of another shape", with_moments_of(1)),
+    ("training.pt", "with moments of a broken shape", with_moments_of(3, 5)),
+    ("training.pt", "with moments that are no tensors", with_moments_that_are_numbers),
     ("model.safetensors", "of another model", of_another_model),
 ]
 
@@ -239,7 +264,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         go.wait()
         write_sealed(place, write_files)
 
-    monkeypatch.setattr("sst2.checkpointing.write_sealed", write_later)
+    monkeypatch.setattr("sst2.rescue.write_sealed", write_later)
     return go
 
 
@@ -317,29 +342,130 @@ def test_a_checkpoint_amid_an_evaluation_between_others(accelerator: Accelerator
     assert training.step() == after
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed saves are tried again without a pause."""
+    monkeypatch.setattr("sst2.rescue.SECONDS_BEFORE_RETRIES", (0.0, 0.0))
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What $TMPDIR names."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path / "temporary"
+
+
+def break_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing below this folder gets to disk any more."""
+
+    def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("rescued", [True, False])
 @pytest.mark.parametrize("earlier", [True, False])
-def test_a_save_that_fails_is_an_error_that_names_the_last_good_one(
-    earlier: bool, accelerator: Accelerator, tmp_path: Path
+def test_a_save_that_fails_is_an_error_that_names_another_place_and_the_last_good_one(
+    earlier: bool,
+    rescued: bool,
+    accelerator: Accelerator,
+    tmp_path: Path,
+    temporary: Path,
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    training, folder = Training(accelerator, seed=1), tmp_path / "checkpoints"
+    training, folder = Training(accelerator, seed=1), tmp_path / "run" / "checkpoints"
+    folder.parent.mkdir()
     checkpoints = training.checkpoints(folder)
+    ending = "there is no earlier one"
     if earlier:
         checkpoints.save(training.state)
         checkpoints.wait()
         assert not checkpoints.has_failed
-        (folder / ".step-00000001.unfinished").write_text("in the way")
         ending = f"the last good checkpoint is {folder / 'step-00000000'}"
-    else:
-        folder.write_text("in the way")
-        ending = "there is no earlier one"
+    break_disk(folder if rescued else tmp_path, monkeypatch)
     training.step()
     checkpoints.save(training.state)
     checkpoints.wait()
     assert checkpoints.has_failed
     message = str(checkpoints.failure())
-    assert message.startswith(f"checkpoint {folder / 'step-00000001'} could not be written (")
-    assert message.endswith(f"make room or name another --output_dir; {ending}")
+    assert message.startswith(
+        f"checkpoint {folder / 'step-00000001'} could not be written ([Errno 5] Input/output error): "
+    )
+    assert message.endswith(f"; {ending}")
     assert len(checkpoints.take_times()) == earlier  # the failed one is not counted
+    assert ("it is saved in " in message) == rescued
+    assert any(temporary.iterdir()) == rescued
+    if rescued:
+        (place,) = temporary.glob("sst2-rescued-*/step-00000001")
+        assert f"it is saved in {place} on {socket.gethostname()} instead: --resume_from_checkpoint" in message
+        after = training.step()
+        training.load(place)
+        assert training.step() == after
+
+
+def test_a_disk_that_fails_once_is_tried_again(
+    accelerator: Accelerator, tmp_path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle")]
+
+    def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
+        if answers:
+            raise answers.pop()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    training = Training(accelerator, seed=1)
+    training.step()
+    training.load(training.save(tmp_path))
+    assert answers == []
+
+
+def test_a_run_whose_folder_is_gone_is_saved_elsewhere(
+    accelerator: Accelerator, tmp_path: Path, temporary: Path, at_once: None
+) -> None:
+    training, run_dir = Training(accelerator, seed=1), tmp_path / "run"
+    run_dir.mkdir()
+    checkpoints = training.checkpoints(run_dir / "checkpoints")
+    checkpoints.save(training.state)
+    checkpoints.wait()
+    shutil.rmtree(run_dir)
+    training.step()
+    checkpoints.save(training.state)
+    checkpoints.wait()
+    (place,) = temporary.glob("sst2-rescued-*/step-00000001")
+    assert f"could not be written ([Errno 2] No such file or directory: '{run_dir}'): " in str(checkpoints.failure())
+    assert f"it is saved in {place} on " in str(checkpoints.failure())
+    training.load(place)
+    assert not run_dir.exists()  # a folder with a checkpoint and nothing else would be taken for no run
+
+
+@pytest.mark.parametrize("file", ["training.pt", "state.json"])
+def test_what_the_disk_has_answered_is_said_whatever_library_was_writing(
+    file: str, accelerator: Accelerator, tmp_path: Path, temporary: Path, at_once: None
+) -> None:
+    """Any write to /dev/full answers ENOSPC, on every file system."""
+    training = Training(accelerator, seed=1)
+    real = sst2.rescue.write_sealed
+
+    def with_a_full_disk(place: Path, write_files: Callable[[Path], None]) -> None:
+        def write_to_it(folder: Path) -> None:
+            (folder / file).symlink_to("/dev/full")
+            write_files(folder)
+
+        real(place, write_to_it)
+
+    checkpoints = training.checkpoints(tmp_path / "checkpoints")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sst2.rescue.write_sealed", with_a_full_disk)
+        checkpoints.save(training.state)
+        checkpoints.wait()
+    assert "could not be written ([Errno 28] No space left on device" in str(checkpoints.failure())
+    assert list(temporary.iterdir()) == []  # what could not be rescued leaves nothing behind
 
 
 def test_what_to_resume_from_is_looked_for_as_asked(accelerator: Accelerator, tmp_path: Path) -> None:

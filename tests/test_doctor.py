@@ -24,7 +24,18 @@ def test_alone(tmp_path: Path) -> None:
     done = examine("--folder", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     lines = {line[6:].split("  ")[0]: line for line in done.stdout.splitlines()}
-    for what in ("python", "torch", "deepspeed", "processes", "device", "precision", "threads", "locks"):
+    for what in (
+        "python",
+        "torch",
+        "deepspeed",
+        "processes",
+        "device",
+        "precision",
+        "threads",
+        "fsync of folders",
+        "mode bits",
+        "locks",
+    ):
         assert lines[what].startswith(("ok", "note")), done.stdout
     assert "1 on 1 host (no)" in lines["processes"]
     assert "HF_HUB_OFFLINE is set; model not cached, data not cached" in lines["hub"]

@@ -1,12 +1,16 @@
 """How a run ends: one line and an exit code for what a user or a machine has done, a traceback for a bug."""
 
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
 from sst2.errors import LocalError, StopRequestedError, TrainingDivergedError, UserError, exit_codes
 
@@ -53,9 +57,70 @@ def test_the_code_comes_through_where_nothing_can_be_said() -> None:
         assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=False).returncode == 75
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_the_code_comes_through_where_outputs_are_closed(closed: str) -> None:
+    code = "from sst2.errors import *\n"
+    code += "with exit_codes('x', leave=leave_at_once): raise StopRequestedError('stopped')"
+    command = ["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, "-c", code]
+    assert subprocess.run(command, check=False).returncode == 75
+
+
 def fill_a_disk() -> None:
     with open("/dev/full", "w") as file:
         file.write("x")
+
+
+def save_a_tokenizer_on_a_full_disk() -> None:
+    Tokenizer(models.WordLevel({str(number): number for number in range(100)}, "0")).save("/dev/full")
+
+
+def save_tensors_into_nothing() -> None:
+    save_file({"a": torch.zeros(1)}, "/nonexistent/model.safetensors")
+
+
+def save_what_torch_saves_on_a_full_disk() -> None:
+    with open("/dev/full", "wb") as file:
+        torch.save({"a": torch.zeros(1 << 16)}, file)
+
+
+def lose_a_folder() -> None:
+    (Path("/nonexistent") / "metrics.json").write_text("{}")
+
+
+def break_a_disk() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+DISKS: dict[str, tuple[Callable[[], object], str]] = {
+    "tokenizers": (save_a_tokenizer_on_a_full_disk, "[Errno 28] No space left on device: make room; "),
+    "safetensors": (save_tensors_into_nothing, "[Errno 2] No such file or directory: see to that disk or path; "),
+    "torch": (save_what_torch_saves_on_a_full_disk, "[Errno 28] No space left on device: make room; "),
+    "a folder that is gone": (lose_a_folder, "[Errno 2] No such file or directory: '/nonexistent/metrics.json': see"),
+    "a disk that is broken": (break_a_disk, "[Errno 5] Input/output error: see to that disk or path; "),
+}
+
+
+@pytest.mark.parametrize("what", DISKS)
+def test_what_a_disk_answers_is_one_line_whatever_library_was_writing(
+    what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, beginning = DISKS[what]
+    assert end_of(work, rank=3, report=False) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"train_sst2.py: error: rank 3: {beginning}")
+    assert said.endswith("checkpoints are whole, and --resume_from_checkpoint auto goes on from the last\n")
+    assert said.count("\n") == 1
+
+
+def test_a_bug_that_came_after_an_error_of_a_disk_is_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    def forget() -> None:
+        try:
+            break_a_disk()
+        except OSError:
+            int("a word")
+
+    assert end_of(forget) == 1
+    assert "ValueError: invalid literal" in capsys.readouterr().err
 
 
 SHORTAGES = {

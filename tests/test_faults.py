@@ -63,7 +63,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 ) -> None:
     disk, run_dir = small_disk("40m"), tmp_path / "run"
     run_dir.symlink_to(disk)  # so that what the job says has room
-    with running(long_job, run_dir) as job:
+    (tmp_path / "temporary").mkdir()
+    with running(long_job, run_dir, TMPDIR=str(tmp_path / "temporary")) as job:
         job.wait_for(lambda: len(job.checkpoints) >= 2)
         filler = fill(disk)
         finished = job.wait()
@@ -88,7 +89,9 @@ def test_a_checkpoint_that_finds_no_room_is_named_with_the_last_good_one(
     shutil.copytree(run_dir / "checkpoints", disk, dirs_exist_ok=True)
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "checkpoints").symlink_to(disk)
-    with running([*long_job, "--resume_from_checkpoint", "auto"], run_dir) as job:
+    (tmp_path / "temporary").mkdir()
+    flags = [*long_job, "--resume_from_checkpoint", "auto"]
+    with running(flags, run_dir, TMPDIR=str(tmp_path / "temporary")) as job:
         job.wait_for_step(12)
         filler = fill(disk)
         finished = job.wait()
@@ -99,9 +102,34 @@ def test_a_checkpoint_that_finds_no_room_is_named_with_the_last_good_one(
     assert "could not be written (" in errors[0]
     assert "No space left on device" in errors[0]
     assert f"the last good checkpoint is {good}" in errors[0]
+    (rescued,) = (tmp_path / "temporary").glob("sst2-rescued-*/step-*")
+    assert f"it is saved in {rescued} on " in errors[0]
     assert not list(disk.glob(".step-*"))  # what was begun is cleared away
     filler.unlink()
     assert run_to_the_end(long_job, run_dir) == undisturbed
+
+
+def test_a_run_whose_folder_is_removed_goes_on_elsewhere(
+    long_job: list[object], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    run_dir, temporary = tmp_path / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    with running(long_job, run_dir, TMPDIR=str(temporary)) as job:
+        job.wait_for_step(23)
+        run_dir.rename(tmp_path / "moved")  # at once, while the job writes into it
+        finished = job.wait()
+    assert finished.code == 2, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not run_dir.exists()
+    (place,) = temporary.glob("sst2-rescued-*/step-*")
+    (said,) = [line for line in finished.stderr.splitlines() if ": error: " in line]
+    assert f"could not be written ([Errno 2] No such file or directory: '{run_dir}')" in said
+    assert f"it is saved in {place} on " in said
+    for warning in ("metrics.jsonl cannot be written", "TensorBoard's file cannot be written"):
+        assert finished.stderr.count(warning) == 1, finished.stderr
+    with running([*long_job, "--resume_from_checkpoint", place], tmp_path / "another") as job:
+        assert job.wait(300).code == 0, job.said
+    assert results(tmp_path / "another")["weights"] == undisturbed["weights"]
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused_before_training(

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,8 +29,9 @@ def end(number, frame):
     time.sleep(float(patience))
     Path(folder, f"saved-{rank}").touch()
     sys.exit(75)
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-    signal.signal(number, end)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU):
+    if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, end)
 Path(folder, f"ready-{rank}").touch()
 while True:
     time.sleep(0.1)
@@ -38,9 +39,9 @@ while True:
 
 
 @contextmanager
-def launched(*command: object) -> Iterator[subprocess.Popen]:
+def launched(*command: object, before: Sequence[str] = ()) -> Iterator[subprocess.Popen]:
     """The launcher at work; whatever is left of it is killed."""
-    started = [sys.executable, "-m", "sst2.launch", *map(str, command)]
+    started = [*before, sys.executable, "-m", "sst2.launch", *map(str, command)]
     process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield process
@@ -103,13 +104,55 @@ def test_the_exit_code_of_the_script_is_that_of_the_launcher(
 
 
 @COUNTS
-@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("wish", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU])
 def test_a_signal_reaches_every_process(flags: list[str], wish: signal.Signals, tmp_path: Path) -> None:
     stop_when_ready(flags, wish, tmp_path, patience=0.5)
 
 
 def test_processes_take_the_time_that_they_need(tmp_path: Path) -> None:
     stop_when_ready(SEVERAL, signal.SIGTERM, tmp_path, patience=33)  # accelerate's own launcher kills after 30
+
+
+@COUNTS
+def test_what_was_ignored_at_the_start_stays_ignored(flags: list[str], tmp_path: Path) -> None:
+    ranks = range(2 if flags else 1)
+    script = tmp_path / "script.py"
+    script.write_text(LISTENING)
+    with launched(*flags, script, tmp_path, 0, before=("nohup",)) as process:
+        wait_for(lambda: all((tmp_path / f"ready-{rank}").exists() for rank in ranks), process)
+        for hung_up in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+            hung_up.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        process.terminate()
+        assert process.wait(60) == 75
+    assert [(tmp_path / f"got-{rank}").read_text() for rank in ranks] == [str(int(signal.SIGTERM)) for _ in ranks]
+
+
+@COUNTS
+def test_a_launcher_is_suspended_with_its_processes(flags: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LISTENING)
+    with launched(*flags, script, tmp_path, 0) as process:
+        wait_for((tmp_path / f"ready-{len(flags) and 1}").exists, process)
+        all_of_it = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.send_signal(signal.SIGTSTP)  # Ctrl-Z
+        wait_for(lambda: all(one.status() == psutil.STATUS_STOPPED for one in all_of_it), process)
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: all(one.status() != psutil.STATUS_STOPPED for one in all_of_it), process)
+        process.terminate()
+        assert process.wait(60) == 75
+
+
+@COUNTS
+def test_to_quit_leaves_nobody_behind(flags: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LISTENING)
+    with launched(*flags, script, tmp_path, 0) as process:
+        wait_for((tmp_path / f"ready-{len(flags) and 1}").exists, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGQUIT)
+        assert process.wait(60) == 128 + signal.SIGQUIT
+    assert not [child for child in children if child.is_running()]
 
 
 def stop_when_ready(flags: list[str], wish: signal.Signals, folder: Path, patience: float) -> None:

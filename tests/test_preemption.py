@@ -40,11 +40,61 @@ def test_each_signal_is_a_wish_to_stop(number: signal.Signals) -> None:
     assert process.exitcode == 0
 
 
+def test_what_is_printed_where_outputs_are_closed_is_no_signal() -> None:
+    code = (
+        "import os, time\n"
+        "from sst2.preemption import Requests\n"
+        "requests = Requests().listen()\n"
+        "for output in (0, 1, 2):\n"
+        "    os.write(output, bytes(range(1, 32)))\n"  # a newline is SIGUSR1
+        "time.sleep(0.5)\n"
+        "raise SystemExit(requests.agree().stop != '')"
+    )
+    command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code]
+    assert subprocess.run(command, check=False).returncode == 0
+
+
 def test_the_first_of_several_signals_is_named() -> None:
     process, answer = start(answer_to, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
     assert answer.recv() == Wishes(stop="SIGUSR2")  # and two interrupts at a time are one Ctrl-C
     process.join()
     assert process.exitcode == 0
+
+
+def answer_where_ignored(*signals: signal.Signals) -> Wishes:
+    """What a process is told that was started to ignore some signals, and has got them, and then SIGTERM."""
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+    return answer_to(*signals, signal.SIGTERM)
+
+
+def test_what_a_terminal_sends_stays_ignored_and_what_a_batch_system_sends_does_not() -> None:
+    started = [start(answer_where_ignored, signal.SIGHUP, signal.SIGINT), start(answer_where_ignored, signal.SIGUSR1)]
+    assert [answer.recv() for _, answer in started] == [Wishes(stop="SIGTERM"), Wishes(stop="SIGUSR1")]
+
+
+def answer_of_a_library(number: signal.Signals) -> Wishes:
+    """What a process is told in which a library has taken a signal for a timer of its own."""
+    requests = Requests().listen()
+    signal.signal(number, lambda number, frame: None)
+    os.kill(os.getpid(), number)
+    time.sleep(0.5)
+    return requests.agree()
+
+
+def test_a_signal_that_a_library_has_taken_is_no_wish() -> None:
+    _, answer = start(answer_of_a_library, signal.SIGALRM)
+    assert answer.recv() == Wishes()
+
+
+@pytest.mark.parametrize("ends_by", [signal.SIGQUIT, signal.SIGSEGV])
+def test_what_ends_the_process_at_once_prints_where_it_was(ends_by: signal.Signals) -> None:
+    code = "import os, sys; from sst2.preemption import Requests; Requests().listen()\n"
+    code += "def stand_here(): os.kill(os.getpid(), int(sys.argv[1]))\nstand_here()"
+    command = [sys.executable, "-c", code, str(int(ends_by))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -ends_by
+    assert "in stand_here" in done.stderr
 
 
 def wait_for_ever() -> None:

@@ -17,11 +17,13 @@ import torch
 
 from conftest import REPOSITORY
 from processes import CONTEXT, free_port
+from sst2 import preflight
 from sst2.connect import connect
 from sst2.environment import Launcher, read_launcher
 from sst2.errors import LostProcessError, UserError
 from sst2.preflight import check_world_size, first_sum, require_free_space, roll_call, word_of_main
 from sst2.settings import Settings
+from sst2.waiting import RunningTime
 
 
 @pytest.fixture
@@ -91,6 +93,33 @@ def test_nobody_where_the_first_should_be(launcher: Launcher, capfd: pytest.Capt
     with pytest.raises(LostProcessError, match=rf"rank 1 on .*: nobody answers at 127.0.0.1:{launcher.master[1]}"):
         roll_call(rank_of(launcher, 1, 2, 2), 0.5)
     assert capfd.readouterr().err == ""  # torch's own client would have filled a page
+
+
+def meet_a_store_that_is_stopped(launcher: Launcher, output: Path) -> None:
+    os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 2)
+    preflight._LEEWAY = 1.0
+    roll_call(launcher, 1)
+
+
+def test_a_store_that_has_stopped_to_answer_keeps_nobody(launcher: Launcher, tmp_path: Path) -> None:
+    answers = CONTEXT.Queue()
+    keeper = CONTEXT.Process(target=call, args=(rank_of(launcher, 0, 3, 3), 60, answers))
+    keeper.start()
+    preflight._wait_for_server(*launcher.master, timeout=60, clock=RunningTime())
+    os.kill(keeper.pid, signal.SIGSTOP)  # type: ignore[arg-type]
+    try:
+        second = rank_of(launcher, 1, 3, 3)
+        other = CONTEXT.Process(target=meet_a_store_that_is_stopped, args=(second, tmp_path / "said"))
+        other.start()
+        other.join(60)
+        assert other.exitcode == 1
+    finally:
+        other.kill()
+        keeper.kill()
+    place = f"127.0.0.1:{launcher.master[1]} (MASTER_ADDR, MASTER_PORT), where rank 0 should be"
+    assert (
+        f"error: rank 1 on {socket.gethostname()}: the process at {place}, does not" in (tmp_path / "said").read_text()
+    )
 
 
 def add_up(rank: int, world_size: int, port: int, timeout: float, output: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -163,3 +164,26 @@ def test_other_processes_only_report_errors(capsys: pytest.CaptureFixture[str]) 
     logger.warning("of no interest twice")
     logger.error("broken")
     assert capsys.readouterr().err == "broken\n"
+
+
+def test_a_log_file_that_cannot_be_written_is_left_out_with_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("sst2.somewhere")
+    (tmp_path / "folder.log").mkdir()
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    for name, reason in (("folder.log", "Is a directory"), ("full.log", "No space left on device")):
+        start_logging(is_main=True)
+        logger.info("early")
+        log_to_file(tmp_path / name)
+        for number in range(3):
+            logger.info("late %d", number)
+        warning = f"{tmp_path / name} cannot be written ({reason}): going on without it"
+        assert capsys.readouterr().err.splitlines() == ["early", warning, "late 0", "late 1", "late 2"]
+
+
+def test_the_log_file_takes_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    start_logging(is_main=True)
+    log_to_file(tmp_path / "train.log")
+    logging.getLogger("sst2.somewhere").info("reading %s", os.fsdecode(b"caf\xe9.tsv"))
+    assert (tmp_path / "train.log").read_text(encoding="utf-8").endswith("INFO reading caf\\udce9.tsv\n")

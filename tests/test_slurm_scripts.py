@@ -1,6 +1,7 @@
 """What the scripts in slurm/ do where there is no SLURM; with one, tests/slurm/ runs them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
+from sst2.preemption import SIGNALS
 
 SCRIPTS = REPOSITORY / "slurm"
 
@@ -32,6 +34,14 @@ def test_mistakes_are_one_line(script: str, variables: dict[str, str], message: 
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_batch_script_outlives_every_request_to_stop_and_knows_the_exit_codes() -> None:
+    text = (SCRIPTS / "train.sh").read_text()
+    trapped = {name for line in re.findall(r"^trap '.*' ([A-Z0-9 ]+)$", text, re.MULTILINE) for name in line.split()}
+    assert {f"SIG{name}" for name in trapped} == {number.name for number in SIGNALS}
+    (codes,) = re.findall(r"^ +([\d| ]+)\) code=75 ;;", text, re.MULTILINE)
+    assert {int(code) for code in codes.split(" | ")} == {128 + number for number in SIGNALS}
 
 
 def test_python_is_the_one_that_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Token ids are the tokenizer's own, written once, and whole or made anew, whoever else tokenises or is killed."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -8,11 +9,13 @@ import os
 import pty
 import resource
 import select
+import shutil
 import signal
 import struct
 import termios
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,12 +24,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
+from jobs import running
 from processes import kill_at_change, results, start
-from sst2.data import Split, tokenize
-from sst2.errors import UserError
+from sst2.arguments import parse_arguments
+from sst2.data import Split, load_sentences, tokenize, tokenize_all
+from sst2.errors import StopRequestedError, UserError
+from sst2.modeling import load_tokenizer
 from sst2.reading import LabelledSentences
 from sst2.sample import sample_sentences, sample_tokenizer
 from sst2.scratch import BLOCK
@@ -176,7 +181,7 @@ def test_four_processes_at_once_tokenise_once(
     tokenizer: PreTrainedTokenizerBase, sentences: list[str], tmp_path: Path
 ) -> None:
     answers = results(tokenise_in_process, tmp_path, tokenizer, sentences, count=4)
-    assert sorted(messages[0].split(" (")[0] for messages, *_ in answers) == [
+    assert sorted(messages[-1].split(" (")[0] for messages, *_ in answers) == [
         *(3 * ["train: 5400 sentences, tokenised earlier"]),
         "train: tokenising 5400 sentences",
     ]
@@ -191,11 +196,90 @@ def test_ids_at_hand_are_read_without_the_lock(tokenizer: PreTrainedTokenizerBas
     """A thousand processes do not queue, and a cache that nobody may write to serves."""
     tokenise_in_process(tmp_path, tokenizer, SENTENCES)
     (folder,) = tmp_path.glob("*.tokens")
-    with FileLock(f"{folder}.lock"):
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         process, receiver = start(tokenise_in_process, tmp_path, tokenizer, SENTENCES)
         assert receiver.poll(60)
         assert receiver.recv()[0][0].startswith("train: 5 sentences, tokenised earlier")
         process.join()
+
+
+def tokenise_without_locks(
+    cache_dir: Path, tokenizer: PreTrainedTokenizerBase, sentences: list[str]
+) -> tuple[list[str], str, str]:
+    """On a file system that has none."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    fcntl.flock = flock
+    return tokenise_in_process(cache_dir, tokenizer, sentences)
+
+
+def test_without_locks_each_process_tokenises_and_one_result_stays(
+    tokenizer: PreTrainedTokenizerBase, sentences: list[str], tmp_path: Path
+) -> None:
+    expected = tokenise_in_process(tmp_path / "undisturbed", tokenizer, sentences)[1:]
+    answers = results(tokenise_without_locks, tmp_path / "cache", tokenizer, sentences, count=3)
+    for messages, *hashes in answers:
+        assert tuple(hashes) == expected
+        assert sum("has no locks" in message for message in messages) <= 1
+    assert len(folders(tmp_path / "cache")) == 1
+    assert unfinished(tmp_path / "cache") == []
+    (folder,) = (tmp_path / "cache").glob("*.tokens")
+    flip_a_byte(folder / "input_ids.int32")  # what is damaged is replaced as well
+    (answer,) = results(tokenise_without_locks, tmp_path / "cache", tokenizer, sentences)
+    assert tuple(answer[1:]) == expected
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_whoever_waits_for_another_process_says_so_and_can_be_stopped(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    tokenize("train", unlabelled(SENTENCES), tokenizer, 16, tmp_path)
+    (folder,) = tmp_path.glob("*.tokens")
+    shutil.rmtree(folder)
+
+    def stop() -> None:
+        raise StopRequestedError("stopped by SIGTERM")
+
+    log.clear()
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StopRequestedError):
+            tokenize("train", unlabelled(SENTENCES), tokenizer, 16, tmp_path, check_stop=stop)
+    assert log.messages == [f"waiting for another process that tokenises the train split (it holds {folder}.lock)"]
+    with pytest.raises(StopRequestedError):  # as well while it tokenises itself
+        tokenize("train", unlabelled(SENTENCES), tokenizer, 16, tmp_path, check_stop=stop)
+    assert folders(tmp_path) == {}
+    assert unfinished(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_job_that_waits_for_another_ones_tokens_heeds_sigterm(
+    small_job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache" / "sst2-tokenized"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache.parent)
+    settings = parse_arguments([*map(str, small_job), "--output_dir", str(tmp_path / "run")])
+    tokenize_all(load_sentences(settings), load_tokenizer(settings), settings)
+    for folder in cache.glob("*.tokens"):
+        shutil.rmtree(folder)
+    with ExitStack() as held:
+        for file in cache.glob("*.lock"):
+            fcntl.flock(held.enter_context(open(file, "w")), fcntl.LOCK_EX)
+        with running(small_job, tmp_path / "run", HF_DATASETS_CACHE=str(cache.parent)) as job:
+            job.wait_for(lambda: "waiting for another process that tokenises the train split" in job.said)
+            job.process.terminate()
+            finished = job.wait(30)
+    assert finished.code == 75
+    assert "stopped by SIGTERM before training began; nothing is lost" in finished.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def unfinished(cache_dir: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 """A run has one curve, however often it was restarted: in metrics.jsonl, and as TensorBoard reads it back."""
 
 import json
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from sst2.checkpointing import SavedTimes
+from sst2.logs import start_logging
 from sst2.run_folder import RunFolder
 from sst2.tracking import Tracker, drop_later_lines, flatten
 from sst2.training_state import TrainingState
@@ -187,3 +190,74 @@ def test_the_run_has_one_line_in_the_hparams_table(accelerator: Accelerator, run
     assert set(starts[0]) == {"learning_rate", "seed", "load_best_model_at_end", "batching"}  # what decides, and is set
     for name in ("accuracy", "precision", "recall", "f1", "loss"):
         assert curve(run, f"final/validation_{name}") == [(20, 0.5)]
+
+
+def break_file(file: Path) -> None:
+    """Whoever writes to it finds the disk full; who opens it for reading finds nothing."""
+    file.unlink(missing_ok=True)
+    file.symlink_to("/dev/full")
+
+
+def break_board(run: RunFolder) -> None:
+    (file,) = run.tensorboard.iterdir()
+    break_file(file)
+
+
+def test_a_log_that_cannot_be_written_is_left_out_with_one_warning(
+    accelerator: Accelerator, run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = tracker_from(0, accelerator, run)
+    tracker.log("train", 1, {"loss": 0.5})
+    break_file(run.metrics_log)
+    for step in range(2, 5):
+        tracker.log("train", step, {"loss": 0.5})
+        tracker.log_samples(step, [step])
+        tracker.flush()
+    tracker.close()
+    assert caplog.messages == [f"{run.metrics_log} cannot be written (No space left on device): going on without it"]
+    assert curve(run, "train/loss") == [(step, 0.5) for step in range(1, 5)]
+    assert [line["step"] for line in lines(run.samples)] == [2, 3, 4]
+
+
+def test_tensorboard_that_cannot_be_written_is_left_out_with_one_warning(
+    accelerator: Accelerator, run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_logging(is_main=True)
+    logging.getLogger("sst2").addHandler(caplog.handler)
+    tracker = tracker_from(0, accelerator, run)
+    tracker.log("train", 1, {"loss": 0.5})
+    tracker.flush()
+    break_board(run)
+    for step in range(2, 40):
+        tracker.log("train", step, {"loss": 0.5})
+        tracker.log_checkpoint(SavedTimes(step=step, pause=0.25, total=1.5))
+    tracker.flush()
+    tracker.log_hparams(SETTINGS, "validation", 40, dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 1))
+    tracker.note_end(40, "finished")
+    tracker.close()
+    assert caplog.messages == ["TensorBoard's file cannot be written (No space left on device): going on without it"]
+    assert [line["step"] for line in lines(run.metrics_log)] == list(range(1, 40))
+
+
+def test_a_run_begins_without_the_logs_that_cannot_be_made(
+    accelerator: Accelerator, run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.tensorboard.write_text("in the way")
+    run.metrics_log.mkdir()
+    tracker = tracker_from(0, accelerator, run)
+    log_steps(tracker, range(1, 4), value=0.5)
+    tracker.close()
+    assert [message.partition(" (")[0] for message in caplog.messages] == [
+        f"{run.metrics_log} cannot be written",
+        "TensorBoard's file cannot be written",
+    ]
+    assert len(lines(run.samples)) == 3
+
+
+def test_names_that_are_no_utf_8_are_shown_all_the_same(accelerator: Accelerator, run: RunFolder) -> None:
+    settings = SETTINGS | {"train_file": os.fsdecode(b"/data/caf\xe9.tsv")}
+    tracker = Tracker(accelerator, run, settings, TrainingState(), selection_split="validation")
+    metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 0.5)
+    tracker.log_hparams(settings, "validation", 20, metrics)
+    tracker.close()
+    assert curve(run, "final/validation_loss") == [(20, 0.5)]

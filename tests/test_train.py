@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -346,3 +347,47 @@ def test_auto_keeps_the_precision_of_the_run_that_goes_on(
         resumed = train_here(*flags, "--resume_from_checkpoint", "auto")
         assert resumed.code == 0, resumed.stderr
         assert f"precision {precision}: the checkpoint has it" in resumed.stderr
+
+
+def test_a_file_whose_name_is_no_utf_8_is_named_in_the_card(train_here: Train, small_job: list[Any]) -> None:
+    file = Path(small_job[3]).with_name(os.fsdecode(b"caf\xe9.tsv"))
+    shutil.copyfile(small_job[3], file)
+    run = train_here(*small_job, "--train_file", file, "--max_train_steps", 1)
+    assert run.code == 0, run.stderr
+    assert "caf\\udce9.tsv: trained on 300 sentences" in (run.run_dir / "model" / "README.md").read_text()
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_refused_at_once(
+    train_here: Train, small_job: list[Any], tmp_path: Path
+) -> None:
+    run = train_here(*small_job, run_dir=tmp_path / os.fsdecode(b"caf\xe9"))
+    assert run.code == 2
+    assert run.stderr.count("\n") == 1
+    assert "is not UTF-8, as safetensors needs a folder to be: rename it" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_folder_that_is_a_link_is_replaced_and_its_target_spared(
+    train_here: Train, small_job: list[Any], tmp_path: Path
+) -> None:
+    flags = [*small_job, "--max_train_steps", 2, "--checkpointing_steps", 1]
+    run = train_here(*flags)
+    (run.run_dir / "metrics.json").unlink()
+    os.rename(run.run_dir / "model", tmp_path / "elsewhere")
+    (run.run_dir / "model").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
+    again = train_here(*flags, "--resume_from_checkpoint", "auto")
+    assert again.code == 0, again.stderr
+    assert not (run.run_dir / "model").is_symlink()
+    assert (run.run_dir / "model" / "model.safetensors").exists()
+    assert (tmp_path / "elsewhere" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&-"])
+def test_a_job_without_outputs_ends_as_any_other(
+    closed: str, train: Train, small_job: list[Any], tmp_path: Path
+) -> None:
+    run = train(*small_job, "--max_train_steps", 1, launcher=["bash", "-c", f'exec "$@" {closed}', "", sys.executable])
+    assert run.code == 0, run.stderr
+    assert run.metrics["step"] == 1

@@ -223,6 +223,11 @@ def check_run_dir(s: Settings) -> None:
         UserError: something is in it that must not be touched.
     """
     run_dir, resume = s.run_dir, s.resume_from_checkpoint
+    for flag, place in (("output_dir", run_dir), ("resume_from_checkpoint", Path(resume or ""))):
+        try:
+            str(place).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--{flag} {place} is not UTF-8, as safetensors needs a folder to be: rename it") from None
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--output_dir {run_dir} is a file: name a folder")
     if resume not in (None, "auto") and not Path(str(resume)).is_dir():

@@ -28,10 +28,11 @@ from sst2.base_model import FINGERPRINT, STATE, BaseModel, same_name
 from sst2.checkpoint_folder import checkpoint_name, find_latest, list_checkpoints, newest_checkpoint, recover, rotate
 from sst2.data import Split
 from sst2.errors import UserError
+from sst2.file_system import share
 from sst2.random_states import random_state, restore_random_state
 from sst2.ranks import on_main, read_on_main
-from sst2.run_folder import share
-from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
+from sst2.rescue import save_or_rescue
+from sst2.sealed_folder import DamagedFolderError, verify_sealed
 from sst2.settings import LABEL_NAMES, Precision, Settings
 from sst2.strategies import DataParallel
 from sst2.training_state import TrainingState
@@ -93,7 +94,7 @@ class Checkpointer:
         self._fingerprints = {name: split.fingerprint for name, split in splits.items() if name != "test"}
         self._host_copy = HostCopy()
         self._writer: threading.Thread | None = None
-        self._failure: tuple[Path, Exception] | None = None
+        self._failure: Exception | None = None
         self._saved: TrainingState | None = None
         self._times: list[SavedTimes] = []
 
@@ -148,12 +149,9 @@ class Checkpointer:
         """The error to raise on every rank when a save has failed on the main process."""
         if self._failure is None:
             return UserError("a checkpoint could not be written; the main process says why")
-        place, error = self._failure
         good = newest_checkpoint(self.folder)
-        return UserError(
-            f"checkpoint {place} could not be written ({error}): make room or name another --output_dir; "
-            + (f"the last good checkpoint is {good}" if good else "there is no earlier one")
-        )
+        last = f"the last good checkpoint is {good}" if good else "there is no earlier one"
+        return UserError(f"{self._failure}; {last}")
 
     def take_times(self) -> list[SavedTimes]:
         """What the saves written since the last call have cost."""
@@ -222,6 +220,7 @@ class Checkpointer:
         load_weights(place, self._strategy)
         training = read_on_main(lambda: _read(place, "training.pt", _read_tensors))
         try:
+            _require_moments_of_the_weights(training["optimizer"], self._strategy.optimizer_shapes())
             self._strategy.load_training_state(training)
             self._schedule.load_state_dict(training["schedule"])
             device, seed = self._accelerator.device, self._settings.seed
@@ -263,17 +262,17 @@ class Checkpointer:
 
         def write_files(folder: Path) -> None:
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-            torch.save(training, folder / "training.pt")
+            _save_training(training, folder / "training.pt")
             (folder / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             share(folder / "model.safetensors", like=folder / STATE)
             if self._base:
                 self._base.save(folder)
 
         try:
-            write_sealed(place, write_files)
+            save_or_rescue(place, write_files)
             rotate(self.folder, place, self._settings.checkpoints_total_limit, state.best_step)
         except Exception as error:  # whatever it is, the main thread must learn of it
-            self._failure = (place, error)
+            self._failure = error
             return
         times = SavedTimes(state.step, pause, time.perf_counter() - started)
         self._times.append(times)
@@ -308,6 +307,26 @@ class HostCopy:
         return buffer.copy_(value.detach(), non_blocking=value.is_cuda)  # others are not waited for below
 
 
+def _save_training(training: dict[str, Any], file: Path) -> None:
+    try:
+        torch.save(training, file)
+    except RuntimeError:  # such as "unexpected pos 576 vs 534": once more, in a slower way that says what the disk says
+        with open(file, "wb") as stream:
+            torch.save(training, stream)
+
+
+def _require_moments_of_the_weights(optimizer: dict[str, Any], shapes: list[torch.Size]) -> None:
+    """Raises ValueError: AdamW's fused kernel would read beyond the end of moments that are smaller than the weights.
+
+    Args:
+        shapes: of the weights, in the order of the optimizer's parameter groups.
+    """
+    for index, state in optimizer["state"].items():
+        for name, shape in (("exp_avg", shapes[index]), ("exp_avg_sq", shapes[index]), ("step", torch.Size())):
+            if not isinstance(state[name], torch.Tensor) or state[name].shape != shape:
+                raise ValueError(f"training.pt: {name} of weight {index} is not of the shape {tuple(shape)}")
+
+
 def load_weights(place: Path, strategy: DataParallel) -> None:
     """Load a checkpoint's weights alone. All ranks call it, one reads the file.
 
@@ -331,7 +350,7 @@ def saved_precision(settings: Settings) -> Precision | None:
     with suppress(*_UNREADABLE):
         of_run = newest_checkpoint(settings.run_dir / "checkpoints")
         place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
-        if place is not None:
+        if place is not None and (place / "state.json").is_file():
             return json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]["mixed_precision"]
     return None
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -26,11 +26,11 @@ from sst2.errors import UserError
 from sst2.logs import start_logging
 from sst2.preflight import check_world_size, first_sum, roll_call, word_of_main
 from sst2.settings import Precision, Settings
+from sst2.watchdog import SETUP_TIMEOUT
 
 logger = logging.getLogger(__name__)
 
 FIRST_DEEPSPEED = "0.19.8"  # that skips steps which are not finite in float32; pyproject.toml says the same
-SETUP_TIMEOUT = timedelta(minutes=30)  # one rank may tokenise while the others wait; the steps have --step_timeout
 
 
 def connect(settings: Settings) -> tuple[Accelerator, Precision]:
@@ -66,11 +66,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             mixed_precision=precision,
             deepspeed_plugin=plugin,
             log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(backend=backend, timeout=SETUP_TIMEOUT),
-                # The model's one buffer numbers the positions: no step changes it, and none has to send it.
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=SETUP_TIMEOUT))],
         )
         check_world_size(launcher, accelerator.num_processes)
         add_up(accelerator.device)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,12 +94,15 @@ def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
 
 
 def tokenize_all(
-    sentences: dict[str, LabelledSentences], tokenizer: PreTrainedTokenizerBase, settings: Settings
+    sentences: dict[str, LabelledSentences],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    check_stop: Callable[[], object] = lambda: None,
 ) -> dict[str, Split]:
     """Every split of a run, tokenised by `tokenize`."""
     return {
         name: replace(
-            tokenize(name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir),
+            tokenize(name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir, check_stop=check_stop),
             label_names=settings.label_names,
         )
         for name, data in sentences.items()
@@ -113,6 +116,7 @@ def tokenize(
     max_length: int,
     cache_dir: Path | None = None,
     stage_dir: str | None = None,
+    check_stop: Callable[[], object] = lambda: None,
 ) -> Split:
     """Tokenise a split, or map the token ids that an earlier start left in the datasets cache.
 
@@ -122,14 +126,15 @@ def tokenize(
         max_length: tokens per sentence at most.
         cache_dir: where token ids are kept; the datasets cache if None.
         stage_dir: folder of the node's own disk to map a copy in; what is in the cache if None.
+        check_stop: called now and then; what it raises ends the work, or the waiting for a process that does it.
 
     Raises:
         UserError: one of the folders cannot be written, or has no room.
     """
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "sst2-tokenized"
-    folder = require_tokens(name, data.sentences, tokenizer, max_length, cache_dir)
+    folder = require_tokens(name, data.sentences, tokenizer, max_length, cache_dir, check_stop)
     if stage_dir is not None:
-        folder = local_copy(folder, stage_dir)
+        folder = local_copy(folder, stage_dir, check_stop=check_stop)
     return Split(name, data.sentences, data.labels, *map_tokens(folder))
 
 

@@ -8,7 +8,6 @@ Prints one table with advice. Exit code 0, or 2 when a run would fail.
 """
 
 import argparse
-import fcntl
 import importlib.metadata
 import os
 import shutil
@@ -34,12 +33,18 @@ from sst2.arguments import is_reporting_process, process_rank
 from sst2.connect import connect
 from sst2.environment import choose_precision, processor, read_launcher
 from sst2.errors import EXIT_USER_ERROR, exit_codes, leave_at_once
+from sst2.file_system import FEATURES, missing_features, sync
 from sst2.hub import TIMEOUT
 from sst2.settings import DEFAULT_MODEL, Settings
 
 PACKAGES = "torch accelerate transformers datasets evaluate scikit-learn scipy tensorboard deepspeed".split()
 BASE_PARAMETERS = 66_955_010  # of DistilBERT-base with its head
 RUN_BYTES = 4 * 3 * 4 * BASE_PARAMETERS  # weights and two moments, for the checkpoints that stand beside each other
+WITHOUT = {
+    "fsync of folders": "runs go on without; after a crash of the host, the newest checkpoint may be missing",
+    "mode bits": "runs go on without; who may read the weights is decided by the mount",
+    "locks": "two jobs in one folder would not notice each other: mount with flock",
+}
 SMALL_SUM, LARGE_SUM = 1, 1 << 24  # float32 numbers: the time to answer, and the bandwidth
 
 
@@ -234,13 +239,12 @@ def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Finding]:
         "note" if slow else "ok",
         "checkpoints are written beside training, but stops wait for them: give enough grace time" if slow else "",
     )
-    locks = _locks(there)
-    yield Finding(
-        "locks",
-        "held" if locks else "not held",
-        "ok" if locks else "note",
-        "" if locks else "two jobs in one folder would not notice each other: mount with flock",
-    )
+    missing = missing_features(there)
+    for feature in FEATURES:
+        lacks = feature in missing
+        yield Finding(
+            feature, missing.get(feature, "there"), "note" if lacks else "ok", WITHOUT[feature] if lacks else ""
+        )
     blind = sorted({host for host, sees in seen if not sees})
     if len({host for host, _ in seen}) > 1 or blind:
         advice = f"{', '.join(blind)} cannot see it: name a folder on a shared file system" if blind else ""
@@ -249,8 +253,6 @@ def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Finding]:
 
 def _commit(place: Path) -> float:
     """Seconds to write 8 MiB, bring them to disk, and rename their folder, as a checkpoint does."""
-    from sst2.run_folder import sync
-
     began = time.perf_counter()
     (place / "unfinished").mkdir()
     (place / "unfinished" / "file").write_bytes(bytes(8 << 20))
@@ -271,19 +273,6 @@ def _appears(place: str | None, patience: float = 5.0) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-def _locks(folder: Path) -> bool:
-    with tempfile.NamedTemporaryFile(prefix=".sst2-doctor-", dir=folder) as one, open(one.name, "rb") as other:
-        try:
-            fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
 
 
 def _existing(folder: Path) -> Path:

@@ -5,7 +5,9 @@ Everything else that is raised is a bug of the project and keeps its traceback.
 
 import errno
 import os
+import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +17,8 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_DIVERGED = 3
 EXIT_STOPPED = os.EX_TEMPFAIL  # 75, which sysexits.h describes as: try again later
+
+GO_ON = "--resume_from_checkpoint auto goes on from the last checkpoint"
 
 
 class UserError(Exception):
@@ -46,16 +50,48 @@ EXIT_CODES = {
 }
 
 
+# What disks, and the network file systems among them, answer when they cannot be read or written any more.
+DISK_ERRORS = {
+    number
+    for name in "EIO ENOSPC EDQUOT EROFS ESTALE EFBIG ENODEV ENXIO EREMOTEIO ENOTCONN ESHUTDOWN ENOLCK".split()
+    if (number := getattr(errno, name, None)) is not None
+}
+
+
 def leave_at_once(code: int) -> NoReturn:
     """End the process without the interpreter's tidying up.
 
     That takes a second, in which a preempted job may be killed, and with several processes it may never end: gloo's
     destructor, which holds Python's lock, waits for its thread, which waits for the lock (torch 2.13).
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # one is None where the job was started with `>&-`
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def end_from_thread(code: int, message: str) -> NoReturn:
+    """End the process, whatever its main thread waits for. The message is one line; nothing is printed if it is empty.
+
+    Where nobody reads stderr any more, printing may wait as well: it is given five seconds.
+    """
+    if message:
+        line = f"{os.path.basename(sys.argv[0])}: {message}"
+        printing = threading.Thread(target=_print_line, args=(line,), daemon=True)
+        printing.start()
+        printing.join(5)
+    os._exit(code)
+
+
+def is_lost_process(error: BaseException | None) -> bool:
+    """Whether torch says that another process of the job is gone, or did not answer."""
+    # gloo's messages name its source files
+    return "/gloo/" in str(error) or type(error).__name__ == "DistBackendError"
+
+
+def lost_process(text: str) -> str:
+    """What to print of that."""
+    return f"another process is gone, or did not answer in time ({text}): its own output says why; {GO_ON}"
 
 
 @contextmanager
@@ -103,13 +139,29 @@ def _misfortune(error: Exception) -> tuple[int, str]:
             "--per_device_train_batch_size (with --global_batch_size the steps stay the same), "
             "--per_device_eval_batch_size or --max_length"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    disk = disk_error(error)
+    if disk is not None:
+        way_out = "make room" if disk.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that disk or path"
         return EXIT_USER_ERROR, (
-            f"{error}: make room; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
+            f"{disk}: {way_out}; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
         )
-    if "/gloo/" in text or type(error).__name__ == "DistBackendError":  # the source file that gloo's messages name
-        return 1, (
-            f"another process is gone, or did not answer in time ({text}): its own output says why; "
-            "--resume_from_checkpoint auto goes on from the last checkpoint"
-        )
+    if is_lost_process(error):
+        return 1, lost_process(text)
     return 1, ""
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The error of a disk or a path that is behind an exception; None where it is something else.
+
+    Libraries hide it: torch.save raises another error while it handles this one, and those written in Rust, as
+    safetensors and tokenizers, put its number into the message of an exception of their own.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and (seen.errno in DISK_ERRORS or (seen.errno and seen.filename is not None)):
+            return seen
+        if in_rust := re.search(r"\(os error (\d+)\)", str(seen)):
+            return OSError(int(in_rust[1]), os.strerror(int(in_rust[1])))
+        wraps = isinstance(seen, OSError | RuntimeError)  # anything else is a bug of its own, whenever it came
+        seen = (seen.__cause__ or seen.__context__) if wraps else None
+    return None

@@ -20,7 +20,7 @@ from sst2.checkpoint_folder import checkpoint_name, newest_checkpoint
 from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
 from sst2.environment import peak_memory_mib
-from sst2.errors import TrainingDivergedError
+from sst2.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.flops import flop_per_token
 from sst2.meter import Meter
 from sst2.preemption import Requests, Wishes
@@ -236,15 +236,25 @@ class Job:
         gc.disable()  # from here on `count_step` collects
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """Finish writing, whatever has happened. What cannot be written any more does not hide why the run ended."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: object) -> None:
+        """Finish writing, whatever has happened. What cannot be written any more does not hide why the run ended.
+
+        Raises:
+            StopRequestedError: the job was suspended, and another process did not survive that.
+        """
         gc.enable()
         gc.unfreeze()
-        self.checkpoints.wait()
-        self.watchdog.stop()
-        with suppress(OSError) if kind else nullcontext():
-            self.log_checkpoints()
-            self.tracker.close()
+        suspension = self.watchdog.suspension()
+        self.watchdog.at("the end of this start")  # watched as well: it leaves the process group
+        try:
+            self.checkpoints.wait()
+            with suppress(OSError) if kind else nullcontext():
+                self.log_checkpoints()
+                self.tracker.close()
+        finally:
+            self.watchdog.stop()
+        if suspension and is_lost_process(error):
+            raise StopRequestedError(f"suspended for {suspension:.0f} s, and {lost_process(str(error))}") from None
 
 
 def _damage(place: Path) -> str:

@@ -3,10 +3,10 @@
     python -m sst2.launch [flags of accelerate launch] train_sst2.py [flags of the script]
 
 It is the same launcher with the same flags, in this very process. Left to itself, it dies of SIGUSR1 and leaves its
-processes behind, gives them 30 seconds after SIGTERM, passes nothing on to a single process, and turns every exit code
-but 0 into 1. Here SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 go to every process that it started, they take the time that
-they need, and their exit code becomes the launcher's. `--max_restarts` has no effect: who starts the job again also
-chooses with how many processes.
+processes behind, gives them 30 seconds after SIGTERM, passes nothing on to a single process, dies of SIGHUP in spite of
+nohup, and turns every exit code but 0 into 1. Here a signal that asks the job to stop, or to quit, goes to every
+process that it started, they take the time that they need, and their exit code becomes the launcher's. `--max_restarts`
+has no effect: who starts the job again also chooses with how many processes.
 """
 
 import logging
@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR
-from sst2.preemption import SIGNALS
+from sst2.preemption import SIGNALS, is_ignored
 
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
 _forwarded: set[int] = set()
@@ -38,19 +38,23 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: with the exit code of the process that ended first in failure; 128 + the signal if one killed it;
-            75 if it was one of the forwarded signals, which strikes only a process that has not begun to listen.
+            75 if it was a forwarded request to stop, which strikes only a process that has not begun to listen.
     """
     sys.addaudithook(_watch_for_workers)
-    for number in SIGNALS:
-        signal.signal(number, _forward)
+    for number in (*SIGNALS, signal.SIGQUIT):
+        if not is_ignored(number):
+            signal.signal(number, _forward)
+    if not is_ignored(signal.SIGTSTP):
+        signal.signal(signal.SIGTSTP, _suspend)
     # Only now, since they take seconds in which a signal may come.
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    # torchrun's own handlers for the others would give the processes 30 seconds. Read by its argument parser.
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
+    # None by torchrun's own handlers, which give the processes 30 seconds, and are set even for a signal that nohup has
+    # had ignored. Read by its argument parser.
+    os.environ["PET_SIGNALS_TO_HANDLE"] = ""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
     arguments = launch_command_parser().parse_args(argv)
     if arguments.config_file and not os.path.isfile(arguments.config_file):
@@ -85,12 +89,19 @@ def _forward(number: int, frame: FrameType | None) -> None:
     if _send(number):
         return
     if not _begun.is_set():  # so nothing can be lost
-        sys.exit(EXIT_STOPPED)
+        sys.exit(_exit_code(-number))
     # The workers have ended, and their exit codes are what counts: a launcher that left now would have those of the
     # other machines wait for it. Or the first one starts in this very moment.
     again = threading.Timer(1.0, _send, (number,))
     again.daemon = True
     again.start()
+
+
+def _suspend(number: int, frame: FrameType | None) -> None:
+    """Stand still, with all processes, until SIGCONT: those of torchrun have no terminal that would stop them."""
+    _send(signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _send(signal.SIGCONT)
 
 
 def _send(number: int) -> bool:
@@ -120,7 +131,7 @@ def _is_of_worker(environment: Iterable[str]) -> bool:
 
 
 def _exit_code(code: int) -> int:
-    if -code in _forwarded:
+    if -code in _forwarded and -code in SIGNALS:
         return EXIT_STOPPED
     return code if code >= 0 else 128 - code
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import datasets
 import transformers
 
+from sst2.file_system import Dispensable
+
 _LOGGER = logging.getLogger("sst2")  # the parent of every module's logger
 
 
@@ -34,26 +36,33 @@ def start_logging(is_main: bool) -> None:
 
 
 def log_to_file(file: Path) -> None:
-    """Write what was held, and everything from now on, to the end of `file`."""
-    handler = _LogFile(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for held in [h for h in _LOGGER.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
-        held.setTarget(handler)
-        held.close()
-        _LOGGER.removeHandler(held)
-    _LOGGER.addHandler(handler)
+    """Write what was held, and everything from now on, to the end of `file`, for as long as that can be written."""
+    with Dispensable(str(file)) as handling:
+        handler = _LogFile(file, handling)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for held in [h for h in _LOGGER.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
+            held.setTarget(handler)
+            held.close()
+            _LOGGER.removeHandler(held)
+        _LOGGER.addHandler(handler)
 
 
 class _LogFile(logging.FileHandler):
+    def __init__(self, file: Path, handling: Dispensable) -> None:
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")  # a path may hold bytes that are no UTF-8
+        self._handling = handling
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Say nothing where nothing can be written, as on a full disk: the terminal has the message."""
-        if not isinstance(sys.exc_info()[1], OSError):
+        """Go on without the file where it cannot be written, as on a full disk: the terminal has the message."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            _LOGGER.removeHandler(self)
+            self._handling.lose(error)
+        else:
             super().handleError(record)
 
 
 def _report(failure: threading.ExceptHookArgs) -> None:
-    """One line for a thread that finds the disk full, as TensorBoard's does: the job itself will meet the error too."""
-    if isinstance(failure.exc_value, OSError):
-        _LOGGER.error("thread %s: %s", failure.thread.name if failure.thread else "", failure.exc_value)
-    else:
+    """No traceback of a thread that finds the disk full, as TensorBoard's does: the job meets the error as well."""
+    if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from sst2.errors import UserError
-from sst2.run_folder import share
+from sst2.file_system import share
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings, is_path
 
 PROBES = 32  # sentences whose logits are compared after reloading
@@ -54,9 +54,12 @@ def export_model(
     stock.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     share(unfinished / "model.safetensors", like=unfinished / "config.json")
-    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    # the name of a file of data may hold bytes that are no UTF-8
+    (unfinished / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     _compare(stock, tokenizer, unfinished, sentences[:PROBES], max_length, expected)
     shutil.rmtree(folder.with_name("onnx"), ignore_errors=True)  # made of the model that goes now
+    if folder.is_symlink():
+        folder.unlink()  # what it points to is spared
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

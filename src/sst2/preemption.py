@@ -6,25 +6,43 @@ evaluation, where all ranks can act on them together.
 Nothing heavy is imported here: signals must be caught before the seconds that importing torch takes.
 """
 
+import faulthandler
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+
+from sst2.errors import StopRequestedError
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# Requests to stop, as terminals, batch systems and time limits send them; docs/clusters.md says why each of them, and
+# why no other. macOS has no SIGPWR.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGPWR")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+_OF_TERMINALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
 _STOP_FILE, _LAUNCHER_GONE = 1001, 1002  # reasons to stop beside the numbers of signals
 _REASONS = {int(number): number.name for number in SIGNALS}
 _REASONS |= {_STOP_FILE: "the file STOP", _LAUNCHER_GONE: "the end of its launcher"}
 
 SECONDS_BETWEEN_INTERRUPTS = 1.0  # less is one Ctrl-C that came twice, from the terminal and from a launcher
 SECONDS_BETWEEN_LOOKS = 1.0  # at the run's folder, which may lie on a network
+
+
+def is_ignored(number: signal.Signals) -> bool:
+    """Whether the job was started to ignore a signal of its terminal: by nohup, or in the background of a script.
+
+    Other signals are meant for the job, whatever its parent does with them: a shell's `trap '' USR1`, which is to keep
+    the shell alive, is handed down as well.
+    """
+    return number in _OF_TERMINALS and signal.getsignal(number) == signal.SIG_IGN
 
 
 @dataclass(frozen=True)
@@ -58,15 +76,24 @@ class Requests:
         self._launcher = os.getppid() if by_launcher else None
 
     def listen(self) -> "Requests":
-        """Catch `SIGNALS` from now on. To be called once, in the main thread."""
+        """Catch `SIGNALS` from now on, but for those that the job was started to ignore. Once, in the main thread.
+
+        SIGQUIT (Ctrl-\\) and a crash of the process still end it, and first print the stacks of all threads.
+        """
         # A thread reads the signals, since Python's own handlers wait for the main thread, which may be in a collective
         # operation that never ends.
+        _reserve_standard_descriptors()
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
         threading.Thread(target=self._receive, args=(receiver, sender), name="signals", daemon=True).start()
         signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, lambda number, frame: None)
+            if not is_ignored(number):
+                signal.signal(number, _received)
+        if sys.stderr is not None:  # else its number may be that of another file
+            faulthandler.enable(2)
+            if not is_ignored(signal.SIGQUIT):
+                faulthandler.register(signal.SIGQUIT, 2, chain=True)
         return self
 
     def watch(self, folder: Path) -> None:
@@ -94,6 +121,15 @@ class Requests:
         self._save = False
         return Wishes(_REASONS.get(wishes[0], ""), *map(bool, wishes[1:]))
 
+    def raise_if_stopped(self) -> None:
+        """For work of one process before training: there is nothing to save, and nobody to agree with.
+
+        Raises:
+            StopRequestedError: this process was asked to stop.
+        """
+        if self._stop:
+            raise StopRequestedError(f"stopped by {_REASONS[self._stop]} before training began; nothing is lost")
+
     def _look(self) -> None:
         if self._launcher not in (None, os.getppid()):
             self._stop = self._stop or _LAUNCHER_GONE
@@ -107,7 +143,7 @@ class Requests:
     def _receive(self, receiver: socket.socket, sender: socket.socket) -> None:
         while numbers := receiver.recv(64):  # `sender` is an argument to keep it open
             for number in numbers:
-                if number in SIGNALS:
+                if signal.getsignal(number) is _received:  # a library may have taken the signal for its own ends
                     self._note(number)
 
     def _note(self, number: int) -> None:
@@ -120,6 +156,22 @@ class Requests:
             self._stop = number
             once_more = "; once more stops at once" if number == signal.SIGINT else ""
             logger.info("%s: stopping after this step, with a checkpoint%s", _REASONS[number], once_more)
+
+
+def _reserve_standard_descriptors() -> None:
+    """Open nothing in place of the input and outputs that the job was started without, as by `>&-`.
+
+    Else the next file or socket gets such a number, and what a library prints goes there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+
+
+def _received(number: int, frame: FrameType | None) -> None:
+    """The handler of a request to stop. It does nothing: the thread that reads the signals does."""
 
 
 def _take(file: Path) -> bool:

@@ -3,8 +3,6 @@
 import math
 import shutil
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,10 +15,12 @@ from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
 from sst2.environment import Launcher
-from sst2.errors import EXIT_FAILED, LostProcessError, UserError, leave_at_once
+from sst2.errors import EXIT_FAILED, LostProcessError, UserError, end_from_thread
 from sst2.ranks import group_of_hosts
+from sst2.waiting import RunningTime, deadline, wait_until, within
 
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
+_LEEWAY = 15.0  # seconds beyond a time-out, for an attempt to connect and for those that end by themselves
 
 
 def roll_call(launcher: Launcher, timeout: float) -> Any:
@@ -35,42 +35,49 @@ def roll_call(launcher: Launcher, timeout: float) -> Any:
     if launcher.world_size == 1:
         return None
     host, port = launcher.master
-    deadline = time.monotonic() + timeout
     keeps_store = launcher.rank == 0 and not launcher.keeps_store
-    try:
-        if not keeps_store:
-            _wait_for_server(host, port, deadline)
-        # multi_tenant: the process group, which is formed at the same place, shares the store
-        patience = timedelta(seconds=max(1.0, timeout))
-        server = TCPStore(host, port, None, keeps_store, patience, wait_for_workers=False, multi_tenant=True)
-        store: Any = PrefixStore(f"sst2.roll_call.{launcher.attempt}", server)
-        store.set(str(launcher.rank), socket.gethostname())
-        store.add("count", 1)
-    except (OSError, RuntimeError) as error:
-        raise LostProcessError(
-            f"rank {launcher.rank} on {socket.gethostname()}: nobody answers at {host}:{port} "
-            f"(MASTER_ADDR, MASTER_PORT), where rank 0 should be: {_ADVICE} ({error})"
-        ) from None
-    try:
-        while store.add("count", 0) < launcher.world_size:
-            if time.monotonic() > deadline:
+    here = f"rank {launcher.rank} on {socket.gethostname()}"
+    place = f"{host}:{port} (MASTER_ADDR, MASTER_PORT), where rank 0 should be"
+
+    def give_up() -> None:  # who keeps the store has been stopped: torch's client waits for the answer without a bound
+        end_from_thread(EXIT_FAILED, f"error: {here}: the process at {place}, does not answer: {_ADVICE}")
+
+    with deadline(timeout + _LEEWAY, give_up):
+        clock = RunningTime()
+        try:
+            if not keeps_store:
+                _wait_for_server(host, port, timeout, clock)
+            # multi_tenant: the process group, which is formed at the same place, shares the store
+            patience = timedelta(seconds=max(1.0, timeout))
+            server = TCPStore(host, port, None, keeps_store, patience, wait_for_workers=False, multi_tenant=True)
+            store: Any = PrefixStore(f"sst2.roll_call.{launcher.attempt}", server)
+            store.set(str(launcher.rank), socket.gethostname())
+            store.add("count", 1)
+        except (OSError, RuntimeError) as error:
+            raise LostProcessError(f"{here}: nobody answers at {place}: {_ADVICE} ({error})") from None
+        try:
+            if not wait_until(lambda: store.add("count", 0) >= launcher.world_size, timeout, clock=clock):
                 raise _absence(store, launcher, timeout)
-            time.sleep(0.1)
-    except RuntimeError:  # who keeps the store has given up first, and has said why
-        raise LostProcessError("") from None
+        except RuntimeError:  # who keeps the store has given up first, and has said why
+            raise LostProcessError("") from None
     return store
 
 
-def _wait_for_server(host: str, port: int, deadline: float) -> None:
+def _wait_for_server(host: str, port: int, timeout: float, clock: RunningTime) -> None:
     """Raises OSError: nobody listens. Asked here, since the store's client fills the log with its attempts."""
-    while True:
+    failure = OSError()
+
+    def listens() -> bool:
+        nonlocal failure
         try:
             with socket.create_connection((host, port), timeout=5):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+                return True
+        except OSError as error:
+            failure = error
+            return False
+
+    if not wait_until(listens, timeout, clock=clock):
+        raise failure
 
 
 def _absence(store: Any, launcher: Launcher, timeout: float) -> LostProcessError:
@@ -93,12 +100,22 @@ def word_of_main(launcher: Launcher, store: Any, word: Callable[[], str]) -> str
     """
     if store is None:
         return word()
-    if launcher.rank == 0:
-        store.set("word", word())
-    try:
-        return store.get("word").decode()
-    except RuntimeError:  # rank 0 has ended, and has said why
-        raise LostProcessError("") from None
+    timeout = store.timeout.total_seconds()
+
+    def give_up() -> None:
+        end_from_thread(
+            EXIT_FAILED, f"error: rank {launcher.rank}: rank 0 has not answered in {timeout:g} s: {_ADVICE}"
+        )
+
+    with deadline(timeout, give_up):
+        if launcher.rank == 0:
+            store.set("word", word())
+        try:
+            # Asked again and again: a wait in the store's client would end when the job is suspended for long.
+            wait_until(lambda: store.check(["word"]), math.inf)
+            return store.get("word").decode()
+        except RuntimeError:  # rank 0 has ended, and has said why
+            raise LostProcessError("") from None
 
 
 def check_world_size(launcher: Launcher, world_size: int) -> None:
@@ -150,20 +167,14 @@ def first_sum(launcher: Launcher, store: Any, timeout: float) -> Iterator[Callab
         return
 
     def give_up() -> None:
-        message = _why_no_sum(launcher, store, timeout)
-        if message:
-            print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-        else:
+        nobody_answers = f"{_not_added('nobody answers where all have met', timeout)}"
+        message = within(10, lambda: _why_no_sum(launcher, store, timeout), nobody_answers)
+        if not message:
             time.sleep(5)  # who speaks would fail of a rank that is gone before
-        leave_at_once(EXIT_FAILED)
+        end_from_thread(EXIT_FAILED, f"error: {message}" if message else "")
 
-    timer = threading.Timer(timeout, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
+    with deadline(timeout, give_up):
         yield lambda device: _add_up(launcher, store, device)
-    finally:
-        timer.cancel()
 
 
 def _add_up(launcher: Launcher, store: Any, device: torch.device) -> None:
@@ -187,10 +198,13 @@ def _why_no_sum(launcher: Launcher, store: Any, timeout: float) -> str:
         if store.add("speaks of the first sum", 1) > 1:
             return ""
     if not absent:
-        what = f"all {launcher.world_size} ranks have come to the first sum, but it has not ended"
-    else:
-        names = [f"rank {rank} on {_host(store, rank)}" for rank in absent[:8]]
-        what = f"{', '.join(names)}{' and more' if len(absent) > 8 else ''}: not come to the first sum"
+        return _not_added(f"all {launcher.world_size} ranks have come to the first sum, but it has not ended", timeout)
+    names = [f"rank {rank} on {_host(store, rank)}" for rank in absent[:8]]
+    more = " and more" if len(absent) > 8 else ""
+    return _not_added(f"{', '.join(names)}{more}: not come to the first sum", timeout)
+
+
+def _not_added(what: str, timeout: float) -> str:
     return (
         f"{what} in {timeout:g} s: is every node reached by the network interface that NCCL_SOCKET_IFNAME or "
         "GLOO_SOCKET_IFNAME names?"

@@ -1,19 +1,19 @@
 """The folder of a run: what lies where, and files that are whole or absent."""
 
 import csv
-import fcntl
 import json
 import os
 import shutil
-import stat
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from sst2.errors import UserError
+from sst2.file_system import NoLocksError, sync, try_lock, warn_once
 from sst2.predictions import probability_positive
 
 
@@ -57,7 +57,7 @@ class RunFolder:
                 self._is_new |= not self.path.exists()
                 self.path.mkdir(parents=True, exist_ok=True)
                 opened = open(file, "w", encoding="utf-8")  # noqa: SIM115 (open until release)
-                if _try_lock(opened) and _is_at(file, opened):
+                if self._is_free(opened) and _is_at(file, opened):
                     self._lock = opened
                     return
                 opened.close()
@@ -69,12 +69,21 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from None
 
+    def _is_free(self, file: TextIO) -> bool:
+        try:
+            return try_lock(file)
+        except NoLocksError as error:
+            message = f"nothing keeps another job out of --output_dir {self.path}, whose file system has no locks"
+            warn_once("locks of runs", self.path, message, error)
+            return True
+
     def release(self) -> None:
         """Let other jobs in. Where this one has made the folder and put nothing into it, it is gone again."""
         if self._lock is None:
             return
-        if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
-            shutil.rmtree(self.path)
+        with suppress(OSError):  # the folder may have been removed, and why the job ends is not to be hidden
+            if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
+                shutil.rmtree(self.path)
         self._lock.close()
         self._lock = None
 
@@ -94,16 +103,6 @@ class RunFolder:
         return UserError(f"--output_dir {self.path} cannot be written ({error.strerror}): name another")
 
 
-def _try_lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however that ends
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
 def _is_at(place: Path, file: TextIO) -> bool:
     """Whether the open file is still the one at this place: a job that ends may remove its folder."""
     try:
@@ -121,20 +120,6 @@ def write_text(file: Path, text: str) -> None:
     sync(file.parent)
 
 
-def share(file: Path, like: Path) -> None:
-    """Let those read a file who may read another: safetensors makes files for their owner alone, whatever the umask."""
-    file.chmod(stat.S_IMODE(like.stat().st_mode))
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write JSON that any reader takes: a NaN or infinity in it is an error here, not there."""
     write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -147,7 +132,7 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
         splits: pairs of a `Split` and its logits, (sentences, 2).
     """
     unfinished = file.with_name(f".{file.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8", newline="") as stream:
+    with open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["split", "row", "sentence", "label", "prediction", "probability_positive"])
         for split, logits in splits:

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from sst2.run_folder import sync
+from sst2.errors import disk_error
+from sst2.file_system import sync
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -31,7 +33,7 @@ def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
         write_files: writes all files into the folder that it is given.
 
     Raises:
-        OSError: the disk is full, or worse; whatever was at `place` before is still there.
+        OSError: what the disk has answered, whatever library was writing; what was at `place` before is still there.
     """
     unfinished = hidden(place, UNFINISHED)
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -43,11 +45,9 @@ def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         commit(unfinished, place)
     except Exception as error:
-        # torch.save says "unexpected pos 8000960 vs 8000912"
-        is_full = unfinished.exists() and shutil.disk_usage(unfinished).free < 1 << 20
         shutil.rmtree(unfinished, ignore_errors=True)
-        if is_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        if (disk := disk_error(error)) is not None and disk is not error:
+            raise disk from error
         raise
 
 
@@ -58,28 +58,42 @@ def verify_sealed(place: Path, but: Collection[str] = ()) -> None:
         but: names of files that are left out.
 
     Raises:
-        DamagedFolderError: a file is missing, has another size or other content, or there is no manifest.
+        DamagedFolderError: a file is missing, has another size or other content, or there is no manifest, or one that
+            lists nothing, or something else than files of this folder.
     """
     try:
+        _require_file(place / MANIFEST)
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise DamagedFolderError(f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}")
         files = {str(name): dict(description) for name, description in manifest["files"].items()}
     except FileNotFoundError:
         raise DamagedFolderError(f"{MANIFEST if place.is_dir() else 'it'} is missing") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedFolderError(f"{MANIFEST} cannot be read: {error}") from None
+    if not files:
+        raise DamagedFolderError(f"{MANIFEST} lists no files")
     for name, expected in files.items():
         if name in but:
             continue
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedFolderError(f"{MANIFEST} lists {name}, which is not in the folder")
         try:
-            size = (place / name).stat().st_size
+            size = _require_file(place / name)
             if size != expected.get("size"):
                 raise DamagedFolderError(f"{name} has {size} bytes instead of {expected.get('size')}")
             if describe_file(place / name) != expected:
                 raise DamagedFolderError(f"{name} has another SHA-256 than {MANIFEST} says")
-        except OSError as error:
-            raise DamagedFolderError(f"{name} cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # the latter: a name with a null byte
+            raise DamagedFolderError(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from None
+
+
+def _require_file(path: Path) -> int:
+    """The size of a file in bytes. Raises OSError where it is a folder, a pipe or a device, which may have no end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a file")
+    return status.st_size
 
 
 def commit(unfinished: Path, place: Path) -> None:

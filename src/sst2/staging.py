@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import huggingface_hub
 
 from sst2.environment import expand_path
 from sst2.errors import UserError
+from sst2.file_system import wait_for_lock
 from sst2.hub import reading_from_hub
 from sst2.sealed_folder import DamagedFolderError, describe_file, verify_sealed, write_sealed
 from sst2.settings import DATA_FILES, SAMPLE, Settings
@@ -28,14 +30,15 @@ MODEL_FILES = ("*.json", "*.txt", "*.safetensors")  # what transformers reads of
 _SOURCE, _FILES = "source.json", "files"  # in a copy's folder, beside the manifest
 
 
-def stage(settings: Settings, base: Path | None = None) -> Settings:
+def stage(settings: Settings, base: Path | None = None, check_stop: Callable[[], object] = lambda: None) -> Settings:
     """Settings that name copies on this node's disk in place of model and data; the same ones without `--stage_dir`.
-
-    Args:
-        base: a checkpoint that stands for the base model. It is read where it is: of few kilobytes no copy is made.
 
     The sentences of a hub's data set are read where they are, once; what training reads all the time are token ids, of
     which `tokenize` makes the copy.
+
+    Args:
+        base: a checkpoint that stands for the base model. It is read where it is: of few kilobytes no copy is made.
+        check_stop: called now and then; what it raises ends the copying, or the waiting for a process that does it.
 
     Raises:
         UserError: the folder cannot be written, or has no room; the checkpoint is not seen on this node.
@@ -50,15 +53,20 @@ def stage(settings: Settings, base: Path | None = None) -> Settings:
     name = settings.model_name_or_path
     if name != SAMPLE and base is None:
         folder = Path(name) if Path(name).is_dir() else _snapshot(settings)
-        copies["model_name_or_path"] = str(local_copy(folder, settings.stage_dir, MODEL_FILES))
+        copies["model_name_or_path"] = str(local_copy(folder, settings.stage_dir, MODEL_FILES, check_stop))
     for flag in ("dataset_name", *DATA_FILES):
         value = getattr(settings, flag)
         if value is not None and Path(value).exists():
-            copies[flag] = str(local_copy(Path(value), settings.stage_dir))
+            copies[flag] = str(local_copy(Path(value), settings.stage_dir, (), check_stop))
     return replace(settings, **copies)
 
 
-def local_copy(source: Path, stage_dir: str, patterns: tuple[str, ...] = ()) -> Path:
+def local_copy(
+    source: Path,
+    stage_dir: str,
+    patterns: tuple[str, ...] = (),
+    check_stop: Callable[[], object] = lambda: None,
+) -> Path:
     """A verified copy of a file or folder below `stage_dir`. Any number of processes may ask for it at once.
 
     A copy that an earlier start has left is compared with its manifest, byte for byte, and with the source by names,
@@ -68,6 +76,7 @@ def local_copy(source: Path, stage_dir: str, patterns: tuple[str, ...] = ()) -> 
         source: file or folder.
         stage_dir: variables such as $TMPDIR are looked up on this node.
         patterns: of the files directly in a folder to copy; all files at any depth if none.
+        check_stop: as for `stage`.
 
     Raises:
         UserError: the folder cannot be written, or has no room.
@@ -85,11 +94,12 @@ def local_copy(source: Path, stage_dir: str, patterns: tuple[str, ...] = ()) -> 
         if folder.stat().st_uid != os.geteuid():
             raise UserError(f"--stage_dir {folder} on {socket.gethostname()} is somebody else's: name one of your own")
         with open(os.open(folder / f".{place.name}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # all look at once
+            purpose = f"copies {source} to {folder}"
+            wait_for_lock(lock, purpose, fcntl.LOCK_SH, check_stop)  # all look at once
             if not _is_current(place, facts):
-                fcntl.flock(lock, fcntl.LOCK_EX)  # the first one copies
+                wait_for_lock(lock, purpose, fcntl.LOCK_EX, check_stop)  # the first one copies
                 if not _is_current(place, facts):
-                    _copy(files, facts, place)
+                    _copy(files, facts, place, check_stop)
     except OSError as error:
         raise UserError(
             f"--stage_dir {folder} on {socket.gethostname()} cannot be written ({error.strerror}): make room, name "
@@ -129,9 +139,10 @@ def _is_current(place: Path, facts: dict[str, list[int]]) -> bool:
         return False
 
 
-def _copy(files: dict[str, Path], facts: dict[str, list[int]], place: Path) -> None:
+def _copy(files: dict[str, Path], facts: dict[str, list[int]], place: Path, check_stop: Callable[[], object]) -> None:
     def write(folder: Path) -> None:
         for name, file in files.items():
+            check_stop()
             copy = folder / _FILES / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)

@@ -7,17 +7,21 @@ sealed folder: whole or absent, with the size and SHA-256 of each file.
 import copy
 import hashlib
 import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sst2.errors import UserError
+from sst2.file_system import wait_for_lock
 from sst2.scratch import blocks
 from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
 from sst2.sentences import Sentences
@@ -29,7 +33,12 @@ INPUT_IDS, OFFSETS = "input_ids.int32", "offsets.int64"
 
 
 def require_tokens(
-    name: str, sentences: Sentences, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path
+    name: str,
+    sentences: Sentences,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache_dir: Path,
+    check_stop: Callable[[], object],
 ) -> Path:
     """The folder with the token ids of these sentences, which is written if it is not there or not whole.
 
@@ -40,6 +49,7 @@ def require_tokens(
         name: of the split, for messages.
         max_length: tokens per sentence at most.
         cache_dir: where the folder is looked for. It need not be writable if the folder is there.
+        check_stop: called now and then while waiting and while writing; what it raises ends both.
 
     Raises:
         UserError: the folder cannot be written, or has no room.
@@ -52,12 +62,14 @@ def require_tokens(
     if damage():  # seen without the lock: those that only read need not wait for each other
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
+            with open(f"{folder}.lock", "w") as lock:
+                is_alone = wait_for_lock(lock, f"tokenises the {name} split", check_stop=check_stop)
                 if found := damage():
                     if folder.exists():
                         logger.warning("%s: tokenising anew, %s is damaged: %s", name, folder, found)
                     logger.info("%s: tokenising %d sentences", name, len(sentences))
-                    write_sealed(folder, partial(_write, sentences, encoder))
+                    put_in_place = write_sealed if is_alone else _write_beside_others
+                    put_in_place(folder, partial(_write, sentences, encoder, check_stop))
                     return folder
         except OSError as error:
             raise UserError(
@@ -106,7 +118,26 @@ def _damage(folder: Path, num_sentences: int, largest_id: int) -> str:
     return ""
 
 
-def _write(sentences: Sentences, encoder: Tokenizer, folder: Path) -> None:
+def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> None:
+    """`write_sealed` where there are no locks: each process writes a folder of its own, and the first takes the place.
+
+    Raises:
+        OSError: as there.
+    """
+    own = folder.with_name(f"{folder.stem}-{socket.gethostname()}-{os.getpid()}.tokens")
+    write_sealed(own, write_files)
+    try:
+        os.rename(own, folder)
+    except OSError:  # there is one: of another process, which was first, or damaged
+        try:
+            verify_sealed(folder)
+        except DamagedFolderError:
+            shutil.rmtree(folder)
+            os.rename(own, folder)
+    shutil.rmtree(own, ignore_errors=True)
+
+
+def _write(sentences: Sentences, encoder: Tokenizer, check_stop: Callable[[], object], folder: Path) -> None:
     end = 0
     with (
         open(folder / INPUT_IDS, "wb") as ids_file,
@@ -115,6 +146,7 @@ def _write(sentences: Sentences, encoder: Tokenizer, folder: Path) -> None:
     ):
         offsets_file.write(bytes(8))
         for block in blocks(len(sentences)):
+            check_stop()
             # on all cores, in threads of the library's own; `fast` leaves out where in the text a token stands
             ids = [encoding.ids for encoding in encoder.encode_batch_fast(sentences[block])]
             ends = end + np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)))

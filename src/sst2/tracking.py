@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from torch.utils.tensorboard.summary import hparams
 
 from sst2.checkpointing import SavedTimes
 from sst2.dashboard import Dashboard
-from sst2.run_folder import RunFolder, sync, write_text
+from sst2.file_system import Dispensable, sync
+from sst2.run_folder import RunFolder, write_text
 from sst2.training_state import TrainingState
 
 if TYPE_CHECKING:
@@ -50,35 +52,47 @@ class Tracker:
         selection_split: str,
     ) -> None:
         self._accelerator = accelerator
-        self._metrics_log = run.metrics_log
-        self._samples = run.samples
+        self._metrics_log = _Log(run.metrics_log)
+        self._samples = _Log(run.samples)
         self._board: SummaryWriter | None = None
+        self._for_board = Dispensable("TensorBoard's file")
         accelerator.init_trackers("sst2", config={name: _plain(value) for name, value in settings.items()})
         if accelerator.is_main_process:
-            restarted = run.tensorboard.is_dir()
-            _date_before_now(run.tensorboard)
-            # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
-            self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
-            self._dashboard = Dashboard(self._board, selection_split)
-            self._event_files = sorted(run.tensorboard.glob("events.*"))[-1:]
             last_steps = {"train": state.step, selection_split: state.evaluated_step}
-            for file in (run.metrics_log, run.samples):
-                drop_later_lines(file, last_steps)
+            for log in (self._metrics_log, self._samples):
+                log.drop_later_lines(last_steps)
+            with self._for_board:
+                restarted = run.tensorboard.is_dir()
+                _date_before_now(run.tensorboard)
+                # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
+                self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
+                self._dashboard = Dashboard(self._board, selection_split)
+                self._event_files = sorted(run.tensorboard.glob("events.*"))[-1:]
 
     def log(self, split: str, step: int, values: dict[str, Any]) -> None:
         """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names."""
         scalars = {f"{split}/{name}": value for name, value in flatten(values).items()}
         self._accelerator.log(scalars, step=step)
-        if self._board is None:
-            return
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        _append(self._metrics_log, {"split": split, "step": step, **values})
+        self._log_scalars(scalars, step)
+        if self._accelerator.is_main_process:
+            self._metrics_log.append({"split": split, "step": step, **values})
+
+    def _on_board(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Write to TensorBoard's file, on the main process and as long as that works."""
+        if self._board is not None and not self._for_board.is_lost:
+            with self._for_board:
+                write(self._board)
+
+    def _log_scalars(self, scalars: dict[str, float], step: int) -> None:
+        def write(board: SummaryWriter) -> None:
+            for name, value in scalars.items():
+                board.add_scalar(name, value, step)
+
+        self._on_board(write)
 
     def show(self, split: "Split", step: int, logits: np.ndarray, run_seconds: float | None = None) -> None:
         """Show an evaluation in TensorBoard beside its numbers: see `Dashboard.show`."""
-        if self._board is not None:
-            self._dashboard.show(split, step, logits, run_seconds)
+        self._on_board(lambda _: self._dashboard.show(split, step, logits, run_seconds))
 
     def note_start(self, step: int, text: str) -> None:
         """How the run was started or resumed, and after which step: in TensorBoard's text."""
@@ -89,44 +103,70 @@ class Tracker:
         self._note("run/ends", step, text)
 
     def _note(self, tag: str, step: int, text: str) -> None:
-        if self._board is not None:
-            self._board.add_text(tag, text, step)
+        self._on_board(lambda board: board.add_text(tag, text, step))
 
     def log_samples(self, step: int, rows: list[int]) -> None:
         """Log which rows of the training split made step number `step` (counted from 1), sorted."""
-        if self._board is not None:
-            _append(self._samples, {"step": step, "rows": sorted(rows)})
+        if self._accelerator.is_main_process:
+            self._samples.append({"step": step, "rows": sorted(rows)})
 
     def log_checkpoint(self, times: SavedTimes) -> None:
         """Log what a checkpoint cost: in TensorBoard alone, since it says nothing of the model."""
-        if self._board is not None:
-            self._board.add_scalar("checkpoint/pause_seconds", times.pause, times.step)
-            self._board.add_scalar("checkpoint/total_seconds", times.total, times.step)
+        seconds = {"checkpoint/pause_seconds": times.pause, "checkpoint/total_seconds": times.total}
+        self._log_scalars(seconds, times.step)
 
     def log_hparams(self, settings: dict[str, Any], split: str, step: int, metrics: dict[str, Any]) -> None:
         """The run's one line in TensorBoard's HParams table, in the run itself rather than a run of its own."""
-        if self._board is None:
-            return
         plain = {name: _plain(settings[name]) for name in HPARAMS if settings.get(name) is not None}
         finals = {f"final/{split}_{name}": metrics[name] for name in ("accuracy", "precision", "recall", "f1", "loss")}
-        for summary in hparams(plain, finals):
-            self._board._get_file_writer().add_summary(summary)
-        for name, value in finals.items():
-            self._board.add_scalar(name, value, step)
+
+        def write(board: SummaryWriter) -> None:
+            for summary in hparams(plain, finals):
+                board._get_file_writer().add_summary(summary)
+
+        self._on_board(write)
+        self._log_scalars(finals, step)
 
     def flush(self) -> None:
         """Bring everything logged so far to disk, before a checkpoint says that it was."""
-        if self._board is None:
+        if not self._accelerator.is_main_process:
             return
-        self._board.flush()
-        for file in (self._metrics_log, self._samples, *self._event_files):
-            if file.exists():
-                sync(file)
+        for log in (self._metrics_log, self._samples):
+            log.flush()
+        self._on_board(self._flush_board)
+
+    def _flush_board(self, board: SummaryWriter) -> None:
+        board.flush()
+        for file in self._event_files:
+            sync(file)
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        self._on_board(SummaryWriter.close)
         self._accelerator.end_training()
+
+
+class _Log:
+    """A file of JSON, one object a line, without which a run goes on where it cannot be written."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._for_file = Dispensable(str(file))
+
+    def append(self, content: dict[str, Any]) -> None:
+        # JSON has no NaN: a number that is not finite becomes null
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+        self._write(lambda: _append(self._file, json.dumps(finite, allow_nan=False) + "\n"))
+
+    def drop_later_lines(self, last_steps: dict[str, int]) -> None:
+        self._write(lambda: drop_later_lines(self._file, last_steps))
+
+    def flush(self) -> None:
+        self._write(lambda: sync(self._file) if self._file.exists() else None)
+
+    def _write(self, write: Callable[[], object]) -> None:
+        if not self._for_file.is_lost:
+            with self._for_file:
+                write()
 
 
 def flatten(values: dict[str, Any]) -> dict[str, float]:
@@ -174,12 +214,12 @@ def _date_before_now(board: Path) -> None:
             file.rename(file.with_name(f"{stem}{now - age:010d}.{rest}"))
 
 
-def _append(file: Path, content: dict[str, Any]) -> None:
-    # JSON has no NaN: a number that is not finite becomes null
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+def _append(file: Path, text: str) -> None:
     with open(file, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(finite, allow_nan=False) + "\n")
+        stream.write(text)
 
 
 def _plain(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+    if isinstance(value, bool | int | float):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are no UTF-8

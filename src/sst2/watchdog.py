@@ -1,119 +1,137 @@
-"""Notices when training stands still, and says where each rank is.
+"""Notices when training stands still, says where each rank is, and ends a job that waits for what does not come.
 
-The main thread tells the watchdog where it is. A thread of each rank passes that on to the others, through the store
-that the process group was formed with, so that a rank which waits for the others can name those that have not arrived.
+The main thread tells the watchdog where it is. A thread looks whether that changes; it waits for nobody, neither for a
+lock nor for another process, so that it can always end this one. Time in which the process was suspended does not
+count.
 """
 
-import json
 import logging
 import sys
 import threading
-import time
 import traceback
-from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import NoReturn
 
 from torch import distributed
 from torch.distributed import distributed_c10d
 
+from sst2.errors import EXIT_FAILED, EXIT_STOPPED, GO_ON, end_from_thread, lost_process
+from sst2.heartbeat import ARRIVED, Heartbeat
 from sst2.ranks import group_of_hosts
+from sst2.waiting import RunningTime
 
 logger = logging.getLogger(__name__)
+
+SETUP_TIMEOUT = 1800.0  # seconds that ranks may wait for one before the first step, while that loads or tokenizes
+_FOREVER = timedelta(days=365)  # torch's own time-outs count the time of a suspension, and end the job after it
 
 
 class Watchdog:
     """Prints the stacks of all threads when the main thread has stayed where it is for too long.
 
+    With several ranks it watches from its creation on, and ends the process: before the first step, which may take as
+    long as loading and compiling take, where another rank does not answer; afterwards also where one does not arrive.
+
     Args:
-        timeout: seconds without progress after which it prints. After twice as long, a collective operation gives up.
+        timeout: seconds without progress after which it prints; after twice as long, it ends the process.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._interval = max(0.1, min(10.0, timeout / 10))
-        self._where = ""
-        self._count = self._beats = 0
-        self._since = time.monotonic()
+        self._clock = RunningTime(longest=2 * self._interval)
+        self._where, self._count = "the preparations", 0
+        self._has_stepped = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._rank, self._world_size = 0, 1
-        self._store: Any = None
+        self._rank = 0
+        self._others: list[str] = []
+        self._heartbeat: Heartbeat | None = None
+        if distributed.is_initialized() and distributed.get_world_size() > 1:
+            self._rank = distributed.get_rank()
+            for group in {None, group_of_hosts()}:
+                distributed_c10d._set_pg_timeout(_FOREVER, group)
+            self._heartbeat = Heartbeat(self._interval)
+            self._begin()
 
     def at(self, where: str) -> None:
         """Note where the main thread is, in words that name the step. Costs nothing."""
-        self._where, self._count, self._since = where, self._count + 1, time.monotonic()
+        self._where, self._count = where, self._count + 1
+        if self._heartbeat is not None:
+            self._heartbeat.where, self._heartbeat.count = self._where, self._count
 
     def start(self) -> None:
-        """Start to watch. After the first step, which takes as long as compiling and connecting take."""
-        if self._thread is not None:
-            return
-        if distributed.is_initialized():
-            self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
-            # A client of its own: a wait of the main thread on the shared one would keep this thread out.
-            store = distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-            self._store = distributed.PrefixStore("sst2.watchdog", store)
-            self._store.set_timeout(timedelta(seconds=max(5.0, self._timeout)))  # of a busy host, not of a step
-            for group in {None, group_of_hosts()}:
-                distributed_c10d._set_pg_timeout(timedelta(seconds=2 * self._timeout), group)
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        """Say that a step, or a batch of an evaluation, is done: none takes much longer from now on."""
+        self._has_stepped = True
+        if self._thread is None:
+            self._begin()
 
     def stop(self) -> None:
         self._stopped.set()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._thread is not None:
             self._thread.join()
 
+    def suspension(self) -> float:
+        """For how many seconds the process was suspended lately; 0 if others can have waited for it that long."""
+        seconds = self._clock.suspended(last=3 * self._timeout)
+        return seconds if seconds > self._timeout else 0.0
+
+    def _begin(self) -> None:
+        self._clock.look()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
     def _watch(self) -> None:
-        reported = 0
+        count, since, examined = self._count, self._clock.look(), 0
         while not self._stopped.wait(self._interval):
-            self._tell()
-            is_stuck = time.monotonic() - self._since > self._timeout
-            if is_stuck and reported != self._count:
-                reported = self._count
-                logger.error("%s", self._report())
+            now = self._clock.look()
+            if count != self._count:
+                count, since, examined = self._count, now, 0
+            idle = now - since
+            if idle > self._timeout * (examined + 1):
+                examined += 1
+                if examined == 1 or not self._has_stepped:
+                    # In a thread: it asks the store, and printing waits as well where nobody reads what is printed.
+                    threading.Thread(target=self._examine, args=(idle, examined), name="report", daemon=True).start()
+            limit = 2 * self._timeout if self._has_stepped else SETUP_TIMEOUT
+            if self._heartbeat is not None and idle > limit:
+                self._end(idle)
 
-    def _tell(self) -> None:
-        self._beats += 1
-        if self._store is not None:
-            post = {"beats": self._beats, "count": self._count, "at": self._where}
-            with suppress(RuntimeError):  # the launcher that keeps the store may be gone; the job goes on without
-                self._store.set(str(self._rank), json.dumps(post))
+    def _examine(self, idle: float, number: int) -> None:
+        """Say where this rank is, and only then ask where the others are.
 
-    def _report(self) -> str:
-        lines = [f"rank {self._rank} has been at {self._where} for {time.monotonic() - self._since:.0f} s"]
-        stacks = []
+        Before the first step nothing is said while all of them answer. One that does not, twice in a row, is lost.
+        """
+        has_stepped = self._has_stepped
+        if has_stepped:
+            logger.error("%s", self._own_place(idle))
+        if self._heartbeat is None:
+            return
+        self._others, is_silent = self._heartbeat.others()
+        if has_stepped:
+            logger.error("%s", "\n".join(self._others))
+        elif is_silent and number == 1:
+            logger.error("%s", "\n".join([self._own_place(idle), *self._others]))
+        elif is_silent and not (self._has_stepped or self._stopped.is_set()):  # it has not gone on meanwhile
+            self._end(idle)
+
+    def _own_place(self, idle: float) -> str:
+        lines = [f"rank {self._rank} has been at {self._where} for {idle:.0f} s"]
         for thread in threading.enumerate():
             frame = sys._current_frames().get(thread.ident or 0)
-            if frame is not None and thread is not self._thread:
+            if frame is not None and thread not in (self._thread, threading.current_thread()):
                 stack = "".join(traceback.format_stack(frame)).rstrip()
-                stacks.append(f"rank {self._rank}, stack of thread {thread.name}:\n{stack}")
-        return "\n".join(lines + self._others() + stacks)
+                lines.append(f"rank {self._rank}, stack of thread {thread.name}:\n{stack}")
+        return "\n".join(lines)
 
-    def _others(self) -> list[str]:
-        """A line for every rank that has not arrived, or does not answer."""
-        if self._store is None:
-            return []
-        try:
-            before = self._read()
-            for _ in range(3):  # while the others listen, this rank must be heard as well
-                self._stopped.wait(self._interval)
-                self._tell()
-            now = self._read()
-        except RuntimeError:
-            return ["where the other ranks are is not known: the process that keeps it does not answer"]
-        lines = []
-        for rank in range(self._world_size):
-            if rank == self._rank:
-                continue
-            if rank not in now:
-                lines.append(f"rank {rank} has not been heard of")
-            elif now[rank]["beats"] == before.get(rank, {}).get("beats"):
-                lines.append(f"rank {rank} does not answer; it was last at {now[rank]['at']}")
-            elif now[rank]["count"] < self._count:
-                lines.append(f"rank {rank} has not arrived: it is at {now[rank]['at']}")
-        return lines or ["every other rank has arrived"]
-
-    def _read(self) -> dict[int, dict[str, Any]]:
-        heard = [rank for rank in range(self._world_size) if self._store.check([str(rank)])]
-        return {rank: json.loads(self._store.get(str(rank))) for rank in heard}
+    def _end(self, idle: float) -> NoReturn:
+        here = f"{idle:.0f} s at {self._where}"
+        if self._others == [ARRIVED]:
+            why = f"{here}, where every other rank has arrived: the stacks above say what it was doing; {GO_ON}"
+        else:
+            why = lost_process("; ".join([here, *self._others[:8]]))
+        if seconds := self.suspension():
+            end_from_thread(EXIT_STOPPED, f"rank {self._rank}: suspended for {seconds:.0f} s, and {why}")
+        end_from_thread(EXIT_FAILED, f"error: rank {self._rank}: {why}")

@@ -59,7 +59,9 @@ def test_signals_stop_a_run_which_goes_on_bit_for_bit(
     assert run_to_the_end(long_job, run_dir, launcher) == undisturbed[name]()
 
 
-@pytest.mark.parametrize(("processes", "wish"), [(1, signal.SIGTERM), (2, signal.SIGUSR1), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("processes", "wish"), [(1, signal.SIGTERM), (2, signal.SIGUSR1), (2, signal.SIGTERM), (2, signal.SIGHUP)]
+)
 def test_processes_of_accelerate_launch_outlive_it_only_to_save(
     processes: int, wish: signal.Signals, long_job: list[object], tmp_path: Path
 ) -> None:
@@ -70,7 +72,8 @@ def test_processes_of_accelerate_launch_outlive_it_only_to_save(
         job.process.send_signal(wish)
         assert job.wait().code not in (0, 75)  # its own fault; the processes do what they can
         assert not job.processes()
-    reason = wish.name if (processes, wish) == (2, signal.SIGTERM) else "the end of its launcher"
+    is_passed_on = processes == 2 and wish in (signal.SIGTERM, signal.SIGHUP)
+    reason = wish.name if is_passed_on else "the end of its launcher"
     assert f"stopped by {reason}: " in job.said
     assert saved_state(job)["step"] >= 23
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sst2.errors import UserError
-from sst2.run_folder import sync
+from sst2.file_system import sync
 
 EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
 

@@ -49,6 +49,10 @@ class DataParallel:
         self.waiting = Waiting(accelerator.device)
         if compress and isinstance(model, DistributedDataParallel):
             model.register_comm_hook(None, share_in_bf16)
+        if isinstance(model, DistributedDataParallel):
+            # The one buffer numbers the positions: no step changes it, and none has to send it. (accelerate has only
+            # the argument of this name, which torch has declared old.)
+            model.broadcast_buffers = False
         settle_buckets(model)
         if accelerator.num_processes > 1:
             self._watch_backward()
@@ -116,6 +120,10 @@ class DataParallel:
             RuntimeError, KeyError: they are of another model.
         """
         self._bare_model.load_state_dict(weights)
+
+    def optimizer_shapes(self) -> list[torch.Size]:
+        """Of the whole weights, in the order in which AdamW has them."""
+        return [parameter.shape for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def training_state(self) -> dict[str, Any]:
         """`optimizer`, as torch's AdamW describes itself, and `scaler`. All ranks call it, as with `weights`."""

@@ -62,7 +62,12 @@ class Sharded(DataParallel, ABC):
         if missing := weights.keys() ^ self._parameters.keys():
             raise KeyError(f"weights of another model: {sorted(missing)[0]}")
         for name, parameter in self._parameters.items():
+            if weights[name].shape != _shape(parameter):
+                raise ValueError(f"{name} of another model: {tuple(weights[name].shape)}")
             self._take(parameter, None, weights[name])
+
+    def optimizer_shapes(self) -> list[torch.Size]:
+        return [_shape(self._parameters[name]) for group in self._groups for name in group["params"]]
 
     def training_state(self) -> dict[str, Any]:
         steps = self._step_count()
@@ -93,3 +98,8 @@ class Sharded(DataParallel, ABC):
                 for moment in MOMENTS:
                     self._take(self._parameters[name], moment, saved["state"][index][moment])
         self._load_scaler_state(state["scaler"])
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """Of the whole parameter, also where ZeRO stage 3 has left a part of it here."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

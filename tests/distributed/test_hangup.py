@@ -1,0 +1,125 @@
+"""The terminal closes: a request to stop at every moment of a run, and nothing to a job that nohup has started."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from test_stopping import saved_state
+
+from conftest import SCRIPT
+from jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, running
+
+pytestmark = pytest.mark.slow
+
+# As sitecustomize.py of a folder in PYTHONPATH: the exported model stays unfinished long enough to be seen.
+SLOW_EXPORT = """
+import sys, time
+sys.addaudithook(lambda event, of: time.sleep(event == "os.rename" and ".model.unfinished" in str(of[0])))
+"""
+
+
+@pytest.fixture
+def flags(tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path) -> list[object]:
+    """A run of 40 steps whose every part takes long enough to be met: much to tokenize, sentences evaluated singly."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_EXPORT)
+    sentences = tsv_files[0].read_text().split("\n", 1)[1]
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + sentences * 60)
+    return [
+        *("--model_name_or_path", tiny_model, "--train_file", tmp_path / "train.tsv"),
+        *("--validation_file", tsv_files[0], "--per_device_eval_batch_size", 1),
+        *("--max_train_steps", 40, "--eval_steps", 20, "--logging_steps", 1, "--resume_from_checkpoint", "auto"),
+    ]
+
+
+def hangups_are(what: str, job: Job) -> bool:
+    """Whether SIGHUP is caught (`SigCgt`) or ignored (`SigIgn`) by the process that was started."""
+    status = Path("/proc", str(job.process.pid), "status").read_text()
+    mask = re.search(rf"^{what}:\s*(\w+)", status, re.MULTILINE)
+    return mask is not None and bool(int(mask[1], 16) >> (signal.SIGHUP - 1) & 1)
+
+
+def step_is_logged(step: int) -> Callable[[Job], bool]:
+    return lambda job: f"\nstep {step}: loss" in job.said
+
+
+MOMENTS: dict[str, Callable[[Job], bool]] = {
+    "imports": partial(hangups_are, "SigCgt"),
+    "tokenizing": lambda job: " x cpu" in job.said,  # the line before it
+    "training": step_is_logged(5),
+    "evaluation": step_is_logged(20),  # the line before it
+    "export": lambda job: (job.run_dir / ".model.unfinished").exists(),
+}
+
+
+def hang_up(job: Job) -> None:
+    """What the kernel does to the processes of a terminal that goes away. Those of torchrun are of none."""
+    os.killpg(job.process.pid, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("launcher", [PYTHON, TWO_PROCESSES], ids=["one process", "two processes"])
+def test_a_hangup_stops_a_run_at_any_moment(launcher: tuple[str, ...], flags: list[object], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    for moment, has_come in MOMENTS.items():
+        home = str(tmp_path / "home" / moment)  # without token ids of an earlier start
+        with running(flags, run_dir, launcher, PYTHONPATH=str(tmp_path), HF_HOME=home) as job:
+            job.wait_for(partial(has_come, job))
+            hang_up(job)
+            finished = job.wait()
+            assert not job.processes(), moment
+        assert "Traceback" not in finished.stderr, finished.stderr
+        assert finished.code == (75 if moment != "export" else 0), finished.stderr
+        if moment == "imports" and launcher != PYTHON:
+            assert not run_dir.exists()  # the launcher has not started anything
+        else:
+            step = saved_state(job)["step"]
+            assert {"training": 5 <= step < 20, "evaluation": step == 20, "export": step == 40}.get(moment, step == 0)
+    assert (run_dir / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("launcher", [PYTHON, ONE_PROCESS, TWO_PROCESSES], ids=["python", "launcher", "two processes"])
+def test_a_hangup_is_nothing_to_a_run_under_nohup(
+    launcher: tuple[str, ...], flags: list[object], tmp_path: Path
+) -> None:
+    with running(flags, tmp_path / "run", ("nohup", *launcher), PYTHONPATH=str(tmp_path)) as job:
+        for has_come in (MOMENTS | {"imports": partial(hangups_are, "SigIgn")}).values():
+            job.wait_for(partial(has_come, job))
+            for process in job.processes():
+                process.send_signal(signal.SIGHUP)
+        finished = job.wait()
+        assert not job.processes()
+    assert finished.code == 0, finished.stderr
+    assert "SIGHUP" not in finished.stderr
+
+
+@pytest.mark.parametrize("launcher", [PYTHON, ONE_PROCESS, TWO_PROCESSES], ids=["python", "launcher", "two processes"])
+def test_a_terminal_that_is_gone_cannot_be_written_to(
+    launcher: tuple[str, ...], flags: list[object], tmp_path: Path
+) -> None:
+    controller, terminal = pty.openpty()
+    command = [*launcher, str(SCRIPT), *map(str, flags), "--output_dir", str(tmp_path / "run")]
+    process = subprocess.Popen(  # the terminal is its own, as of a window
+        ["setsid", "--ctty", *command], stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    try:
+        said = b""
+        while b"step 5: loss" not in said:
+            said += os.read(controller, 4096)
+        left = [process, *psutil.Process(process.pid).children(recursive=True)]
+        os.close(controller)
+        assert process.wait(60) == 75
+        psutil.wait_procs(left[1:], timeout=10)
+        assert not [child for child in left[1:] if child.is_running()]
+    finally:
+        process.kill()
+        process.wait()
+    job = Job(process, tmp_path / "run", tmp_path)
+    assert 5 <= saved_state(job)["step"] < 20
+    assert "stopping after this step" in (tmp_path / "run" / "train.log").read_text()
