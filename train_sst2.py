@@ -47,10 +47,10 @@ from sst2.meter import Meter
 from sst2.model_folder import export_model, model_card, push_to_hub, require_hub_login
 from sst2.modeling import load_model, load_tokenizer
 from sst2.optimization import build_optimizer, build_schedule
-from sst2.predictions import in_order_of_rows, in_words
+from sst2.predictions import in_order_of_rows, in_words, write_predictions
 from sst2.preflight import require_free_space
 from sst2.ranks import on_main
-from sst2.run_folder import RunFolder, write_json, write_predictions, write_text
+from sst2.run_folder import RunFolder, write_json, write_text
 from sst2.settings import Settings
 from sst2.staging import stage
 from sst2.step_graphs import step_graphs

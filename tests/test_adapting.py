@@ -13,7 +13,8 @@ from transformers import pipeline
 from conftest import Finished
 from sst2.errors import UserError
 from sst2.predict.incoming import sentences_of
-from sst2.reading import Columns, LabelledSentences, read_dataset, read_file
+from sst2.reading import LabelledSentences, read_dataset, read_file
+from sst2.records import Columns
 from sst2.sample import Split, sample_sentences
 
 HAM = Columns("text", "verdict", ("ham", "spam"))

@@ -21,9 +21,13 @@ import numpy as np
 import yaml
 
 from sst2.arguments import OF_ONE_START, is_run
+from sst2.classes import order_of_classes
+from sst2.console import standard_output
+from sst2.csv_cells import to_cell
 from sst2.errors import UserError, exit_codes
+from sst2.predictions import read_predictions
 from sst2.run_folder import RunFolder, write_text
-from sst2.settings import Settings
+from sst2.settings import LABEL_NAMES, Settings
 from sst2.statistics import Difference, compare_accuracy, mcnemar, mean_interval
 
 PROGRAM = "python -m sst2.compare"
@@ -44,6 +48,7 @@ class Run:
     Attributes:
         settings: that decide on the result, the seed among them.
         metrics: as in `metrics.json`.
+        label_names: what it calls the classes 0 and 1.
         sentences: what it was evaluated on, with the labels as numbers.
         correct: (sentences,) bool, whether each prediction is right.
     """
@@ -51,6 +56,7 @@ class Run:
     name: str
     settings: dict[str, Any]
     metrics: dict[str, Any] | None = None
+    label_names: tuple[str, ...] = LABEL_NAMES
     sentences: tuple[tuple[str, str], ...] = ()
     correct: np.ndarray | None = None
 
@@ -137,8 +143,7 @@ def read_run(folder: Path) -> Run:
         if not place.metrics.is_file():
             return Run(str(folder), deciding)
         metrics = json.loads(place.metrics.read_text(encoding="utf-8"))
-        with open(place.predictions, encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == metrics["split"]]
+        rows = read_predictions(place.predictions, metrics["split"])
         number = {name.upper(): str(number) for number, name in enumerate(settings["label_names"])}
         sentences = tuple((row["sentence"], number.get(row["label"].upper(), "")) for row in rows)
         correct = np.array([row["label"] == row["prediction"] for row in rows])
@@ -148,7 +153,17 @@ def read_run(folder: Path) -> Run:
             raise ValueError(f"{place.predictions.name} has {len(rows)} sentences, metrics.json {metrics['count']}")
     except (OSError, ValueError, LookupError, AttributeError, TypeError, csv.Error, yaml.YAMLError) as error:
         raise UserError(f"{folder} cannot be read ({error}): leave it out, or run it again") from None
-    return Run(str(folder), deciding, metrics, sentences, correct)
+    return Run(str(folder), deciding, metrics, tuple(settings["label_names"]), sentences, correct)
+
+
+def same_sentences(run: Run, other: Run) -> bool:
+    """Whether two runs were evaluated on the same sentences with the same labels.
+
+    Labels are compared by name where both runs name the same two classes, in whatever order, and by number otherwise.
+    """
+    order = order_of_classes(other.label_names, run.label_names) or [0, 1]
+    number = {"0": str(order[0]), "1": str(order[1])}
+    return tuple((sentence, number.get(label, label)) for sentence, label in run.sentences) == other.sentences
 
 
 def differing_settings(runs: list[Run]) -> list[str]:
@@ -213,7 +228,7 @@ def table_of_pairs(runs: list[Run], differing: list[str], baseline: Run | None) 
             continue
         for run in group:
             for other in reference:
-                if run.settings["seed"] != other.settings["seed"] or run.sentences != other.sentences:
+                if run.settings["seed"] != other.settings["seed"] or not same_sentences(run, other):
                     continue
                 here, there, p_value = mcnemar(*_correct([run, other]))
                 words = [_label(run, differing), str(run.settings["seed"])]
@@ -268,15 +283,16 @@ def markdown(table: list[list[str]]) -> str:
 
 
 def as_csv(table: list[list[str]]) -> str:
+    """The table as csv in which a spreadsheet calculates nothing."""
     stream = StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(table)
+    csv.writer(stream, lineterminator="\n").writerows([map(to_cell, line) for line in table])
     return stream.getvalue()
 
 
 def _against(group: list[Run], reference: list[Run]) -> list[str]:
     if group == reference:
         return ["baseline", "", ""]
-    if len({run.sentences for run in group + reference}) > 1:
+    if not all(same_sentences(run, reference[0]) for run in group + reference):
         return ["other sentences", "", ""]
     found: Difference = compare_accuracy(_correct(group), _correct(reference))
     value, low, high = (f"{round(number, 4) + 0.0:+.4f}" for number in (found.value, found.low, found.high))  # no -0
@@ -305,5 +321,5 @@ def _mean(metrics: list[dict[str, Any]], name: str, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    with exit_codes(PROGRAM):
+    with exit_codes(PROGRAM), standard_output():
         main(sys.argv[1:])

@@ -11,14 +11,15 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from sst2.errors import UserError
+from sst2.errors import UserError, quoted
 from sst2.hub import reading_from_hub, require_revision
-from sst2.reading import Columns, LabelledSentences, read_dataset, read_file
+from sst2.reading import LabelledSentences, read_dataset, read_file
+from sst2.records import Columns
 from sst2.sample import sample_sentences
 from sst2.scratch import Scratch, blocks, spool
 from sst2.settings import LABEL_NAMES, SAMPLE, Settings
 from sst2.staging import local_copy
-from sst2.tokens import map_tokens, require_tokens
+from sst2.tokens import map_tokens, num_cut, require_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Split:
         input_ids: (tokens,) int32, with [CLS] and [SEP].
         offsets: (sentences + 1,) int64; sentence i is input_ids[offsets[i]:offsets[i + 1]].
         label_names: what 0 and 1 stand for.
+        num_cut: sentences that had more tokens than are kept.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Split:
     input_ids: np.ndarray
     offsets: np.ndarray
     label_names: Sequence[str] = LABEL_NAMES
+    num_cut: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,13 +103,18 @@ def tokenize_all(
     check_stop: Callable[[], object] = lambda: None,
 ) -> dict[str, Split]:
     """Every split of a run, tokenised by `tokenize`."""
-    return {
-        name: replace(
-            tokenize(name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir, check_stop=check_stop),
-            label_names=settings.label_names,
+    splits = {}
+    for name, data in sentences.items():
+        split = tokenize(
+            name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir, check_stop=check_stop
         )
-        for name, data in sentences.items()
-    }
+        splits[name] = replace(split, label_names=settings.label_names)
+        if split.num_cut:
+            logger.warning(
+                "%s: %d of %d sentences have more than --max_length %d tokens: their ends are cut off",
+                *(name, split.num_cut, len(split), settings.max_length),
+            )
+    return splits
 
 
 def tokenize(
@@ -135,7 +143,7 @@ def tokenize(
     folder = require_tokens(name, data.sentences, tokenizer, max_length, cache_dir, check_stop)
     if stage_dir is not None:
         folder = local_copy(folder, stage_dir, check_stop=check_stop)
-    return Split(name, data.sentences, data.labels, *map_tokens(folder))
+    return Split(name, data.sentences, data.labels, *map_tokens(folder), num_cut=num_cut(folder))
 
 
 def _from_files(settings: Settings) -> dict[str, LabelledSentences]:
@@ -202,11 +210,11 @@ def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: La
     shared = [sentence for sentence in evaluated.sentences if sentence.strip() in seen]
     if shared:
         logger.warning(
-            "%d of %d %s sentences stand in the training data as well, %r for one: their metrics flatter",
+            "%d of %d %s sentences stand in the training data as well, %s for one: their metrics flatter",
             len(shared),
             len(evaluated),
             name,
-            shared[0],
+            quoted(shared[0]),
         )
 
 

@@ -31,6 +31,7 @@ from torch import distributed
 
 from sst2.arguments import is_reporting_process, process_rank
 from sst2.connect import connect
+from sst2.console import standard_output
 from sst2.environment import choose_precision, processor, read_launcher
 from sst2.errors import EXIT_USER_ERROR, exit_codes, leave_at_once
 from sst2.file_system import FEATURES, missing_features, sync
@@ -291,6 +292,7 @@ def table(findings: list[Finding]) -> str:
 
 if __name__ == "__main__":
     with exit_codes("sst2.doctor", process_rank(), is_reporting_process(), leave_at_once):
-        code = main()
+        with standard_output():
+            code = main()
         if code:
             leave_at_once(code)

@@ -58,6 +58,16 @@ DISK_ERRORS = {
 }
 
 
+def shortened(text: str, most: int = 100) -> str:
+    """So many characters of a text at most."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def quoted(value: object) -> str:
+    """A value of the user's as a message shows it: on one line, and not all of a long one."""
+    return shortened(repr(value))
+
+
 def leave_at_once(code: int) -> NoReturn:
     """End the process without the interpreter's tidying up.
 

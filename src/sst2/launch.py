@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from sst2.console import standard_output
 from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR
 from sst2.preemption import SIGNALS, is_ignored
 
@@ -137,4 +138,5 @@ def _exit_code(code: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with standard_output():
+        main()

@@ -31,11 +31,12 @@ def model_name(name: str) -> str:
         if not model.is_dir():
             raise UserError(f"MODEL {name} is a run that has not finished: it has no model yet")
         return str(model)
-    is_meant = (
-        name.startswith(("/", "./", "../", "~"))
-        or name.count("/") > 1
-        or (len(folder.parts) > 1 and folder.parent.is_dir())
-    )
-    if not folder.is_dir() and is_meant:
+    looks_like_a_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+    if not folder.is_dir() and (looks_like_a_path or _holds_runs(folder.parent)):
         raise UserError(f"MODEL {name} does not exist as a folder")
     return str(folder)
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether it is a folder of runs, and none that is merely called as an organisation on the hub is."""
+    return folder != Path(".") and folder.is_dir() and any(map(is_run, folder.iterdir()))

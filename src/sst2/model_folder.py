@@ -37,6 +37,8 @@ def export_model(
 ) -> None:
     """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
 
+    Its tokenizer has the length of training as `model_max_length`, which programs cut to unless told otherwise.
+
     Args:
         config: of the trained model.
         weights: all of them by name, on any device.
@@ -49,6 +51,8 @@ def export_model(
         RuntimeError: the reloaded model gives other logits.
     """
     stock = stock_classifier(config, weights)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = max_length or tokenizer.model_max_length
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     stock.save_pretrained(unfinished)

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, DistilBertConfig, DistilBertTokenizer, PreTrainedTokenizerBase
 
+from sst2.classes import are_generic, names_in_order, order_of_classes
 from sst2.errors import UserError
 from sst2.hub import reading_from_hub
 from sst2.packed import PackedClassifier
@@ -40,13 +41,13 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
     """DistilBERT with a two-class head, in float32 whatever the checkpoint was stored in.
 
     Only safetensors are read and no remote code runs. The head is new, drawn from torch's random state, unless the
-    checkpoint has one of two classes.
+    checkpoint has one of two classes: then its rows are put in the order of the run's classes, by their names.
 
     Args:
         with_weights: whether its weights are read; else all are drawn, for a checkpoint's to take their place.
 
     Raises:
-        UserError: it cannot be had, or is incomplete.
+        UserError: it cannot be had, is incomplete, or has a head of classes with other names.
     """
     labels = dict(enumerate(settings.label_names))
     options = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
@@ -59,9 +60,11 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
         model = PackedClassifier(config)
         model.drawn = frozenset(model.state_dict())
     else:
-        model, fresh = _read_weights("--model_name_or_path", name, settings.model_revision, options)
+        model, fresh, class_names = _read_weights("--model_name_or_path", name, settings.model_revision, options)
         model.drawn = frozenset(fresh)
         logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
+        if not fresh:
+            _order_classes(model, name, class_names, settings.label_names)
     return model
 
 
@@ -80,7 +83,7 @@ def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedT
         kind = "several labels at once" if config.num_labels == 2 else f"{config.num_labels} classes"
         raise UserError(f"{flag} {name} is a model of {kind}: give a classifier of two")
     _check_vocabulary(flag, name, config, tokenizer)
-    model, fresh = _read_weights(flag, name, "main", {})
+    model, fresh, _ = _read_weights(flag, name, "main", {})
     if fresh:
         raise UserError(f"{flag} {name} has no trained classification head ({fresh[0]} is missing): fine-tune it first")
     return model, tokenizer
@@ -111,9 +114,41 @@ def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConf
     return config, tokenizer
 
 
-def _read_weights(flag: str, name: str, revision: str, options: dict[str, Any]) -> tuple[PackedClassifier, list[str]]:
-    """The model, and the names of the weights of its head that the checkpoint does not have."""
+def _order_classes(model: PackedClassifier, name: str, class_names: list[str], label_names: list[str]) -> None:
+    """Put the rows of a trained head in the order of the run's classes.
+
+    Args:
+        name: of the checkpoint, for messages.
+        class_names: what the checkpoint calls the classes of its rows.
+        label_names: what the run calls the classes 0 and 1.
+
+    Raises:
+        UserError: the two do not name the same classes.
+    """
+    mine, own = " and ".join(label_names), " and ".join(class_names)
+    if are_generic(class_names):
+        logger.warning("%s: its classes have no names (%s): they are taken for %s, by number", name, own, mine)
+        return
+    order = order_of_classes(class_names, label_names)
+    if order is None:
+        raise UserError(
+            f"--model_name_or_path {name} has a classification head for {own}, where the run's classes are {mine}: "
+            "call the run's classes so by --label_names, or rename the checkpoint's in id2label of its config.json "
+            "(LABEL_0 and LABEL_1 go by number)"
+        )
+    if order != sorted(order):
+        logger.info("%s: the rows of its head are for %s: put in the order %s", name, own, mine)
+        with torch.no_grad():
+            for parameter in model.classifier.parameters():
+                parameter.copy_(parameter[order].clone())
+
+
+def _read_weights(
+    flag: str, name: str, revision: str, options: dict[str, Any]
+) -> tuple[PackedClassifier, list[str], list[str]]:
+    """The model, the names of the weights of its head that the checkpoint lacks, and what it calls its classes."""
     with reading_from_hub(flag, name, "model", revision):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         try:
             loaded: Any = PackedClassifier.from_pretrained(
                 name,
@@ -131,7 +166,7 @@ def _read_weights(flag: str, name: str, revision: str, options: dict[str, Any]) 
     lost = sorted(key for key in fresh if not key.startswith(HEAD))
     if lost:
         raise UserError(f"{flag} {name} lacks {len(lost)} weights of a DistilBERT, {lost[0]} for one")
-    return model, sorted(fresh)
+    return model, sorted(fresh), names_in_order(config.id2label)
 
 
 def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,8 +1,16 @@
-"""What can be said of logits with numpy alone: probabilities, their order, a line for a person."""
+"""Logits as probabilities, as a line for a person, and as a run's predictions.csv, which is read here as well."""
 
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sst2.csv_cells import from_cell, to_cell
+
+COLUMNS = ("split", "row", "sentence", "label", "prediction", "probability_positive")
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -44,3 +52,35 @@ def in_words(metrics: dict[str, Any], split: str) -> str:
         f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), f1 {metrics['f1']:.4f}, "
         f"loss {metrics['loss']:.4f} on {metrics['count']} {split} sentences"
     )
+
+
+def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> None:
+    """One line per sentence: split, row, sentence, label (empty if unknown), prediction, probability of the class 1.
+
+    Texts are written as `to_cell` has them, so that a spreadsheet calculates none.
+
+    Args:
+        splits: pairs of a `Split` and its logits, (sentences, 2).
+    """
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    with open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        for split, logits in splits:
+            probabilities, predicted = probability_positive(logits), logits.argmax(axis=1)
+            names = [*map(to_cell, split.label_names), ""]  # -1, no label, is the last
+            for row, sentence in enumerate(split.sentences):
+                label, prediction = names[split.labels[row]], names[predicted[row]]
+                writer.writerow([split.name, row, to_cell(sentence), label, prediction, f"{probabilities[row]:.6f}"])
+    os.replace(unfinished, file)
+
+
+def read_predictions(file: Path, split: str) -> list[dict[str, str]]:
+    """The lines of one split, by column, with the texts that were written.
+
+    Raises:
+        OSError, ValueError, LookupError, csv.Error: it cannot be read, or is no such file.
+    """
+    with open(file, encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["split"] == split]
+    return [row | {name: from_cell(row[name]) for name in ("sentence", "label", "prediction")} for row in rows]

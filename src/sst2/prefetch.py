@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import huggingface_hub
 
+from sst2.console import standard_output
 from sst2.data import load_sentences, tokenize_all
 from sst2.errors import exit_codes
 from sst2.logs import start_logging
@@ -37,5 +38,5 @@ def main(settings: Settings) -> None:
 if __name__ == "__main__":
     from sst2.arguments import read_settings
 
-    with exit_codes(PROGRAM):
+    with exit_codes(PROGRAM), standard_output():
         main(read_settings(sys.argv[1:], PROGRAM, "Fetch and tokenise what a run with the same flags will read."))

@@ -1,20 +1,15 @@
 """The folder of a run: what lies where, and files that are whole or absent."""
 
-import csv
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from sst2.errors import UserError
 from sst2.file_system import NoLocksError, sync, try_lock, warn_once
-from sst2.predictions import probability_positive
 
 
 class RunFolder:
@@ -123,22 +118,3 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write JSON that any reader takes: a NaN or infinity in it is an error here, not there."""
     write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> None:
-    """One line per sentence: split, row, sentence, label (empty if unknown), prediction, probability of the class 1.
-
-    Args:
-        splits: pairs of a `Split` and its logits, (sentences, 2).
-    """
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["split", "row", "sentence", "label", "prediction", "probability_positive"])
-        for split, logits in splits:
-            probabilities, predicted = probability_positive(logits), logits.argmax(axis=1)
-            for row, sentence in enumerate(split.sentences):
-                label = split.label_names[split.labels[row]] if split.labels[row] >= 0 else ""
-                prediction = split.label_names[predicted[row]]
-                writer.writerow([split.name, row, sentence, label, prediction, f"{probabilities[row]:.6f}"])
-    os.replace(unfinished, file)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sst2.data_files import problem_of
+
 TRACKERS = {"aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"}
-FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 SAMPLE = "sample"
 LABEL_NAMES = ("NEGATIVE", "POSITIVE")
@@ -51,7 +52,9 @@ class DataArguments:
     dataset_config_name: str | None = flag(None, "configuration of the hub data set (sst2 for nyu-mll/glue)", "NAME")
     dataset_revision: str = flag("main", "branch, tag or commit of the data set on the hub", "REV")
     train_file: str | None = flag(
-        None, "training sentences in place of the hub's: csv, tsv, json lines or parquet with sentence, label", "FILE"
+        None,
+        "training sentences in place of the hub's: csv, tsv, json lines or parquet with sentence, label; also gzipped",
+        "FILE",
     )
     validation_file: str | None = flag(None, "validation sentences, same formats", "FILE")
     test_file: str | None = flag(None, "test sentences, same formats; without labels they are only predicted", "FILE")
@@ -253,10 +256,8 @@ def _check_files(s: Settings) -> None:
         file = getattr(s, name)
         if file is None:
             continue
-        if not Path(file).is_file():
-            raise ValueError(f"--{name} {file} {'is a folder' if Path(file).is_dir() else 'does not exist'}")
-        if Path(file).suffix not in FILE_SUFFIXES:
-            raise ValueError(f"--{name} {file} must end in one of {' '.join(FILE_SUFFIXES)}")
+        if problem := problem_of(file):
+            raise ValueError(f"--{name} {file} {problem}")
     for name in ("model_name_or_path", "dataset_name"):
         value = getattr(s, name) or ""
         if name == "model_name_or_path" and s.resume_from_checkpoint:

@@ -1,7 +1,7 @@
 """Token ids on disk: written once for the same sentences, tokenizer and length, verified, and mapped.
 
-A folder `KEY.tokens` holds all ids end to end and where each sentence begins, as plain little-endian numbers. It is a
-sealed folder: whole or absent, with the size and SHA-256 of each file.
+A folder `KEY.tokens` holds all ids end to end, where each sentence begins and how many of them were cut, as plain
+little-endian numbers. It is a sealed folder: whole or absent, with the size and SHA-256 of each file.
 """
 
 import copy
@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,8 +28,8 @@ from sst2.sentences import Sentences
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # part of the key: raise it when the content of the files changes
-INPUT_IDS, OFFSETS = "input_ids.int32", "offsets.int64"
+CACHE_FORMAT = 3  # part of the key: raise it when the content of the files changes
+INPUT_IDS, OFFSETS, CUT = "input_ids.int32", "offsets.int64", "cut.int64"
 
 
 def require_tokens(
@@ -54,9 +54,7 @@ def require_tokens(
     Raises:
         UserError: the folder cannot be written, or has no room.
     """
-    encoder = copy.deepcopy(tokenizer.backend_tokenizer)  # without what earlier calls have left in the tokenizer
-    encoder.no_padding()
-    encoder.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    encoder = encoder_of(tokenizer, max_length)
     folder = cache_dir / f"{_cache_key(sentences, encoder)}.tokens"
     damage = partial(_damage, folder, len(sentences), max(encoder.get_vocab().values()))
     if damage():  # seen without the lock: those that only read need not wait for each other
@@ -91,6 +89,25 @@ def map_tokens(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         np.asarray(np.memmap(folder / INPUT_IDS, "<i4", mode="r")),
         np.asarray(np.memmap(folder / OFFSETS, "<i8", mode="r")),
     )
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
+    """What encodes sentences in training and prediction: without padding and what earlier calls have left in it."""
+    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder.no_padding()
+    encoder.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    return encoder
+
+
+def num_cut(folder: Path) -> int:
+    """How many of the sentences had more tokens than `max_length`."""
+    return int(np.fromfile(folder / CUT, "<i8")[0])
+
+
+def encode(encoder: Tokenizer, sentences: Sequence[str]) -> tuple[list[list[int]], int]:
+    """Token ids of each sentence, and how many sentences were cut. On all cores, in threads of the library's own."""
+    encodings = encoder.encode_batch_fast(sentences)  # `fast` leaves out where in the text a token stands
+    return [encoding.ids for encoding in encodings], sum(1 for encoding in encodings if encoding.overflowing)
 
 
 def _cache_key(sentences: Sentences, encoder: Tokenizer) -> str:
@@ -138,7 +155,7 @@ def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> N
 
 
 def _write(sentences: Sentences, encoder: Tokenizer, check_stop: Callable[[], object], folder: Path) -> None:
-    end = 0
+    end = cut = 0
     with (
         open(folder / INPUT_IDS, "wb") as ids_file,
         open(folder / OFFSETS, "wb") as offsets_file,
@@ -147,10 +164,11 @@ def _write(sentences: Sentences, encoder: Tokenizer, check_stop: Callable[[], ob
         offsets_file.write(bytes(8))
         for block in blocks(len(sentences)):
             check_stop()
-            # on all cores, in threads of the library's own; `fast` leaves out where in the text a token stands
-            ids = [encoding.ids for encoding in encoder.encode_batch_fast(sentences[block])]
+            ids, cut_here = encode(encoder, sentences[block])
+            cut += cut_here
             ends = end + np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)))
             ids_file.write(np.fromiter(chain.from_iterable(ids), "<i4").tobytes())
             offsets_file.write(ends.astype("<i8").tobytes())
             end = int(ends[-1])
             bar.update(len(ids))
+    (folder / CUT).write_bytes(cut.to_bytes(8, "little"))

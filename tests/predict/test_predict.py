@@ -96,7 +96,8 @@ def test_answers_are_the_stock_models_in_the_order_of_the_input(
     sentences = [SENTENCES[row] for row in keep]
     file = write_sentences(tmp_path / f"sentences{suffix}", sentences)
     code, out, said = run(tiny_classifier, "--file", file, "--output", tmp_path / "answers.csv")
-    assert (code, out, said) == (0, "", "")
+    assert (code, out) == (0, "")
+    assert said == "python -m sst2.predict: 1 sentences have more than 512 tokens, their ends are cut off\n"
     with open(tmp_path / "answers.csv", encoding="utf-8", newline="") as stream:
         rows = [*csv.DictReader(stream)]
     assert [*rows[0]] == ["prediction", "probability_positive", "sentence"]
@@ -161,6 +162,11 @@ def test_names_of_the_classes_are_the_models_own(run: Run, tiny_classifier: Path
     after = json.loads(run(folder, "fine", "--format", "jsonl")[1])
     assert {before["prediction"], after["prediction"].upper()} == {"NEGATIVE", "POSITIVE"}
     assert after["probability_positive"] == pytest.approx(1 - before["probability_positive"], abs=1e-5)
+    config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    (folder / "config.json").write_text(json.dumps(config))
+    told = "python -m sst2.predict: no class of the model is named POSITIVE: probability_positive is that of LABEL_1\n"
+    assert run(folder, "fine", "--format", "csv")[2] == told
+    assert run(folder, "fine", "--format", "text")[2] == ""
 
 
 def test_bf16_is_close(tiny_classifier: Path) -> None:

@@ -39,8 +39,8 @@ def onnx_card(report: dict[str, Any]) -> str:
         f"A DistilBERT classifier with the classes {' and '.join(labels)}. It needs onnxruntime 1.20 or later and "
         "tokenizers, neither torch nor transformers. In this folder:",
         USAGE.format(max_length=report["max_length"], file=file, labels=tuple(labels)),
-        f"ONNX opset {report['opset']}; inputs `input_ids` and `attention_mask`, int64, (sentences, length), of up to "
-        f"{report['max_length']} tokens; output `logits`, float32, (sentences, 2).",
+        f"ONNX opset {report['opset']}; inputs `input_ids` and `attention_mask`, int64, (sentences, length), checked "
+        f"with up to {report['max_length']} tokens; output `logits`, float32, (sentences, 2).",
         "## Checked",
         *_checked(report["probes"], forms),
         "## Measured",

@@ -9,19 +9,30 @@ and all figures as JSON. It appears only after its logits were compared with tor
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sst2.arguments import is_run
+from sst2.classes import are_generic, names_in_order, order_of_classes
+from sst2.data_files import problem_of
 from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
-from sst2.reading import SST2, Columns, LabelledSentences, read_file
+from sst2.reading import SST2, LabelledSentences, read_file
+from sst2.records import Columns
 from sst2.run_folder import RunFolder
-from sst2.settings import FILE_SUFFIXES, LABEL_NAMES
+from sst2.settings import LABEL_NAMES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROGRAM = "python -m sst2.export"
+
+logger = logging.getLogger(__name__)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -38,7 +49,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sentence_column", default=SST2.sentence, metavar="NAME", help="that column of the file")
     parser.add_argument("--label_column", default=SST2.label, metavar="NAME", help="that column of the file")
     parser.add_argument(
-        "--label_names", nargs=2, metavar="NAME", help="the classes 0 and 1 in the file; default: as the model's"
+        "--label_names",
+        nargs=2,
+        metavar="NAME",
+        help="the classes 0 and 1 in the file; default: NEGATIVE POSITIVE, or the model's where they are others",
+    )
+    parser.add_argument(
+        "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: as in training"
     )
     parser.add_argument("--output_dir", metavar="DIR", help="folder to write; default: beside the model, e.g. RUN/onnx")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export in it")
@@ -57,7 +74,10 @@ def main(argv: Sequence[str]) -> None:
     assert output_dir is not None
     output_dir = output_dir.absolute()
     check_output_dir(output_dir, arguments.overwrite_output_dir)
-    require_readable(arguments.validation_file)
+    if arguments.validation_file is not None:
+        arguments.validation_file = os.path.expanduser(arguments.validation_file)
+        if problem := problem_of(arguments.validation_file, read_once=True):
+            raise UserError(f"--validation_file {arguments.validation_file} {problem}")
     report = export(source, title, output_dir, arguments)
 
     from sst2.export.card import table
@@ -101,33 +121,34 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
         )
 
 
-def require_readable(file: str | None) -> None:
-    """Raises UserError: it is no file, or of a kind that cannot be read."""
-    if file is None:
-        return
-    path = Path(os.path.expanduser(file))
-    if not path.is_file():
-        raise UserError(f"--validation_file {file} {'is a folder' if path.is_dir() else 'does not exist'}")
-    if path.suffix not in FILE_SUFFIXES:
-        raise UserError(f"--validation_file {file} must end in one of {' '.join(FILE_SUFFIXES)}")
-
-
 def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> tuple[str, LabelledSentences] | None:
-    """Name and sentences of the file, if one is given.
+    """Name and sentences of the file, if one is given, labelled by the numbers of the model's classes.
+
+    The file's numbers 0 and 1 stand for the names of `--label_names`, else for SST-2's, else, where the model's classes
+    are others, for the model's. Which class of the model a name means is decided by the names alone; where the two sets
+    of names differ, 0 and 1 are the model's, which is said.
 
     Args:
-        classes: of the model; its labels are called so unless a flag or their being mere numbers says otherwise.
+        classes: names of the model's classes.
 
     Raises:
         UserError: a row cannot be used.
     """
     if arguments.validation_file is None:
         return None
-    has_names = [name.upper() for name in classes] != ["LABEL_0", "LABEL_1"]  # transformers' names where none are given
-    names = arguments.label_names or (classes if has_names else LABEL_NAMES)
-    path = Path(os.path.expanduser(arguments.validation_file))
+    is_sentiment = are_generic(classes) or order_of_classes(classes, LABEL_NAMES) is not None
+    names = arguments.label_names or (LABEL_NAMES if is_sentiment else classes)
     columns = Columns(arguments.sentence_column, arguments.label_column, tuple(names))
-    return path.name, read_file(str(path), labels_required=True, columns=columns)
+    data = read_file(arguments.validation_file, labels_required=True, columns=columns)
+    name = Path(arguments.validation_file).name
+    order = order_of_classes(classes, names)
+    if order is None:
+        logger.warning(
+            "%s is taken for the model's class %s, %s for %s: their names do not tell",
+            *(names[0], classes[0], names[1], classes[1]),
+        )
+        return name, data
+    return name, LabelledSentences(data.sentences, np.array(order)[data.labels])
 
 
 def export(source: str, title: str, output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -142,7 +163,7 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
         RuntimeError: an exported model is not the model.
     """
     from sst2.export.folder import write_files
-    from sst2.export.onnx_model import class_names, require_onnx
+    from sst2.export.onnx_model import require_onnx
     from sst2.logs import start_logging
     from sst2.model_folder import stock_classifier
     from sst2.modeling import load_classifier
@@ -151,7 +172,15 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
     require_onnx()
     start_logging(is_main=True)
     loaded, tokenizer = load_classifier("MODEL", source)
-    data = read_validation(arguments, class_names(loaded.config))
+    limit = loaded.config.max_position_embeddings
+    if arguments.max_length is not None:
+        if not 3 <= arguments.max_length <= limit:
+            raise UserError(f"--max_length {arguments.max_length} cannot work: give 3 to {limit}, as the model takes")
+        tokenizer.model_max_length = arguments.max_length
+    id2label: Any = loaded.config.id2label
+    data = read_validation(arguments, names_in_order(id2label))
+    if data is not None:
+        _warn_of_cut_sentences(*data, tokenizer)
     model = stock_classifier(loaded.config, loaded.state_dict()).eval()
     reports: list[dict[str, Any]] = []
     try:
@@ -164,3 +193,16 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
             f"--output_dir {output_dir} cannot be written ({error.strerror}): make room, or name another folder"
         ) from None
     return reports[0]
+
+
+def _warn_of_cut_sentences(name: str, data: LabelledSentences, tokenizer: "PreTrainedTokenizerBase") -> None:
+    from sst2.scratch import blocks
+    from sst2.tokens import encode, encoder_of
+
+    encoder = encoder_of(tokenizer, tokenizer.model_max_length)
+    cut = sum(encode(encoder, data.sentences[block])[1] for block in blocks(len(data)))
+    if cut:
+        logger.warning(
+            "%s: %d of %d sentences have more than %d tokens: their ends are cut off; --max_length takes more",
+            *(name, cut, len(data), tokenizer.model_max_length),
+        )

@@ -36,13 +36,13 @@ class Form:
 
 
 def padded(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> Inputs:
-    """Token ids and mask of a batch, padded to its longest sentence and cut to what the model takes."""
+    """Token ids and mask of a batch, padded to its longest sentence and cut as the tokenizer says."""
     encoded = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="np")
     return {name: encoded[name].astype(np.int64) for name in INPUTS}
 
 
 def probe_batches(tokenizer: PreTrainedTokenizerBase) -> list[Inputs]:
-    """Batches of several sizes and lengths: from one word to as many tokens as the model takes, alone and padded."""
+    """Batches of several sizes and lengths: from one word to as many tokens as sentences may have, alone and padded."""
     sentences = sample_sentences("validation")[0]
     longest = " ".join(sentences)  # thousands of words
     batches = [sentences[:size] for size in PROBE_BATCHES]
@@ -83,7 +83,11 @@ def require_same_logits(
 
 
 def figures_of(
-    forms: dict[str, Form], tokenizer: PreTrainedTokenizerBase, data: LabelledSentences | None, rounds: int = ROUNDS
+    forms: dict[str, Form],
+    tokenizer: PreTrainedTokenizerBase,
+    data: LabelledSentences | None,
+    rounds: int = ROUNDS,
+    positive: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """What is to be said of each form, by name.
 
@@ -92,8 +96,9 @@ def figures_of(
 
     Args:
         forms: `REFERENCE` and others.
-        data: all of it labelled; the sample's first sentences, without labels, if None.
+        data: all of it labelled by the model's classes; the sample's first sentences, without labels, if None.
         rounds: of measuring latency.
+        positive: number of the positive class, for F1.
 
     Raises:
         RuntimeError: a logit is not finite.
@@ -110,7 +115,7 @@ def figures_of(
             "largest_logit_difference": float(np.abs(logits[name] - reference).max()),
         }
         if data is not None:
-            figures[name] |= _accuracy(logits[name], reference, data.labels)
+            figures[name] |= _accuracy(logits[name], reference, data.labels, positive)
     for size, calls in CALLS.items():
         # evenly from all over the file, which may be sorted
         rows = np.linspace(0, len(sentences) - 1, size * calls).round().astype(int).reshape(calls, size)
@@ -129,10 +134,12 @@ def _logits(name: str, classify: Classify, tokenizer: PreTrainedTokenizerBase, s
     return logits
 
 
-def _accuracy(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _accuracy(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray, positive: int) -> dict[str, Any]:
     from sst2.metrics import SentimentMetric  # half a second that is only needed here
     from sst2.statistics import compare_accuracy
 
+    if positive == 0:  # the metric's positive class is 1
+        logits, reference, labels = logits[:, ::-1], reference[:, ::-1], 1 - labels
     lengths = np.ones(len(labels), dtype=np.int64)  # of which only accuracy by length would speak
     metrics = SentimentMetric().compute(predictions=logits, references=labels, lengths=lengths)
     right, expected = (values.argmax(axis=1) == labels for values in (logits, reference))

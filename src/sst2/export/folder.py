@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
 
+from sst2.classes import names_in_order, positive_class
 from sst2.environment import processor
 from sst2.export.card import FILES, onnx_card
 from sst2.export.figures import (
@@ -20,7 +21,7 @@ from sst2.export.figures import (
     require_finite,
     require_same_logits,
 )
-from sst2.export.onnx_model import OPSET, class_names, onnx_classifier, quantise, torch_classifier, write_onnx
+from sst2.export.onnx_model import OPSET, onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.modeling import num_bytes
 from sst2.reading import LabelledSentences
 from sst2.run_folder import write_json
@@ -49,7 +50,7 @@ def write_files(
         model: in evaluation mode.
         title: name of the model, for the card.
         int8: whether a quantised model is wanted as well.
-        data: name of a file, and its labelled sentences.
+        data: name of a file, and its sentences, labelled by the model's classes.
 
     Returns:
         What `export.json` holds.
@@ -58,6 +59,8 @@ def write_files(
         UserError: the model's logits are not finite.
         RuntimeError: an exported model is not the model.
     """
+    id2label: Any = model.config.id2label
+    labels = names_in_order(id2label)
     tokenizer.save_pretrained(folder)  # before its first use, which would leave its padding in it
     model.config.save_pretrained(folder)
     batches, threads = probe_batches(tokenizer), torch.get_num_threads()
@@ -73,12 +76,12 @@ def write_files(
         differences[name] = require_same_logits(
             forms[REFERENCE].classify, forms[name].classify, batches, TOLERANCES[name]
         )
-    figures = figures_of(forms, tokenizer, data and data[1])
+    figures = figures_of(forms, tokenizer, data and data[1], positive=positive_class(labels))
     report = {
         "model": title,
         "format": "onnx",
         "opset": OPSET,
-        "labels": class_names(model.config),
+        "labels": labels,
         "max_length": tokenizer.model_max_length,
         "probes": {
             "batches": [list(inputs["input_ids"].shape) for inputs in batches],

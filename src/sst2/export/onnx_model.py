@@ -10,11 +10,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import DistilBertForSequenceClassification
 
 from sst2.errors import UserError
 
@@ -23,12 +22,6 @@ INPUTS = ("input_ids", "attention_mask")
 
 Inputs = dict[str, np.ndarray]  # by name: (sentences, longest) int64
 Classify = Callable[[Inputs], np.ndarray]  # to logits, (sentences, 2) float32
-
-
-def class_names(config: DistilBertConfig) -> list[str]:
-    """Of the classes 0 and 1."""
-    names: Any = config.id2label
-    return [str(names[0]), str(names[1])]
 
 
 def require_onnx() -> None:

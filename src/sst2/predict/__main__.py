@@ -2,13 +2,15 @@
 
 import sys
 
+from sst2.console import standard_output
 from sst2.errors import exit_codes
 from sst2.predict.command import PROGRAM, main
 
 if __name__ == "__main__":
     with exit_codes(PROGRAM):
         try:
-            main(sys.argv[1:])
+            with standard_output():
+                main(sys.argv[1:])
         except KeyboardInterrupt as stop:
             if stop.args:
                 print(f"{PROGRAM}: stopped{stop.args[0]}", file=sys.stderr)

@@ -4,6 +4,7 @@ import csv
 import json
 from typing import NamedTuple, Protocol
 
+from sst2.csv_cells import to_cell
 from sst2.predict.highlight import Word, in_colour, in_plain, printable
 from sst2.predict.sinks import Sink
 
@@ -58,7 +59,7 @@ class TextLines:
 
 
 class CsvLines:
-    """As in a run's predictions.csv; with explanations, they are a column of JSON."""
+    """As in a run's predictions.csv, safe for spreadsheets; with explanations, they are a column of JSON."""
 
     def __init__(self, sink: Sink, explained: bool) -> None:
         self._writer = csv.writer(sink)
@@ -67,7 +68,7 @@ class CsvLines:
         )
 
     def write(self, answer: Answer) -> None:
-        row = [answer.prediction, f"{answer.probability_positive:.6f}", answer.sentence]
+        row = [to_cell(answer.prediction), f"{answer.probability_positive:.6f}", to_cell(answer.sentence)]
         if answer.words is not None:
             row.append(json.dumps(_pairs(answer), ensure_ascii=False))
         self._writer.writerow(row)

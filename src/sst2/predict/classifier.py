@@ -1,6 +1,5 @@
 """A trained classifier at work: sentences sorted by length, classified in packed batches, answered in their order."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -9,11 +8,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sst2.classes import names_in_order, positive_class
 from sst2.errors import UserError
 from sst2.packed import PackedClassifier
 from sst2.packing import Pack, send
 from sst2.predict.linear import use_faster_linear
 from sst2.settings import Precision
+from sst2.tokens import encode, encoder_of
 
 TOKENS_ON_CPU = 1024  # of a forward pass: activations that the caches hold, and few shapes for the library
 TOKENS_ON_GPU = 1 << 15
@@ -26,7 +27,9 @@ class Classifier:
     Attributes:
         labels: names of the classes 0 and 1, as the model's configuration has them.
         positive: number of the class whose probability is reported: the one named POSITIVE, else 1.
+        limit: tokens that the model takes.
         max_length: tokens that a sentence is cut to, [CLS] and [SEP] included.
+        num_cut: sentences that were, so far.
     """
 
     def __init__(
@@ -39,29 +42,30 @@ class Classifier:
     ) -> None:
         """
         Args:
-            max_length: as many as tokenizer and model take if None.
+            max_length: as in the model's training if None, where its tokenizer says so.
             precision: of matrix products, `no` for float32 throughout.
 
         Raises:
             UserError: `max_length` is more than the model takes.
         """
-        limit = tokenizer.model_max_length
-        if max_length is not None and not 3 <= max_length <= limit:
-            raise UserError(f"--max_length {max_length} cannot work: give 3 to {limit}, which is what the model takes")
-        self.max_length = max_length or limit
+        self.limit = model.config.max_position_embeddings
+        if max_length is not None and not 3 <= max_length <= self.limit:
+            raise UserError(
+                f"--max_length {max_length} cannot work: give 3 to {self.limit}, which is what the model takes"
+            )
+        self.max_length = max_length or tokenizer.model_max_length
+        self.num_cut = 0
         self.model = model.eval().to(device)
         if device.type == "cpu" and precision == "no":
             use_faster_linear(self.model)
         self.tokenizer = tokenizer
-        names: Any = model.config.id2label
-        self.labels = (str(names[0]), str(names[1]))
-        self.positive = next((n for n, label in enumerate(self.labels) if label.upper() == "POSITIVE"), 1)
+        id2label: Any = model.config.id2label
+        self.labels = tuple(names_in_order(id2label))
+        self.positive = positive_class(self.labels)
         self._device = device
         self._tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_ON_GPU
         self._autocast = AUTOCAST.get(precision)
-        self._encoder = copy.deepcopy(tokenizer.backend_tokenizer)  # a run's way to cut, whatever the tokenizer's is
-        self._encoder.no_padding()
-        self._encoder.enable_truncation(self.max_length, direction=tokenizer.truncation_side)
+        self._encoder = encoder_of(tokenizer, self.max_length)
 
     @torch.no_grad()  # not inference_mode: attention tries FlashAttention out once, backward as well
     def logits(self, sentences: Sequence[str], done: Callable[[int], object] = lambda count: None) -> np.ndarray:
@@ -77,7 +81,8 @@ class Classifier:
         Raises:
             UserError: a logit is not finite.
         """
-        ids = [encoding.ids for encoding in self._encoder.encode_batch_fast(sentences)]
+        ids, num_cut = encode(self._encoder, sentences)
+        self.num_cut += num_cut
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         order = np.argsort(lengths, kind="stable")
         lengths = lengths[order]

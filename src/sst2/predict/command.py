@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from sst2.classes import have_positive
+from sst2.data_files import FILE_SUFFIXES, problem_of
 from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
 from sst2.predict.answers import Answer, lines_of
 from sst2.predict.highlight import PAGE_END, page_row, page_start
-from sst2.predict.incoming import chunks, require_readable, sentences_of
+from sst2.predict.incoming import chunks, sentences_of
 from sst2.predict.sinks import NewFile, Sink, StandardOutput
 from sst2.predictions import log_probabilities
 
@@ -51,7 +53,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="default: those of --file, else of standard input, one a line",
     )
     parser.add_argument(
-        "--file", help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences"
+        "--file",
+        help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences; also gzipped",
     )
     parser.add_argument("--sentence_column", default="sentence", metavar="NAME", help="that column; default: sentence")
     parser.add_argument("--output", metavar="FILE", help="where to write; default: standard output")
@@ -59,7 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--format", choices=["text", "csv", "jsonl"], help="default: as --output's suffix says; text without one"
     )
     parser.add_argument(
-        "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: what the model takes"
+        "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: as in training"
     )
     parser.add_argument(
         "--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no (exact, the default), bf16, auto"
@@ -70,7 +73,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.file is not None:
         if arguments.sentences:
             raise UserError("--file and sentences on the command line both name the input: give one")
-        require_readable(arguments.file)
+        arguments.file = os.path.expanduser(arguments.file)
+        if problem := problem_of(arguments.file, (".txt", *FILE_SUFFIXES), read_once=True):
+            raise UserError(f"--file {arguments.file} {problem}")
     if arguments.html is not None and not arguments.explain:
         raise UserError("--html needs --explain beside it")
     places = [Path(file).expanduser().resolve() for file in (arguments.html, arguments.output) if file is not None]
@@ -101,10 +106,20 @@ def main(argv: Sequence[str]) -> None:
         parts = chunks(sentences_of(arguments.sentences, arguments.file, arguments.sentence_column), size)
         first = next(parts)  # a mistake in it is answered before the seconds that the model takes
         classifier = load(name, arguments.max_length, arguments.mixed_precision)
+        if arguments.format != "text" and not have_positive(classifier.labels):
+            told = f"no class of the model is named POSITIVE: probability_positive is that of {classifier.labels[1]}"
+            print(f"{PROGRAM}: {told}", file=sys.stderr)
         hidden = True if by_hand or arguments.sentences else None  # None: where stderr is no terminal
         bar = stack.enter_context(tqdm(unit=" sentences", unit_scale=True, disable=hidden))
         answers = answer(chain([first], parts), classifier, arguments.explain, bar.update)
         write(answers, classifier.labels, arguments, output, page)
+    if classifier.num_cut:
+        remedy = f": --max_length takes up to {classifier.limit}" if classifier.max_length < classifier.limit else ""
+        print(
+            f"{PROGRAM}: {classifier.num_cut} sentences have more than {classifier.max_length} tokens, their ends are "
+            f"cut off{remedy}",
+            file=sys.stderr,
+        )
 
 
 def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Classifier":

@@ -1,13 +1,13 @@
 """Sentences to classify, one after another: from the command line, a file or standard input, each one checked."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
+from sst2.data_files import open_text
 from sst2.errors import UserError
-from sst2.reading import Columns, Record, checked_sentence, file_records
-from sst2.settings import FILE_SUFFIXES
+from sst2.reading import checked_sentence
+from sst2.records import Columns, Record, file_records, text_records
 
-SUFFIXES = (".txt", *FILE_SUFFIXES)
 CHUNK_CHARACTERS = 1 << 20  # a chunk of very long sentences ends early: what a process needs for it is bounded
 
 
@@ -23,22 +23,11 @@ def sentences_of(words: Sequence[str], file: str | None, column: str = "sentence
     """
     source = "the command line" if words else file or "standard input"
     count = 0
-    try:
-        for record in _records(words, file, source, column):
-            count += 1
-            yield checked_sentence(record)
-    except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}): give a file that you may read") from None
+    for record in _records(words, file, source, column):
+        count += 1
+        yield checked_sentence(record)
     if not count:
         raise UserError(f"{source} holds no sentences: give at least one")
-
-
-def require_readable(file: str) -> None:
-    """Raises UserError: it is no file, or of a kind that cannot be read."""
-    if not Path(file).is_file():
-        raise UserError(f"--file {file} {'is a folder' if Path(file).is_dir() else 'does not exist'}")
-    if Path(file).suffix not in SUFFIXES:
-        raise UserError(f"--file {file} must end in one of {' '.join(SUFFIXES)}")
 
 
 def chunks(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -59,12 +48,12 @@ def _records(words: Sequence[str], file: str | None, source: str, column: str) -
     if words:
         for number, word in enumerate(words, start=1):
             yield Record(f"sentence {number}", word, None)
-    elif file and Path(file).suffix != ".txt":
-        yield from file_records(file, labels_required=False, columns=Columns(sentence=column))
+    elif file:
+        yield from file_records(file, labels_required=False, columns=Columns(sentence=column, label=None))
     else:  # standard input is read as files are, whatever the locale says of it
-        with open(file or 0, encoding="utf-8-sig", errors="surrogateescape", closefd=bool(file)) as lines:
-            is_typed = lines.isatty()
-            for number, line in enumerate(lines, start=1):
-                if is_typed and not line.strip():
+        is_typed = os.isatty(0)
+        with open_text(None) as lines:
+            for record in text_records(lines, source):
+                if is_typed and not record.sentence.strip():
                     continue  # Enter once too often
-                yield Record(f"{source} line {number}", line.rstrip("\n"), None)
+                yield record

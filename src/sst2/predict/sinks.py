@@ -1,15 +1,13 @@
 """Where answers go: standard output, or a file that appears when it is whole and takes no other file's place."""
 
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from sst2.console import give_up
 from sst2.errors import UserError
 from sst2.file_system import sync
-
-EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
 
 
 class StandardOutput:
@@ -26,26 +24,20 @@ class StandardOutput:
         try:
             self._file.write(text)
         except OSError as error:
-            self._fail(error)
+            give_up(error)
 
     def flush(self) -> None:
         """Raises as `write`."""
         try:
             self._file.flush()
         except OSError as error:
-            self._fail(error)
+            give_up(error)
 
     def __enter__(self) -> "StandardOutput":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-
-    def _fail(self, error: OSError) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in buffers goes nowhere, and without complaint
-        if isinstance(error, BrokenPipeError):
-            sys.exit(EXIT_NO_READER)
-        raise _unwritable("standard output", error) from None
 
 
 class NewFile:

@@ -1,0 +1,43 @@
+"""Names of the two classes: which class of a model, a file or a run is which class of another.
+
+Names are compared without regard to case, and `neg` and `pos` are short for SST-2's.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+_LONG = {"NEG": "NEGATIVE", "POS": "POSITIVE"}
+
+
+def names_in_order(id2label: Mapping[int, str]) -> list[str]:
+    """Names of the classes 0, 1 and so on, from a model's configuration."""
+    return [str(id2label[number]) for number in sorted(id2label)]
+
+
+def are_generic(names: Sequence[str]) -> bool:
+    """Whether they are LABEL_0, LABEL_1 and so on, which transformers writes where nobody has named the classes."""
+    return all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+
+
+def order_of_classes(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """For each wanted class, the number that it has among `names`; None where these are other classes."""
+    known = [_canonical(name) for name in names]
+    if sorted(known) != sorted(map(_canonical, wanted)):
+        return None
+    return [known.index(_canonical(name)) for name in wanted]
+
+
+def have_positive(names: Sequence[str]) -> bool:
+    """Whether a class is named POSITIVE."""
+    return "POSITIVE" in map(_canonical, names)
+
+
+def positive_class(names: Sequence[str]) -> int:
+    """Number of the class named POSITIVE; 1 where none is."""
+    known = [_canonical(name) for name in names]
+    return known.index("POSITIVE") if "POSITIVE" in known else 1
+
+
+def _canonical(name: str) -> str:
+    name = name.strip().upper()
+    return _LONG.get(name, name)

@@ -1,0 +1,28 @@
+"""csv that spreadsheets may open: no cell of text is taken for a formula, and what was written is read back.
+
+A spreadsheet runs what begins with = + - @ as a formula, and some skip a tab or a line break before it (OWASP, "CSV
+Injection"). Such a text gets an apostrophe in front, which spreadsheets take for "this is text"; so does one that has
+apostrophes before such a character, whence `from_cell` gives every text back. Numbers stay as they are.
+"""
+
+import csv
+import re
+import sys
+
+csv.field_size_limit(sys.maxsize)  # of the whole process: a sentence may be longer than the module's 131,072 characters
+
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four are the first in full width
+
+
+def to_cell(text: str) -> str:
+    """The text as a cell that no spreadsheet calculates."""
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `to_cell` has made a cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is not None

@@ -1,0 +1,58 @@
+"""No text in a csv that is written here is a formula to a spreadsheet, and each is read back as it was."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sst2.compare import as_csv
+from sst2.csv_cells import from_cell, to_cell
+from sst2.data import Split
+from sst2.predict.answers import Answer, lines_of
+from sst2.predictions import read_predictions, write_predictions
+
+FORMULAS = ['=HYPERLINK("http://x")', "+1 for this film", "-lrb- sic -rrb-", "@cast", "\t=1+1", "\r=1", "\uff1d1"]
+TEXTS = [*FORMULAS, *(f"'{text}" for text in FORMULAS), "''=1", "'tis fine", "'", "''", "a=b", " =1", "-5", "+0.25"]
+
+
+def test_texts_survive_and_none_begins_as_a_formula_does() -> None:
+    assert [from_cell(to_cell(text)) for text in TEXTS] == TEXTS
+    assert all(to_cell(text).startswith("'") for text in FORMULAS)
+    assert [to_cell(text) for text in TEXTS[-7:]] == TEXTS[-7:]  # nothing is done to texts and numbers
+
+
+def test_predictions_are_safe_to_open_and_read_back_whole(tmp_path: Path) -> None:
+    texts = [*TEXTS, "x" * 200_000]  # longer than the 131,072 characters that csv takes unless told otherwise
+    count = len(texts)
+    ids, offsets = np.zeros(count, np.int32), np.arange(count + 1)
+    split = Split("validation", texts, np.array([0, 1, -1] * count)[:count], ids, offsets, ("-", "=1"))
+    write_predictions(tmp_path / "predictions.csv", [(split, np.eye(2)[[0, 1] * count][:count])])
+    with open(tmp_path / "predictions.csv", encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in "=@\t\r\uff1d" and cell]
+    rows = read_predictions(tmp_path / "predictions.csv", "validation")
+    assert [row["sentence"] for row in rows] == texts
+    assert [row["label"] for row in rows][:3] == ["-", "=1", ""]
+    assert [row["prediction"] for row in rows][:2] == ["-", "=1"]
+
+
+def test_answers_and_comparisons_are_safe_too() -> None:
+    class Written:
+        text = ""
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+    written = Written()
+    lines = lines_of("csv", written, ("=A", "B"), explained=False, colour=False)  # type: ignore[arg-type]
+    lines.write(Answer("@cast", "=A", 0.9, 0.1))
+    assert written.text.splitlines()[1] == "'=A,0.100000,'@cast"
+    assert as_csv([["run", "difference"], ["=cmd", "-0.0100"], ["b", "-0.01 to +0.02"]]) == (
+        "run,difference\n'=cmd,-0.0100\nb,'-0.01 to +0.02\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "0.5", "fine film"])
+def test_others_are_left_alone(text: str) -> None:
+    assert to_cell(text) == from_cell(text) == text
