@@ -1,4 +1,4 @@
-"""A resumed run knows its base model by content, and does without it: the checkpoint has all that is needed."""
+"""A resumed run knows model and data by content, and does without the base model: the checkpoint has what is needed."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -90,6 +91,23 @@ def test_another_model_is_refused_whatever_its_name(
     assert f"--model_name_or_path {other} (--model_revision main) is another model than " in line
     assert f"give --model_name_or_path {model} --model_revision main to go on" in line
     assert not (run.run_dir / "model").exists()
+
+
+def test_a_data_set_may_move_as_well(
+    train_here: Train, job: list[Any], tsv_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    splits = {
+        name: datasets.Dataset.from_dict({"sentence": ["a gripping film", "a dull mess"] * 32, "label": [1, 0] * 32})
+        for name in ("train", "validation")
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    flags = [flag for flag in job if flag not in ("--train_file", "--validation_file", *tsv_files)]
+    run = train_here(*flags, "--dataset_name", tmp_path / "saved")
+    assert run.code == 0, run.stderr
+    go_back(run)
+    (tmp_path / "saved").rename(tmp_path / "moved")
+    run = train_here(*flags, "--dataset_name", tmp_path / "moved", "--resume_from_checkpoint", "auto")
+    assert run.code == 0, run.stderr
 
 
 def test_a_model_that_is_nowhere_is_named(train_here: Train, job: list[Any], tmp_path: Path) -> None:

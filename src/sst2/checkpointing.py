@@ -40,11 +40,12 @@ from sst2.training_state import TrainingState
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# Settings that a run cannot change on its way and still be the run that it was.
+# Settings that a run cannot change on its way and still be the run that it was. Data and base model have fingerprints
+# instead: they may have moved.
 BINDING_SETTINGS = (
-    "dropout dataset_name dataset_config_name dataset_revision max_length "
-    "max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate weight_decay max_train_steps "
-    "lr_scheduler_type num_warmup_steps max_grad_norm gradient_compression mixed_precision batching seed label_names"
+    "dropout max_length max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate "
+    "weight_decay max_train_steps lr_scheduler_type num_warmup_steps max_grad_norm gradient_compression "
+    "mixed_precision batching seed label_names"
 ).split()
 
 # What the libraries raise for a file that is not what they expect.
