@@ -20,7 +20,7 @@ if __name__ == "__main__":  # a signal is caught, and a wrong flag answered, bef
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sst2.agreement import require_agreement
-from sst2.arguments import PROGRAM, check_run_dir, is_reporting_process, process_rank, to_yaml
+from sst2.arguments import PROGRAM, check_run_dir, write_settings
 from sst2.base_model import BaseModel, standing_for_base
 from sst2.batching import Passes, collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
@@ -42,6 +42,7 @@ from sst2.data import Split, load_sentences, tokenize_all
 from sst2.environment import describe_environment
 from sst2.errors import StopRequestedError, exit_codes, leave_at_once
 from sst2.job import Job
+from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.logs import log_to_file
 from sst2.meter import Meter
 from sst2.model_folder import export_model, model_card, push_to_hub, require_hub_login
@@ -50,11 +51,12 @@ from sst2.optimization import build_optimizer, build_schedule
 from sst2.predictions import in_order_of_rows, in_words, write_predictions
 from sst2.preflight import require_free_space
 from sst2.ranks import on_main
-from sst2.run_folder import RunFolder, write_json, write_text
+from sst2.run_folder import RunFolder, write_json
 from sst2.settings import Settings
 from sst2.staging import stage
 from sst2.step_graphs import step_graphs
 from sst2.strategies import prepare
+from sst2.trackers import start_trackers
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
 from sst2.watchdog import Watchdog
@@ -90,32 +92,30 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
         splits = tokenizing.result()
     base = BaseModel.of(model, tokenizer, checkpoint_of_run)
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
-
     settings = replace(settings, mixed_precision=precision)
     require_agreement(accelerator, settings, base, splits)
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
     strategy = prepare(accelerator, model, build_optimizer(model, settings), settings.gradient_compression == "bf16")
     schedule = build_schedule(strategy.optimizer, settings)
     loaders = evaluation_loaders(splits, settings, tokenizer.pad_token_id, accelerator)
-
-    state = TrainingState()
     checkpoints = Checkpointer(run.checkpoints, accelerator, strategy, schedule, base, settings, splits)
     on_main(accelerator, run.lock)
     on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
-    if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
-        state = checkpoints.load(place)
+    place = on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint))
+    state = checkpoints.load(place) if place else TrainingState()
     require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
+    trackers = start_trackers(accelerator, settings, run)
     if accelerator.is_main_process:
         if settings.overwrite_output_dir:
             run.clear()
-        write_text(run.config, to_yaml(settings))
+        write_settings(run, settings)
         log_to_file(run.log)
         if place:
             adopt_checkpoints(place, run.checkpoints, state.best_step)
         ranks, device = accelerator.num_processes, accelerator.device
         write_json(run.environment, describe_environment(ranks, device, precision, strategy.describe()))
         requests.watch(run.path)
-    tracker = Tracker(accelerator, run, asdict(settings), state, "holdout" if "holdout" in splits else "validation")
+    tracker = Tracker(accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     prepared = (loaders, plan, base.config, strategy, schedule, state, meter, checkpoints, requests)
@@ -285,7 +285,7 @@ def finish(job: Job) -> None:
     trained = job.model_config, weights, job.tokenizer
     export_model(*trained, job.reported_split.sentences, card, run.model, settings.max_length, expected)
     write_predictions(run.predictions, [(job.splits[split], logits) for split, (_, logits) in evaluated.items()])
-    job.tracker.log_hparams(asdict(settings), name, step, metrics)
+    job.tracker.log_hparams(settings.values(), name, step, metrics)
     write_json(run.metrics, metrics)
     job.tracker.note_end(step, f"finished: {in_words(metrics, name)}")
     logger.info("final: %s", in_words(metrics, name))

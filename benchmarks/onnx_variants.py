@@ -60,7 +60,7 @@ def main() -> None:
         in_batches = batched(forms, tokenizer, data)
     for name in figures:
         figures[name] |= in_batches[name] | ({"overflows": overflows[name]} if name in overflows else {})
-    settings = yaml.safe_load(RunFolder(arguments.run).config.read_text(encoding="utf-8"))
+    settings = yaml.safe_load(RunFolder(arguments.run).resolved.read_text(encoding="utf-8"))
     described = {
         "what": "a fine-tuned classifier in torch and as ONNX; each sentence by itself unless a batch is named",
         "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",

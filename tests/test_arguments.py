@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import yaml
 
 from conftest import SCRIPT
-from sst2.arguments import MARK, parse_arguments, to_yaml
-from sst2.settings import Settings
+from sst2.arguments import MARK, asked_for, parse_arguments, worked_out
+from sst2.batching import plan_batches
+from sst2.flags import _OTHER_NAMES
+from sst2.settings import NAMES, Settings
 
 
 def parse(*words: str) -> Settings:
@@ -44,12 +47,63 @@ def test_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> N
     assert settings.num_train_epochs == parse("--smoke").num_train_epochs  # the smoke recipe below the file
 
 
-def test_written_settings_can_be_read_back(tmp_path: Path) -> None:
-    settings = parse("--smoke", "--dropout", "0", "--eval_steps", "5", "--load_best_model_at_end")
+def test_what_was_asked_for_is_written_and_means_the_same_beside_other_flags(tmp_path: Path) -> None:
+    asked = parse("--smoke", "--dropout", "0", "--eval_steps", "5", "--load_best_model_at_end", "--seed", "42")
+    settings, plan = plan_batches(asked, 1000, world_size=2)
     file = tmp_path / "config.yaml"
-    file.write_text(to_yaml(settings))
-    assert parse("--config", str(file)) == settings
-    assert yaml.safe_load(file.read_text())["dropout"] == 0
+    file.write_text(asked_for(settings))
+    assert yaml.safe_load(file.read_text()) == {
+        **{"smoke": True, "dropout": 0, "eval_steps": 5, "load_best_model_at_end": True, "seed": 42},
+        "output_dir": "/nonexistent/run",
+    }
+    assert parse("--config", str(file)) == asked
+    again = parse("--config", str(file), "--global_batch_size", "256")
+    _, wider = plan_batches(again, 1000, world_size=1)
+    assert (plan.total_steps, wider.total_steps) == (5 * 16, 5 * 4)  # five epochs of 64 and of 256 sentences
+
+
+def test_what_was_worked_out_is_on_record_and_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, _ = plan_batches(parse("--smoke"), 1000, world_size=2)
+    file = tmp_path / "resolved.yaml"
+    file.write_text(worked_out(settings))
+    record = yaml.safe_load(file.read_text())
+    assert (record["global_batch_size"], record["max_train_steps"], record["num_warmup_steps"]) == (64, 80, 8)
+    assert "give the config.yaml beside it" in refused(capsys, "--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "name", "value"),
+    [
+        (["--num_train_epochs", "3"], "max_train_steps: 77", "max_train_steps", None),
+        (["--learning_rate", "2e-5"], "learning_rate: 1e-3", "learning_rate", 2e-5),
+        (["--warmup_ratio", "0.06"], "num_warmup_steps: 7", "num_warmup_steps", None),
+        (["--smoke", "false"], "smoke: true", "smoke", False),
+        (["--learning_rate", "2e-5"], "smoke: true", "learning_rate", 2e-5),  # over the smoke recipe's 1e-3
+        (["--max_length", "128", "--load_best_model_at_end", "no"], "load_best_model_at_end: yes", "max_length", 128),
+    ],
+)
+def test_a_flag_that_is_given_wins_also_with_its_default(
+    words: list[str], content: str, name: str, value: object, tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(content + "\n")
+    assert getattr(parse(*words, "--config", str(file)), name) == value
+
+
+def test_yaml_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "model_revision: 1.10\ndataset_revision: 010\nlabel_names: [no, null]\nsentence_column: null\n"
+        "label_column: 1_0\ndataset_config_name: 2024-01-02\nseed: 010\n"
+        "mixed_precision: no\ncuda_graphs: no\nlearning_rate: 3e-5\n"
+        "max_train_steps: null\nnum_train_epochs:\nload_best_model_at_end: on\noutput_dir: '~'\n"
+    )
+    settings = parse_arguments(["--config", str(file), "--output_dir", "/nonexistent/run"])
+    assert (settings.model_revision, settings.dataset_revision) == ("1.10", "010")
+    assert (settings.label_names, settings.sentence_column, settings.label_column) == (["no", "null"], "null", "1_0")
+    assert (settings.dataset_config_name, settings.seed, settings.learning_rate) == ("2024-01-02", 10, 3e-5)
+    assert (settings.mixed_precision, settings.cuda_graphs, settings.load_best_model_at_end) == ("no", "no", True)
+    assert (settings.max_train_steps, settings.num_train_epochs) == (None, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +114,11 @@ def test_written_settings_can_be_read_back(tmp_path: Path) -> None:
         ("- a\n- b\n", "must hold lines"),
         ("train_file: [a.tsv, b.tsv]\n", "takes one value"),
         ("a: [\n", "is not YAML"),
+        ("seed: 1\nlearning_rate: 1\nseed: 2\n", "seed stands there twice"),
+        ("seed: !!int x\n", "invalid int value: 'x'"),
+        ("[" * 3000, "is not YAML"),
+        ("a: &a [x]\nseed: *a\n", "a is not a setting"),
+        ("save_steps: 3\n", "save_steps is not a setting, here it is --checkpointing_steps"),
     ],
 )
 def test_mistakes_in_a_yaml_file_name_it(
@@ -72,29 +131,67 @@ def test_mistakes_in_a_yaml_file_name_it(
     assert expected in message
 
 
-def test_a_flag_puts_aside_what_the_file_derived_from_another(tmp_path: Path) -> None:
+def test_no_value_has_a_null_character(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text('output_dir: "a\\0b"\n')
+    assert "--output_dir has a null character" in refused(capsys, "--config", str(file))
+
+
+def test_a_flag_overrides_what_a_file_says_of_another_that_cannot_hold_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("max_train_steps: 20\nglobal_batch_size: 64\ngradient_accumulation_steps: 2\n")
+    file.write_text("max_train_steps: 20\ngradient_accumulation_steps: 2\n")
     assert parse("--config", str(file)).max_train_steps == 20
     assert parse("--config", str(file), "--num_train_epochs", "5").max_train_steps is None
+    assert parse("--config", str(file), "--global_batch_size", "64").gradient_accumulation_steps is None
+    assert parse("--config", str(file), "--per_device_train_batch_size", "8").gradient_accumulation_steps == 2
+    file.write_text("global_batch_size: 64\n")
     settings = parse("--config", str(file), "--gradient_accumulation_steps", "4")
     assert (settings.gradient_accumulation_steps, settings.global_batch_size) == (4, None)
 
 
 def test_what_belongs_to_one_start_is_not_recorded(tmp_path: Path) -> None:
-    recorded = yaml.safe_load(to_yaml(parse("--smoke", "--overwrite_output_dir")))
-    assert "overwrite_output_dir" not in recorded
-    assert "resume_from_checkpoint" not in recorded
+    settings = parse("--smoke", "--overwrite_output_dir", "--push_to_hub")
+    for record in (asked_for(settings), worked_out(settings)):
+        names = set(yaml.safe_load(record))
+        assert "smoke" in names
+        assert names.isdisjoint({"overwrite_output_dir", "resume_from_checkpoint", "push_to_hub"})
 
 
 def test_unknown_flag_suggests_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean --learning_rate?" in refused(capsys, "--learning-rat", "1e-5")
 
 
+@pytest.mark.parametrize(
+    ("word", "here"),
+    [
+        ("--save_steps", "--checkpointing_steps"),
+        ("--save-total-limit=3", "--checkpoints_total_limit"),
+        ("--text_column_name", "--sentence_column"),
+        ("--label_column_name", "--label_column"),
+        ("--task_name", "--dataset_name nyu-mll/glue --dataset_config_name sst2"),
+        ("--max_seq_length", "--max_length"),
+        ("--max_steps", "--max_train_steps"),
+        ("--warmup_steps", "--num_warmup_steps"),
+        ("--fp16", "--mixed_precision fp16"),
+        ("--do_train", "nothing: a run always trains"),
+    ],
+)
+def test_a_flag_of_the_trainer_is_told_its_name_here(word: str, here: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{word} is not a flag, here it is {here}" in refused(capsys, word)
+
+
+def test_hints_name_flags_that_there_are() -> None:
+    for hint in _OTHER_NAMES.values():
+        for flag in re.findall(r"--(\w+)", hint):
+            assert flag in {*NAMES, "config_file", "cpu", "num_processes", "dynamo_backend"}, flag
+    assert not set(_OTHER_NAMES) & set(NAMES)
+
+
 def test_other_ranks_do_not_repeat_the_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit):
         parse_arguments(["--nonsense"])
     assert capsys.readouterr().err == ""

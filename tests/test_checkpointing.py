@@ -30,13 +30,14 @@ import sst2.rescue
 from conftest import Bomb
 from processes import kill_at_change, start
 from sst2.checkpoint_folder import checkpoint_name, list_checkpoints
-from sst2.checkpointing import BINDING_SETTINGS, Checkpointer, load_weights
+from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.optimization import build_optimizer, build_schedule
 from sst2.random_states import random_state, restore_random_state
+from sst2.same_run import BINDING_LENGTHS, BINDING_SETTINGS
 from sst2.sealed_folder import verify_sealed, write_sealed
-from sst2.settings import Settings
+from sst2.settings import SAMPLE, Settings
 from sst2.strategies import prepare
 from sst2.training_state import TrainingState
 
@@ -45,7 +46,7 @@ OTHERS = {
     "label_names": ["spam", "ham"],
     **{"dropout": 0.2, "learning_rate": 0.02, "weight_decay": 0.5, "max_grad_norm": 2.0, "holdout_fraction": 0.1},
     **{"max_length": 64, "max_train_samples": 10, "max_eval_samples": 10, "global_batch_size": 64},
-    **{"max_train_steps": 30, "num_warmup_steps": 4, "seed": 1, "batching": "padded"},
+    **{"seed": 1, "batching": "padded"},
 }
 CPU = torch.device("cpu")
 NO_DATA: Mapping[str, Split] = {}
@@ -502,6 +503,9 @@ def test_other_sentences_are_refused(accelerator: Accelerator, tmp_path: Path) -
     for name in ("train", "validation"):
         with pytest.raises(UserError, match=f"{place} was trained with other sentences or labels: give the same data"):
             training.load(place, splits=splits | {name: split(name, 0)})
+    longer = replace(SETTINGS, max_train_steps=30)  # as more sentences make it: they are the reason
+    with pytest.raises(UserError, match="was trained with other sentences or labels"):
+        training.load(place, longer, splits | {"train": split("train", 0)})
 
 
 def words(value: Any) -> str:
@@ -509,7 +513,7 @@ def words(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
-@pytest.mark.parametrize("name", BINDING_SETTINGS)
+@pytest.mark.parametrize("name", [name for name in BINDING_SETTINGS if name != "smoke"])
 def test_a_setting_that_would_make_it_another_run_is_refused(
     name: str, accelerator: Accelerator, tmp_path: Path
 ) -> None:
@@ -524,6 +528,52 @@ def test_a_setting_that_would_make_it_another_run_is_refused(
     assert str(refused.value) == message + "or start a new run in another --output_dir"
 
 
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({"max_train_steps": 30}, "--max_train_steps 30 makes 30 optimizer steps"),
+        ({"num_train_epochs": 5.0}, "--num_train_epochs 5 makes 30 optimizer steps"),
+        ({}, "--num_train_epochs 3 makes 30 optimizer steps"),  # by default
+        ({"max_train_steps": 30, "num_train_epochs": 5.0}, "--max_train_steps 30 makes 30 optimizer steps"),
+    ],
+)
+def test_another_length_is_refused_in_the_name_of_the_flag_that_was_given(
+    given: dict[str, Any], flag: str, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    training = Training(accelerator, seed=1)
+    place = training.save(tmp_path)
+    changed = replace(SETTINGS, output_dir=str(tmp_path), given=given, **given | {"max_train_steps": 30})
+    message = f"{flag}, but the run of {place} has 20, which its learning rates follow from: give --max_train_steps 20"
+    with pytest.raises(UserError) as refused:
+        training.load(place, changed)
+    assert str(refused.value) == f"{message} to go on; or start a new run in another --output_dir"
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError) as refused:
+        training.load(place, changed)
+    further = f"--model_name_or_path {tmp_path / 'model'} in another --output_dir"
+    assert str(refused.value) == f"{message} to go on; to train its model further, start one with {further}"
+
+
+def test_a_longer_warm_up_is_refused_in_the_name_of_the_flag_that_was_given(
+    accelerator: Accelerator, tmp_path: Path
+) -> None:
+    training = Training(accelerator, seed=1)
+    place = training.save(tmp_path)
+    for given, flag in (
+        ({"warmup_ratio": 0.25}, "--warmup_ratio 0.25"),
+        ({"num_warmup_steps": 5}, "--num_warmup_steps 5"),
+    ):
+        with pytest.raises(UserError, match=f"^{flag} makes 5 .* has 3, .*: give --num_warmup_steps 3 to go on"):
+            training.load(place, replace(SETTINGS, given=given, **given | {"num_warmup_steps": 5}))
+
+
+def test_a_run_of_the_sample_is_told_by_the_flag_that_asks_for_it(accelerator: Accelerator, tmp_path: Path) -> None:
+    training = Training(accelerator, seed=1)
+    place = training.save(tmp_path)
+    with pytest.raises(UserError, match=r"^--smoke is True but .* with False: give --smoke False to go on"):
+        training.load(place, replace(SETTINGS, smoke=True, model_name_or_path=SAMPLE, dataset_name=SAMPLE))
+
+
 def test_settings_that_do_not_change_the_run_may_change(accelerator: Accelerator, tmp_path: Path) -> None:
     # How sentences are spread over devices, and what is logged and kept.
     free: dict[str, Any] = {
@@ -532,7 +582,7 @@ def test_settings_that_do_not_change_the_run_may_change(accelerator: Accelerator
         "checkpoints_total_limit": 9,
         "eval_steps": 3,
     }
-    assert not set(free) & set(BINDING_SETTINGS)
+    assert not set(free) & {*BINDING_SETTINGS, *BINDING_LENGTHS}
     training = Training(accelerator, seed=1)
     training.load(training.save(tmp_path), replace(SETTINGS, **free))
 

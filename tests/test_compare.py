@@ -12,10 +12,11 @@ import pytest
 import yaml
 from scipy.stats import ttest_ind
 
-from sst2.arguments import to_yaml
+from sst2.arguments import MARK, write_settings
 from sst2.compare import PROGRAM, main
 from sst2.errors import exit_codes
 from sst2.metrics import SentimentMetric
+from sst2.run_folder import RunFolder
 from sst2.settings import Settings
 
 Compare = Callable[..., tuple[int, str, str]]
@@ -31,7 +32,7 @@ def write_run(
 ) -> Path:
     """A folder as a run leaves it, with a model that has the first sentences right, or all but those in `wrong`."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(Settings(output_dir=str(folder), smoke=True, **SAMPLE | settings)))
+    write_settings(RunFolder(folder), Settings(output_dir=str(folder), smoke=True, **SAMPLE | settings))
     if not finished:
         return folder
     labels = np.arange(sentences) % 2
@@ -150,7 +151,7 @@ def test_two_by_three_runs_give_what_is_computed_by_hand(compare: Compare, tmp_p
 
 def test_names_of_the_classes_make_no_other_sentences(compare: Compare, runs: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "renamed", 0.9, learning_rate=5e-5, seed=1)
-    config = other / "config.yaml"
+    config = other / "resolved.yaml"
     config.write_text(config.read_text().replace("- NEGATIVE", "- bad").replace("- POSITIVE", "- good"))
     predictions = other / "predictions.csv"
     predictions.write_text(predictions.read_text().replace("negative", "bad").replace("positive", "good"))
@@ -178,10 +179,9 @@ def test_other_sentences_are_not_compared(compare: Compare, runs: Path, tmp_path
 
 def test_settings_of_no_account_do_not_make_another_configuration(compare: Compare, runs: Path) -> None:
     for number, folder in enumerate(sorted(runs.iterdir())):
-        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        settings = yaml.safe_load((folder / "resolved.yaml").read_text())
         settings |= {"logging_steps": number + 1, "gradient_accumulation_steps": number + 1}
-        mark = (folder / "config.yaml").read_text().splitlines()[0]
-        (folder / "config.yaml").write_text(f"{mark}\n{yaml.safe_dump(settings)}")
+        (folder / "resolved.yaml").write_text(yaml.safe_dump(settings))
     _, said, _ = compare(*sorted(runs.iterdir()))
     assert len(cells(said)) == 2 + 6 + 2 + 2
 
@@ -199,8 +199,10 @@ def test_what_is_missing_is_said(compare: Compare, runs: Path, tmp_path: Path) -
 
 
 def test_a_run_of_an_earlier_version_ran_by_the_defaults(compare: Compare, runs: Path) -> None:
-    config = runs / "lr2e-05-seed1" / "config.yaml"
-    config.write_text("".join(line for line in config.open() if not line.startswith(("stage_dir", "weight_decay"))))
+    run = RunFolder(runs / "lr2e-05-seed1")
+    settings = [line for line in run.resolved.open() if not line.startswith(("#", "stage_dir", "weight_decay"))]
+    run.resolved.unlink()
+    run.config.write_text("".join([f"{MARK}\n", *settings]))  # where all of them stood
     _, said, _ = compare(*sorted(runs.iterdir()))
     assert cells(said)[-2][1] == "3"
 

@@ -180,18 +180,14 @@ def test_cores_are_shared_out_where_a_launcher_left_one_thread(
 ) -> None:
     cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_processes))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     use_all_cores()
-    assert torch.get_num_threads() == 3  # without a launcher, one thread was the user's wish
+    assert torch.get_num_threads() == 3  # without a launcher, torch has all cores, or what the user wants
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    for somebodys_decision in ("3", "2"):
-        monkeypatch.setenv("OMP_NUM_THREADS", somebodys_decision)
+    for is_chosen in (True, False):
+        monkeypatch.setattr(environment, "threads_are_chosen", lambda launcher, answer=is_chosen: answer)
         use_all_cores()
-        assert torch.get_num_threads() == 3
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    use_all_cores()
-    on_gpu = torch.cuda.is_available()
-    assert torch.get_num_threads() == (3 if on_gpu else max(1, cores // local_processes))
+        shared_out = not is_chosen and not torch.cuda.is_available()
+        assert torch.get_num_threads() == (max(1, cores // local_processes) if shared_out else 3)
 
 
 def test_peak_memory_is_in_mebibytes() -> None:

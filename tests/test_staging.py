@@ -107,5 +107,5 @@ def test_a_job_reads_its_copies_and_keeps_its_settings(
     assert {"tiny-distilbert", "train.tsv", "dev.tsv"} < names
     assert any(name.endswith(".tokens") for name in names)
     assert staged.logged("train")[-1]["loss"] == plain.logged("train")[-1]["loss"]
-    config = (staged.run_dir / "config.yaml").read_text()
+    config = (staged.run_dir / "resolved.yaml").read_text()
     assert f"model_name_or_path: {small_job[1]}\n" in config

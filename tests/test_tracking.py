@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from sst2.checkpointing import SavedTimes
 from sst2.logs import start_logging
 from sst2.run_folder import RunFolder
+from sst2.trackers import ExternalTrackers
 from sst2.tracking import Tracker, drop_later_lines, flatten
 from sst2.training_state import TrainingState
 
@@ -40,7 +41,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def tracker_from(step: int, accelerator: Accelerator, run: RunFolder, evaluated_step: int | None = None) -> Tracker:
     state = TrainingState(step=step, evaluated_step=step if evaluated_step is None else evaluated_step)
-    return Tracker(accelerator, run, SETTINGS, state, selection_split="validation")
+    return Tracker(accelerator, run, ExternalTrackers(), state, selection_split="validation")
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -256,7 +257,7 @@ def test_a_run_begins_without_the_logs_that_cannot_be_made(
 
 def test_names_that_are_no_utf_8_are_shown_all_the_same(accelerator: Accelerator, run: RunFolder) -> None:
     settings = SETTINGS | {"train_file": os.fsdecode(b"/data/caf\xe9.tsv")}
-    tracker = Tracker(accelerator, run, settings, TrainingState(), selection_split="validation")
+    tracker = tracker_from(0, accelerator, run)
     metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 0.5)
     tracker.log_hparams(settings, "validation", 20, metrics)
     tracker.close()

@@ -77,7 +77,7 @@ def test_what_a_run_leaves_behind(train_here: Train, small_job: list[Any]) -> No
     finite = "loss learning_rate grad_norm sentences_per_second tokens_per_second padding_share mfu step_seconds"
     for name in (*finite.split(), "peak_memory_mib", "data_share", "forward_share", "backward_share"):
         assert np.isfinite([line[name] for line in run.logged("train")]).all(), name
-    config = yaml.safe_load((run.run_dir / "config.yaml").read_text())
+    config = yaml.safe_load((run.run_dir / "resolved.yaml").read_text())
     assert (config["global_batch_size"], config["max_train_steps"], config["num_warmup_steps"]) == (32, 20, 2)
     assert config["mixed_precision"] == "no"
     with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
@@ -102,6 +102,12 @@ def test_the_written_settings_repeat_the_run(train_here: Train, small_job: list[
     first = train_here(*small_job)
     again = train_here("--config", first.run_dir / "config.yaml", run_dir=tmp_path / "again")
     assert_same_run(first, again)
+    halved = train_here("--config", first.run_dir / "config.yaml", "--global_batch_size", 64, run_dir=tmp_path / "64")
+    assert (halved.metrics["step"], halved.metrics["epoch"]) == (10, 2.0)  # what was asked for: epochs, not steps
+    longer = train_here(*small_job, "--num_train_epochs", 3, "--resume_from_checkpoint", "auto")
+    assert longer.code == 2
+    assert "--num_train_epochs 3 makes 30 optimizer steps, but the run of" in longer.stderr
+    assert f"start one with --model_name_or_path {first.run_dir / 'model'}" in longer.stderr
 
 
 def test_seed_matters(train_here: Train, small_job: list[Any], tmp_path: Path) -> None:
@@ -119,7 +125,7 @@ def test_accumulation_does_not_change_the_loss(
     flags = [*small_job, "--dropout", 0, "--global_batch_size", 8]  # which a CPU takes in one forward pass
     whole = train_here(*flags, "--per_device_train_batch_size", 8)
     parts = train_here(*flags, "--per_device_train_batch_size", forward, run_dir=tmp_path / "parts")
-    assert yaml.safe_load((parts.run_dir / "config.yaml").read_text())["gradient_accumulation_steps"] > 1
+    assert yaml.safe_load((parts.run_dir / "resolved.yaml").read_text())["gradient_accumulation_steps"] > 1
     for one, other in zip(whole.logged("train"), parts.logged("train"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
@@ -325,7 +331,7 @@ def test_bf16_trains_with_float32_master_weights(train_here: Train, small_job: l
 
 def test_precision_and_threads_follow_the_launcher(train: Train, small_job: list[Any]) -> None:
     accelerate = Path(sys.executable).with_name("accelerate")
-    launcher = [str(accelerate), "launch", "--mixed_precision", "bf16"]
+    launcher = ["env", "-u", "OMP_NUM_THREADS", str(accelerate), "launch", "--mixed_precision", "bf16"]
     run = train(*small_job, "--max_train_steps", 2, launcher=launcher)
     assert run.code == 0, run.stderr
     environment = json.loads((run.run_dir / "environment.json").read_text())
@@ -342,7 +348,7 @@ def test_auto_keeps_the_precision_of_the_run_that_goes_on(
         monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: True)
         flags = [*small_job, "--mixed_precision", "auto", "--max_train_steps", 8]
         fresh = train_here(*flags, "--overwrite_output_dir")
-        assert f"mixed_precision: {precision}\n" in (fresh.run_dir / "config.yaml").read_text().replace("'", "")
+        assert f"mixed_precision: {precision}\n" in (fresh.run_dir / "resolved.yaml").read_text().replace("'", "")
         monkeypatch.setattr(environment, "bf16_gain", lambda gain=gain: 1 / gain)
         resumed = train_here(*flags, "--resume_from_checkpoint", "auto")
         assert resumed.code == 0, resumed.stderr

@@ -8,7 +8,6 @@ import hashlib
 import socket
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
@@ -34,7 +33,7 @@ def require_agreement(
     """
     if accelerator.num_processes == 1:
         return
-    facts = {f"--{name}": _in_words(value) for name, value in asdict(settings).items() if name not in PLACES}
+    facts = {f"--{name}": _in_words(value) for name, value in settings.values().items() if name not in PLACES}
     if accelerator.state.deepspeed_plugin is not None:
         facts["DeepSpeed's configuration"] = _digest(str(accelerator.state.deepspeed_plugin.deepspeed_config))
     facts |= {f"the {name} of the model": _short(digest) for name, digest in base.fingerprint.items()}

@@ -3,30 +3,31 @@
 Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
 """
 
-import difflib
 import json
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers.hf_argparser import HfArgumentParser
 
-from sst2.errors import UserError
-from sst2.settings import GROUPS, SAMPLE, Settings
+from sst2.config_file import RESOLVED_MARK, read_config
+from sst2.errors import EXIT_USER_ERROR, UserError
+from sst2.flags import FlagParser
+from sst2.launcher_variables import is_reporting_process, process_rank
+from sst2.settings import SAMPLE, Settings
+
+if TYPE_CHECKING:
+    from sst2.run_folder import RunFolder
 
 PROGRAM = "train_sst2.py"
 MARK = f"# A run of {PROGRAM}: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
 OF_ONE_START = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id")
-# A flag on the command line puts aside what a file says of the other.
-PUTS_ASIDE = {
+# A flag on the command line overrides what a file says of the other: the two cannot hold at once.
+OVERRIDES = {
     "num_train_epochs": "max_train_steps",
     "warmup_ratio": "num_warmup_steps",
-    "per_device_train_batch_size": "gradient_accumulation_steps",
     "global_batch_size": "gradient_accumulation_steps",
     "gradient_accumulation_steps": "global_batch_size",
 }
@@ -42,16 +43,6 @@ SMOKE_RECIPE: dict[str, Any] = {
 }
 
 
-def is_reporting_process() -> bool:
-    """Whether this process speaks for its node (the launchers number a node's processes in LOCAL_RANK)."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def process_rank() -> int:
-    """Number of this process among all of the job."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     """Settings from the command line, a YAML file and the defaults, the first winning, for a run in its folder.
 
@@ -61,8 +52,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     Raises:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
     """
-    # One process looks at the run's folder: the others may start after it has begun to fill it.
-    check = check_run_dir if process_rank() == 0 else None
+
+    def check(settings: Settings) -> None:
+        if process_rank() == 0:  # the others may start after it has begun to fill the folder
+            check_run_dir(settings)
+
     return read_settings(argv, PROGRAM, "Fine-tune DistilBERT on SST-2.", go_on_with_own_run, check)
 
 
@@ -84,28 +78,25 @@ def read_settings(
     Raises:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _Parser(GROUPS, prog=program, description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help="flags as YAML; the command line wins over it")
-    command_line = parser.parse_args(argv)
-    from_file = {} if command_line.config is None else _values_of_yaml(parser, command_line.config)
-    for name, other in PUTS_ASIDE.items():
-        if getattr(command_line, name) != parser.get_default(name):
-            from_file.pop(other, None)
-    if command_line.smoke or from_file.get("smoke"):
-        parser.set_defaults(**SMOKE_RECIPE)
-    parser.set_defaults(**from_file)
-    values = vars(parser.parse_args(argv))
-    del values["config"]
+    parser = FlagParser(program, description)
     try:  # an OSError: a path that the file system does not take
+        given = parser.given(sys.argv[1:] if argv is None else argv)
+        file = given.pop("config", None)
+        from_file = {} if file is None else read_config(parser, file)
+        for name in given:
+            from_file.pop(OVERRIDES.get(name, ""), None)
+        given = from_file | given
+        values = parser.defaults | (SMOKE_RECIPE if given.get("smoke") else {}) | given
         if adapt:
             adapt(values)
-        settings = Settings(**values)
+        settings = Settings(**values, given=given)
         if check:
             check(settings)
         return settings
     except (UserError, ValueError, OSError) as error:
-        parser.error(str(error))
+        if is_reporting_process():
+            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def go_on_with_own_run(values: dict[str, Any]) -> None:
@@ -130,10 +121,31 @@ def go_on_with_own_run(values: dict[str, Any]) -> None:
         values |= {"overwrite_output_dir": False, "resume_from_checkpoint": "auto"}
 
 
-def to_yaml(settings: Settings) -> str:
-    """The settings as a YAML file that `--config` reads back, without those that belong to one start of a run."""
-    lasting = {name: value for name, value in asdict(settings).items() if name not in OF_ONE_START}
-    return f"{MARK}\n{yaml.safe_dump(lasting, sort_keys=False, allow_unicode=True)}"
+def asked_for(settings: Settings) -> str:
+    """What the flags and the file said, as YAML that `--config` reads: `config.yaml`.
+
+    Without what belongs to one start of a run, and without anything that was worked out: with other flags beside it, it
+    means what it meant.
+    """
+    return _to_yaml(MARK, {name: value for name, value in settings.given.items() if name not in OF_ONE_START})
+
+
+def worked_out(settings: Settings) -> str:
+    """The value of every setting, for people and for `sst2.compare`: `resolved.yaml`."""
+    values = settings.values()
+    return _to_yaml(RESOLVED_MARK, {name: value for name, value in values.items() if name not in OF_ONE_START})
+
+
+def write_settings(run: "RunFolder", settings: Settings) -> None:
+    """Write both files, last the one that makes the folder a run's."""
+    from sst2.run_folder import write_text  # heavy, as long as nobody knows that the flags are right
+
+    write_text(run.resolved, worked_out(settings))
+    write_text(run.config, asked_for(settings))
+
+
+def _to_yaml(mark: str, values: dict[str, Any]) -> str:
+    return f"{mark}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
 
 
 def is_run(folder: Path) -> bool:
@@ -143,77 +155,6 @@ def is_run(folder: Path) -> bool:
             return file.readline().rstrip() == MARK
     except (OSError, UnicodeDecodeError):
         return False
-
-
-class _HelpFormatter(ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: Any) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-class _Parser(HfArgumentParser):
-    """`HfArgumentParser` that answers a mistake with one line."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, formatter_class=_HelpFormatter, **kwargs)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Namespace:  # type: ignore[override]
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"{unknown[0]} is not a flag{self.closest(unknown[0])}; --help lists them all")
-        return parsed
-
-    def closest(self, word: str) -> str:
-        name = word.lstrip("-").split("=")[0].replace("-", "_")
-        names = {action.dest for action in self._actions}
-        match = difflib.get_close_matches(name, sorted(names), n=1)
-        return f", did you mean --{match[0]}?" if match else ""
-
-    def error(self, message: str) -> NoReturn:
-        if is_reporting_process():
-            print(f"{self.prog}: error: {message}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _values_of_yaml(parser: _Parser, file: str) -> dict[str, Any]:
-    """The file's values, checked by the same rules as the command line's."""
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        parser.error(f"--config {file}: {error.strerror}")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        parser.error(f"--config {file} is not YAML: {' '.join(str(error).split())}")
-    if not isinstance(content, dict):
-        parser.error(f"--config {file} must hold lines of the form 'learning_rate: 3e-5'")
-    names = {f.name for f in fields(Settings)}
-    values = {}
-    for name, value in content.items():
-        if name not in names:
-            parser.error(f"--config {file}: {name} is not a setting{parser.closest(str(name))}")
-        if value is None or value == []:
-            continue
-        try:
-            values[name] = getattr(_Quiet(GROUPS).parse_args(_as_words(name, value)), name)
-        except ValueError as error:
-            parser.error(f"--config {file}: {error}")
-    return values
-
-
-def _as_words(name: str, value: Any) -> list[str]:
-    """A YAML value as it would stand on the command line."""
-    if name == "label_names" and isinstance(value, list) and any(isinstance(word, bool) for word in value):
-        raise ValueError("label_names: put yes and no, on and off in quotes, which YAML takes for true and false")
-    if name in ("report_to", "label_names"):
-        return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    if isinstance(value, list | dict):
-        raise ValueError(f"{name} takes one value, not {value}")
-    if name == "mixed_precision" and value is False:  # YAML's word for no
-        value = "no"
-    return [f"--{name}={value}"]
-
-
-class _Quiet(_Parser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
 
 
 def check_run_dir(s: Settings) -> None:

@@ -32,21 +32,14 @@ from sst2.file_system import share
 from sst2.random_states import random_state, restore_random_state
 from sst2.ranks import on_main, read_on_main
 from sst2.rescue import save_or_rescue
+from sst2.same_run import refuse_another_length, refuse_another_run
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
-from sst2.settings import LABEL_NAMES, Precision, Settings
+from sst2.settings import Precision, Settings
 from sst2.strategies import DataParallel
 from sst2.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-# Settings that a run cannot change on its way and still be the run that it was. Data and base model have fingerprints
-# instead: they may have moved.
-BINDING_SETTINGS = (
-    "dropout max_length max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate "
-    "weight_decay max_train_steps lr_scheduler_type num_warmup_steps max_grad_norm gradient_compression "
-    "mixed_precision batching seed label_names"
-).split()
 
 # What the libraries raise for a file that is not what they expect.
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
@@ -118,7 +111,7 @@ class Checkpointer:
         self.wait()  # ranks that must not wait in a collective operation for long ask `is_writing` before
         content = {
             "training_state": asdict(state),
-            "settings": asdict(self._settings),
+            "settings": self._settings.values(),
             "fingerprints": self._fingerprints,
             FINGERPRINT: self._base.fingerprint if self._base else None,
             "world_size": self._accelerator.num_processes,
@@ -211,13 +204,14 @@ class Checkpointer:
             before, base = (content["world_size"], content["threads"]), content.get(FINGERPRINT)
         except _UNREADABLE as error:
             raise _damaged(place, error) from None
-        _refuse_another_run(place, settings, asdict(self._settings))
+        refuse_another_run(place, settings, self._settings)
         if fingerprints != self._fingerprints:
             raise UserError(
                 f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
                 "go on, or start a new run in another --output_dir"
             )
         self._refuse_another_model(place, settings, base)
+        refuse_another_length(place, settings, self._settings)
         load_weights(place, self._strategy)
         training = read_on_main(lambda: _read(place, "training.pt", _read_tensors))
         try:
@@ -376,17 +370,3 @@ def _damaged(place: Path, error: Exception) -> UserError:
     if newest := newest_checkpoint(place / "checkpoints"):
         return UserError(f"--resume_from_checkpoint: {place} is a run, not a checkpoint: give {newest}")
     return UserError(f"--resume_from_checkpoint: {place} cannot be read ({error}): name another checkpoint")
-
-
-def _refuse_another_run(place: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    for name in BINDING_SETTINGS:
-        # a setting that came later had its default
-        default = list(LABEL_NAMES) if name == "label_names" else getattr(Settings, name, None)
-        value, flag = saved.get(name, default), f"--{name}"
-        if current[name] != value:
-            own, theirs = (" ".join(v) if isinstance(v, list) else v for v in (current[name], value))
-            raise UserError(
-                f"{flag} is {own} but {place} was trained with {theirs}: "
-                + (f"leave {flag} out" if value is None else f"give {flag} {theirs}")
-                + " to go on, or start a new run in another --output_dir"
-            )

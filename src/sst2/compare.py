@@ -27,7 +27,7 @@ from sst2.csv_cells import to_cell
 from sst2.errors import UserError, exit_codes
 from sst2.predictions import read_predictions
 from sst2.run_folder import RunFolder, write_text
-from sst2.settings import LABEL_NAMES, Settings
+from sst2.settings import LABEL_NAMES, NAMES, Settings
 from sst2.statistics import Difference, compare_accuracy, mcnemar, mean_interval
 
 PROGRAM = "python -m sst2.compare"
@@ -138,7 +138,8 @@ def read_run(folder: Path) -> Run:
     place = RunFolder(folder)
     try:
         # A run of an earlier version lacks the settings that came later, and ran as their defaults say.
-        settings = vars(Settings()) | yaml.safe_load(place.config.read_text(encoding="utf-8"))
+        record = place.resolved if place.resolved.is_file() else place.config  # which once held both
+        settings = Settings().values() | yaml.safe_load(record.read_text(encoding="utf-8"))
         deciding = {name: value for name, value in settings.items() if name not in (*OF_NO_ACCOUNT, *OF_ONE_START)}
         if not place.metrics.is_file():
             return Run(str(folder), deciding)
@@ -168,8 +169,7 @@ def same_sentences(run: Run, other: Run) -> bool:
 
 def differing_settings(runs: list[Run]) -> list[str]:
     """Names of the settings that are not the same in all runs, in the order of the flags."""
-    names = [*vars(Settings())]
-    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    return [name for name in NAMES if len({repr(run.settings.get(name)) for run in runs}) > 1]
 
 
 def grouped(runs: list[Run]) -> list[list[Run]]:

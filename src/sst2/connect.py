@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -17,12 +17,14 @@ from sst2.environment import (
     Launcher,
     choose_precision,
     computes_on_cpu,
+    loosens_float32,
     overlooks_gpus,
     read_launcher,
     runs_on_cpu,
     use_all_cores,
 )
 from sst2.errors import UserError
+from sst2.launcher_variables import forget_leftovers, is_set
 from sst2.logs import start_logging
 from sst2.preflight import check_world_size, first_sum, roll_call, word_of_main
 from sst2.settings import Precision, Settings
@@ -43,6 +45,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         UserError: the host cannot do what the launcher asks for, or its configuration contradicts the flags.
         LostProcessError: a process has not come, or does not answer.
     """
+    forget_leftovers()
     launcher = read_launcher()
     start_logging(launcher.rank == 0)
     _refuse_what_cannot_work(launcher, settings)
@@ -65,7 +68,8 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             cpu=runs_on_cpu(),
             mixed_precision=precision,
             deepspeed_plugin=plugin,
-            log_with=[name for name in settings.report_to if name != "tensorboard"] or None,
+            # the mean over a step's sentences is taken here; of a variable accelerate would divide it once more
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=SETUP_TIMEOUT))],
         )
         check_world_size(launcher, accelerator.num_processes)
@@ -74,6 +78,8 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         logger.warning(
             "this host has NVIDIA GPUs and torch sees none: check the driver, torch's build and SLURM's flags"
         )
+    if loose := loosens_float32():
+        logger.warning("%s is set: products of float32 numbers have fewer digits than float32", loose)
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     strategy = accelerator.distributed_type.value.lower()
     logger.info(
@@ -106,6 +112,12 @@ def _agree_on_precision(settings: Settings, launcher: Launcher, store: Any) -> t
 
 
 def _refuse_what_cannot_work(launcher: Launcher, settings: Settings) -> None:
+    for name in ("MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER"):
+        if is_set(f"ACCELERATE_USE_{name}"):
+            raise UserError(
+                f"ACCELERATE_USE_{name} asks for what a model of this size does not need: unset it, or launch with one "
+                "of accelerate_configs/"
+            )
     if launcher.uses_deepspeed:
         from importlib.util import find_spec
 

@@ -29,13 +29,13 @@ from accelerate.utils import gather_object
 from packaging.requirements import Requirement
 from torch import distributed
 
-from sst2.arguments import is_reporting_process, process_rank
 from sst2.connect import connect
 from sst2.console import standard_output
 from sst2.environment import choose_precision, processor, read_launcher
 from sst2.errors import EXIT_USER_ERROR, exit_codes, leave_at_once
 from sst2.file_system import FEATURES, missing_features, sync
 from sst2.hub import TIMEOUT
+from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.settings import DEFAULT_MODEL, Settings
 
 PACKAGES = "torch accelerate transformers datasets evaluate scikit-learn scipy tensorboard deepspeed".split()

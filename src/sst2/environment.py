@@ -20,6 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from sst2.cpu import BF16_MIN_GAIN, bf16_gain
 from sst2.errors import UserError
+from sst2.launcher_variables import is_set, process_rank, read_number, threads_are_chosen
 from sst2.settings import Precision
 
 PACKAGES = (
@@ -28,8 +29,16 @@ PACKAGES = (
 # Named one by one: an environment may hold secrets under any name.
 RECORDED_VARIABLES = (
     "SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_JOB_NAME SLURM_JOB_NODELIST SLURM_JOB_PARTITION "
-    "SLURM_NNODES SLURM_NTASKS SLURM_RESTART_COUNT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS HF_HUB_OFFLINE"
+    "SLURM_NNODES SLURM_NTASKS SLURM_RESTART_COUNT CUDA_VISIBLE_DEVICES OMP_NUM_THREADS HF_HUB_OFFLINE "
+    "NVIDIA_TF32_OVERRIDE TORCH_ALLOW_TF32_CUBLAS_OVERRIDE ONEDNN_DEFAULT_FPMATH_MODE DNNL_DEFAULT_FPMATH_MODE"
 )
+# By which libraries compute float32 products with fewer digits than float32 has, and the values that do not say so.
+_LOOSE_FLOAT32 = {
+    "NVIDIA_TF32_OVERRIDE": "0",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
+    "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
+}
 
 
 @dataclass(frozen=True)
@@ -73,18 +82,18 @@ def read_launcher() -> Launcher:
     deepspeed = "ACCELERATE_DEEPSPEED_"
     return Launcher(
         name=_launcher(),
-        rank=_number("RANK", 0),
-        world_size=_number("WORLD_SIZE", 1),
-        local_world_size=_number("LOCAL_WORLD_SIZE", 1),
+        rank=process_rank(),
+        world_size=read_number("WORLD_SIZE", 1),
+        local_world_size=read_number("LOCAL_WORLD_SIZE", 1),
         asked_for=_asked_for(),
-        master=(os.environ.get("MASTER_ADDR", "127.0.0.1"), _number("MASTER_PORT", 29500)),
-        keeps_store=_is_set("TORCHELASTIC_USE_AGENT_STORE"),
-        uses_deepspeed=_is_set("ACCELERATE_USE_DEEPSPEED"),
-        uses_fsdp=_is_set("ACCELERATE_USE_FSDP"),
-        fsdp_version=_number("FSDP_VERSION", 1),
-        attempt=_number("TORCHELASTIC_RESTART_COUNT", 0),
+        master=(os.environ.get("MASTER_ADDR", "127.0.0.1"), read_number("MASTER_PORT", 29500)),
+        keeps_store=is_set("TORCHELASTIC_USE_AGENT_STORE"),
+        uses_deepspeed=is_set("ACCELERATE_USE_DEEPSPEED"),
+        uses_fsdp=is_set("ACCELERATE_USE_FSDP"),
+        fsdp_version=read_number("FSDP_VERSION", 1),
+        attempt=read_number("TORCHELASTIC_RESTART_COUNT", 0),
         deepspeed_file=os.environ.get(f"{deepspeed}CONFIG_FILE") or None,
-        zero_stage=_number(f"{deepspeed}ZERO_STAGE", 2),
+        zero_stage=read_number(f"{deepspeed}ZERO_STAGE", 2),
         offload_optimizer=os.environ.get(f"{deepspeed}OFFLOAD_OPTIMIZER_DEVICE", "none"),
         offload_param=os.environ.get(f"{deepspeed}OFFLOAD_PARAM_DEVICE", "none"),
         gradient_accumulation_steps=os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto"),
@@ -123,20 +132,28 @@ def runs_on_cpu() -> bool:
     accelerate must be told: processes on a host without a GPU would otherwise each train alone. Under DeepSpeed it must
     not be told, since it then leaves DeepSpeed out.
     """
-    if _is_set("ACCELERATE_USE_CPU"):
+    if is_set("ACCELERATE_USE_CPU"):
         return True
-    return not torch.accelerator.is_available() and not _is_set("ACCELERATE_USE_DEEPSPEED")
+    return not torch.accelerator.is_available() and not is_set("ACCELERATE_USE_DEEPSPEED")
 
 
 def computes_on_cpu() -> bool:
     """Whether it does, under DeepSpeed as well."""
-    return _is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def overlooks_gpus(devices: Path = Path("/dev")) -> bool:
     """Whether there are NVIDIA GPUs that torch does not see and that nobody has hidden."""
-    is_meant = _is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ
+    is_meant = is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ
     return not (is_meant or torch.cuda.is_available()) and any(devices.glob("nvidia[0-9]*"))
+
+
+def loosens_float32() -> str:
+    """The variable that has float32 products computed with fewer digits, with its value; empty if there is none."""
+    for name, strict in _LOOSE_FLOAT32.items():
+        if os.environ.get(name, strict).upper() not in (strict, ""):
+            return f"{name}={os.environ[name]}"
+    return ""
 
 
 def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
@@ -172,12 +189,11 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
 
 
 def use_all_cores() -> None:
-    """On a CPU, give each process its share of the node's cores where the launcher has not thought about it.
+    """On a CPU, give each process its share of the node's cores, unless somebody has decided on a number of threads.
 
-    `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 unless told otherwise. Any other number is somebody's
-    decision and stays, and so is 1 without a launcher.
+    `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 where they find nothing, which leaves cores idle.
     """
-    if not computes_on_cpu() or _launcher() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
+    if not computes_on_cpu() or _launcher() == "python" or threads_are_chosen(_launcher()):
         return
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # physical ones: a core's second thread has no matrix unit to give
@@ -217,18 +233,6 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
-
-
-def _number(variable: str, default: int) -> int:
-    value = os.environ.get(variable) or default
-    try:
-        return int(value)
-    except ValueError:
-        raise UserError(f"the launcher has set {variable} to {value}, which is no number") from None
 
 
 def _version(package: str) -> str | None:

@@ -18,6 +18,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
+        self.resolved = path / "resolved.yaml"
         self.environment = path / "environment.json"
         self.tensorboard = path / "tensorboard"
         self.metrics_log = path / "metrics.jsonl"
@@ -28,6 +29,7 @@ class RunFolder:
         self.metrics = path / "metrics.json"
         self.predictions = path / "predictions.csv"
         self.log = path / "train.log"
+        self.trackers = path / "trackers.json"  # the runs that it has with the trackers of --report_to
         self._lock: TextIO | None = None
         self._is_new = False
 

@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that `--help` and a wrong flag answer at once
 
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,27 +146,43 @@ class RunArguments:
     stage_dir: str | None = flag(
         None, "folder of each node's own disk to copy model and data to, once a node; $TMPDIR is looked up there", "DIR"
     )
-    report_to: list[str] = flag(["tensorboard"], "trackers of accelerate besides TensorBoard", "TRACKER")
+    report_to: list[str] = flag(
+        ["tensorboard"],
+        "trackers beside TensorBoard, which is always there: names, all that are installed, or none",
+        "NAME",
+    )
     push_to_hub: bool = flag(False, "upload the exported model when all is done")
     hub_model_id: str | None = flag(None, "repository to upload to; default: the run's name in your account", "NAME")
     smoke: bool = flag(False, "embedded sample and tiny model: no network, under a minute on a CPU")
 
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments, RunArguments)
+NAMES = [field.name for group in GROUPS for field in fields(group)]
 
 
 @dataclass
 class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArguments, ModelArguments):
     """All flags in one place, checked.
 
+    Attributes:
+        given: what the command line and the YAML file say, by name, and nothing else.
+
     Raises:
         ValueError: a value that cannot work, named by its flag, with the way out.
     """
 
+    given: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def values(self) -> dict[str, Any]:
+        """The value of every flag by name."""
+        return {name: getattr(self, name) for name in NAMES}
+
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for name, value in self.values().items():
             if value == "":
                 raise ValueError(f"--{name} is empty: give a value, or leave the flag out")
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"--{name} has a null character in it, which no name has: leave that out")
         for name in ("output_dir", "resume_from_checkpoint", *DATA_FILES, "model_name_or_path", "dataset_name"):
             if getattr(self, name) is not None:
                 setattr(self, name, os.path.expanduser(getattr(self, name)))
@@ -177,6 +193,7 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
         if self.output_dir is None:
             model = Path(self.model_name_or_path).name or "model"
             self.output_dir = f"runs/{'smoke' if self.smoke else model}-seed{self.seed}"
+        self.report_to = _trackers(self.report_to)
         _check_ranges(self)
         _check_combinations(self)
         _check_columns(self)
@@ -244,11 +261,23 @@ def _check_combinations(s: Settings) -> None:
         raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other: give one")
     if s.hub_model_id and not s.push_to_hub:
         raise ValueError("--hub_model_id needs --push_to_hub beside it")
-    for tracker in s.report_to:
+
+
+def _trackers(names: list[str]) -> list[str]:
+    """What `--report_to` stands for: the words `all` and `none` as in transformers."""
+    if names == ["all"]:
+        return [tracker for tracker in sorted(TRACKERS) if importlib.util.find_spec(tracker)]
+    if names == ["none"]:
+        return []
+    for tracker in names:
+        if tracker in ("all", "none"):
+            raise ValueError(f"--report_to {' '.join(names)} contradicts itself: give {tracker} alone, or names alone")
         if tracker not in TRACKERS:
-            raise ValueError(f"--report_to {tracker} is unknown: give some of {', '.join(sorted(TRACKERS))}")
+            known = ", ".join(sorted(TRACKERS))
+            raise ValueError(f"--report_to {tracker} is unknown: give some of {known}, or all, or none")
         if importlib.util.find_spec(tracker) is None:
             raise ValueError(f"--report_to {tracker} needs its package: pip install {tracker.replace('_', '-')}")
+    return list(dict.fromkeys(names))
 
 
 def _check_files(s: Settings) -> None:

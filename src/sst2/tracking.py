@@ -1,4 +1,4 @@
-"""A run's numbers: TensorBoard, metrics.jsonl, and any tracker that accelerate knows."""
+"""A run's numbers: TensorBoard, metrics.jsonl, and the other trackers of `--report_to`."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from sst2.checkpointing import SavedTimes
 from sst2.dashboard import Dashboard
 from sst2.file_system import Dispensable, sync
 from sst2.run_folder import RunFolder, write_text
+from sst2.trackers import ExternalTrackers, plain
 from sst2.training_state import TrainingState
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ class Tracker:
     """Writes on the main process; every process may call it.
 
     Args:
-        accelerator: knows the main process, and the other trackers of `--report_to`.
+        accelerator: knows the main process.
         run: the folder to write to.
-        settings: all settings of the run, for trackers that show them.
+        trackers: of `--report_to` beside TensorBoard, started.
         state: where this start begins; what an earlier one logged beyond it is dropped, so that a restarted run
             continues its curves where they stood.
         selection_split: name of the split that is evaluated during training; others come at the end, once more after
@@ -47,17 +48,18 @@ class Tracker:
         self,
         accelerator: Accelerator,
         run: RunFolder,
-        settings: dict[str, Any],
+        trackers: ExternalTrackers,
         state: TrainingState,
         selection_split: str,
     ) -> None:
-        self._accelerator = accelerator
+        self._is_main = accelerator.is_main_process
+        self._trackers = trackers
         self._metrics_log = _Log(run.metrics_log)
         self._samples = _Log(run.samples)
         self._board: SummaryWriter | None = None
         self._for_board = Dispensable("TensorBoard's file")
-        accelerator.init_trackers("sst2", config={name: _plain(value) for name, value in settings.items()})
         if accelerator.is_main_process:
+            trackers.record(run)
             last_steps = {"train": state.step, selection_split: state.evaluated_step}
             for log in (self._metrics_log, self._samples):
                 log.drop_later_lines(last_steps)
@@ -72,9 +74,9 @@ class Tracker:
     def log(self, split: str, step: int, values: dict[str, Any]) -> None:
         """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names."""
         scalars = {f"{split}/{name}": value for name, value in flatten(values).items()}
-        self._accelerator.log(scalars, step=step)
+        self._trackers.log(scalars, step)
         self._log_scalars(scalars, step)
-        if self._accelerator.is_main_process:
+        if self._is_main:
             self._metrics_log.append({"split": split, "step": step, **values})
 
     def _on_board(self, write: Callable[[SummaryWriter], object]) -> None:
@@ -107,7 +109,7 @@ class Tracker:
 
     def log_samples(self, step: int, rows: list[int]) -> None:
         """Log which rows of the training split made step number `step` (counted from 1), sorted."""
-        if self._accelerator.is_main_process:
+        if self._is_main:
             self._samples.append({"step": step, "rows": sorted(rows)})
 
     def log_checkpoint(self, times: SavedTimes) -> None:
@@ -117,11 +119,11 @@ class Tracker:
 
     def log_hparams(self, settings: dict[str, Any], split: str, step: int, metrics: dict[str, Any]) -> None:
         """The run's one line in TensorBoard's HParams table, in the run itself rather than a run of its own."""
-        plain = {name: _plain(settings[name]) for name in HPARAMS if settings.get(name) is not None}
+        shown = {name: plain(settings[name]) for name in HPARAMS if settings.get(name) is not None}
         finals = {f"final/{split}_{name}": metrics[name] for name in ("accuracy", "precision", "recall", "f1", "loss")}
 
         def write(board: SummaryWriter) -> None:
-            for summary in hparams(plain, finals):
+            for summary in hparams(shown, finals):
                 board._get_file_writer().add_summary(summary)
 
         self._on_board(write)
@@ -129,7 +131,7 @@ class Tracker:
 
     def flush(self) -> None:
         """Bring everything logged so far to disk, before a checkpoint says that it was."""
-        if not self._accelerator.is_main_process:
+        if not self._is_main:
             return
         for log in (self._metrics_log, self._samples):
             log.flush()
@@ -142,7 +144,7 @@ class Tracker:
 
     def close(self) -> None:
         self._on_board(SummaryWriter.close)
-        self._accelerator.end_training()
+        self._trackers.close()
 
 
 class _Log:
@@ -217,9 +219,3 @@ def _date_before_now(board: Path) -> None:
 def _append(file: Path, text: str) -> None:
     with open(file, "a", encoding="utf-8") as stream:
         stream.write(text)
-
-
-def _plain(value: Any) -> bool | int | float | str:
-    if isinstance(value, bool | int | float):
-        return value
-    return str(value).encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are no UTF-8

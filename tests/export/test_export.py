@@ -17,7 +17,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from benchmarks.onnx_variants import count_overflows
 from conftest import REPOSITORY
-from sst2.arguments import to_yaml
+from sst2.arguments import write_settings
 from sst2.classes import are_generic, names_in_order
 from sst2.errors import UserError, exit_codes
 from sst2.export.card import onnx_card
@@ -27,6 +27,7 @@ from sst2.export.onnx_model import onnx_classifier, torch_classifier
 from sst2.model_folder import stock_classifier
 from sst2.modeling import load_classifier
 from sst2.reading import read_file
+from sst2.run_folder import RunFolder
 from sst2.sample import sample_config, sample_sentences, sample_tokenizer
 from sst2.sealed_folder import verify_sealed
 from sst2.settings import SAMPLE, Settings
@@ -50,7 +51,7 @@ def write_run(folder: Path, **changes: Any) -> Path:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     settings = Settings(output_dir=str(folder), smoke=True, model_name_or_path=SAMPLE, dataset_name=SAMPLE)
-    (folder / "config.yaml").write_text(to_yaml(settings))
+    write_settings(RunFolder(folder), settings)
     return folder
 
 
@@ -88,7 +89,7 @@ def test_it_succeeds_without_a_warning(exported: tuple[Path, subprocess.Complete
     assert done.stdout.splitlines()[-1].endswith(str(folder))
     verify_sealed(folder)
     assert {path.name for path in folder.iterdir()} == FILES | {"model_int8.onnx", "manifest.json"}
-    assert {path.name for path in folder.parent.iterdir()} == {"config.yaml", "model", "onnx"}
+    assert {path.name for path in folder.parent.iterdir()} == {"config.yaml", "resolved.yaml", "model", "onnx"}
 
 
 @pytest.mark.slow
