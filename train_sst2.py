@@ -31,7 +31,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sst2.agreement import require_agreement
 from sst2.arguments import PROGRAM, check_run_dir, write_settings
+from sst2.base_model import BaseModel, standing_for_base
 from sst2.batching import Passes, collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
 from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
 from sst2.checkpointing import Checkpointer
@@ -44,8 +46,8 @@ from sst2.job import Job
 from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.logs import log_to_file
 from sst2.meter import Meter
-from sst2.model_folder import export_model, model_card, push_to_hub, rehearse_export, require_hub_login
-from sst2.modeling import load_model, load_tokenizer, num_bytes
+from sst2.model_folder import export_model, model_card, push_to_hub, rehearse_export
+from sst2.modeling import load_model, load_tokenizer
 from sst2.optimization import build_optimizer, build_schedule
 from sst2.predictions import in_order_of_rows, in_words, write_predictions
 from sst2.preflight import require_free_space
@@ -80,30 +82,28 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     accelerator, precision = connect(settings)
     watchdog = Watchdog(settings.step_timeout)
-    require_hub_login(settings)
-    local = stage(settings, requests.raise_if_stopped)
+    checkpoint_of_run = on_main(accelerator, lambda: standing_for_base(settings))
+    local = stage(settings, checkpoint_of_run, requests.raise_if_stopped)
     sentences, tokenizer = load_sentences(local), load_tokenizer(local)
     with ThreadPoolExecutor(max_workers=1) as beside:
         tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, requests.raise_if_stopped)
         set_seed(settings.seed)  # every rank draws the same new head
-        model = load_model(local, tokenizer)
+        model = load_model(local, tokenizer, with_weights=checkpoint_of_run is None)
         splits = tokenizing.result()
-    model_config, model_bytes = model.config, num_bytes(model)
-    on_main(accelerator, lambda: rehearse_export(settings, model_config, tokenizer))
+    base = BaseModel.of(model, tokenizer, checkpoint_of_run)
+    on_main(accelerator, lambda: rehearse_export(settings, base.config, tokenizer))
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
-
     settings = replace(settings, mixed_precision=precision)
+    require_agreement(accelerator, settings, base, splits)
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
     strategy = prepare(accelerator, model, build_optimizer(model, settings), settings.gradient_compression == "bf16")
     schedule = build_schedule(strategy.optimizer, settings)
     loaders = evaluation_loaders(splits, settings, tokenizer.pad_token_id, accelerator)
-
-    state = TrainingState()
-    checkpoints = Checkpointer(run.checkpoints, accelerator, strategy, schedule, model_bytes, settings, splits)
+    checkpoints = Checkpointer(run.checkpoints, accelerator, strategy, schedule, base, settings, splits)
     on_main(accelerator, run.lock)
     on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
-    if place := on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint)):
-        state = checkpoints.load(place)
+    place = on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint))
+    state = checkpoints.load(place) if place else TrainingState()
     leave_if_finished(accelerator, run, settings, state)
     require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
     trackers = start_trackers(accelerator, settings, run)
@@ -118,8 +118,8 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     tracker = Tracker(accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
-    prepared = (loaders, plan, model_config, strategy, schedule, state, meter, checkpoints, requests)
-    graphs = step_graphs(strategy, model_config, settings, plan.global_batch_size, splits["train"].lengths)
+    prepared = (loaders, plan, base.config, strategy, schedule, state, meter, checkpoints, requests)
+    graphs = step_graphs(strategy, base.config, settings, plan.global_batch_size, splits["train"].lengths)
     return Job(settings, accelerator, run, tokenizer, splits, *prepared, watchdog, tracker, graphs)
 
 
@@ -136,17 +136,17 @@ def fit(job: Job) -> None:
                 if state.step == total or state.step % settings.logging_steps == 0:
                     bar.set_postfix_str(log_training(job, measured))
                 job.watchdog.start()
-                heed(job)
+                heed(job, after_step=True)
             is_best = job.is_evaluation_due and select(job)
             checkpoint_due = settings.checkpointing_steps and state.step % settings.checkpointing_steps == 0
             if checkpoint_due or job.is_over or (is_best and settings.load_best_model_at_end):
                 checkpoint(job)
 
 
-def heed(job: Job) -> None:
+def heed(job: Job, after_step: bool = False) -> None:
     """Between two steps, and between two batches of an evaluation: do what was asked, all ranks at once."""
     job.log_checkpoints()
-    wishes = job.requests.agree(job.checkpoints.has_failed)
+    wishes = job.agree(after_step)
     if wishes.failed:
         raise job.checkpoints.failure()
     if wishes.save:

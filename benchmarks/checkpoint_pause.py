@@ -23,7 +23,6 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from sst2.checkpointing import Checkpointer
 from sst2.environment import describe_environment, runs_on_cpu
-from sst2.modeling import num_bytes
 from sst2.optimization import build_optimizer, build_schedule
 from sst2.settings import Settings
 from sst2.strategies import prepare
@@ -49,7 +48,6 @@ def measure(folder: Path, rounds: int) -> dict[str, object]:
     accelerator = Accelerator(cpu=runs_on_cpu())
     bare_model = DistilBertForSequenceClassification(DistilBertConfig())
     settings = Settings(output_dir=str(folder), num_warmup_steps=0, max_train_steps=10_000)
-    size = num_bytes(bare_model)
     strategy = prepare(accelerator, bare_model, build_optimizer(bare_model, settings))
     schedule = build_schedule(strategy.optimizer, settings)
     ids = torch.randint(1000, (SENTENCES, TOKENS), device=accelerator.device)
@@ -84,7 +82,7 @@ def measure(folder: Path, rounds: int) -> dict[str, object]:
         accelerator.save_state(str(folder / "save_state"))
         return {"pause": time.perf_counter() - started}
 
-    checkpoints = Checkpointer(folder / "checkpoints", accelerator, strategy, schedule, size, settings, {})
+    checkpoints = Checkpointer(folder / "checkpoints", accelerator, strategy, schedule, None, settings, {})
     steps = [step() for _ in range(3)]
     state = TrainingState()
     seconds: dict[str, list[dict[str, float]]] = {}

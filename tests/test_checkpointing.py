@@ -86,7 +86,7 @@ class Training:
     def checkpoints(
         self, folder: Path, settings: Settings = SETTINGS, splits: Mapping[str, Split] = NO_DATA
     ) -> Checkpointer:
-        return Checkpointer(folder, self.accelerator, self.strategy, self.schedule, 1000, settings, splits)
+        return Checkpointer(folder, self.accelerator, self.strategy, self.schedule, None, settings, splits)
 
     def save(self, folder: Path, limit: int = 2, splits: Mapping[str, Split] = NO_DATA) -> Path:
         checkpoints = self.checkpoints(folder, replace(SETTINGS, checkpoints_total_limit=limit), splits)

@@ -1,5 +1,6 @@
 """Sums over steps: what is left out, what is in a row, and when the host has to look."""
 
+import time
 from collections.abc import Iterator
 from math import inf, nan
 
@@ -52,6 +53,18 @@ def test_a_row_goes_on_over_reads_and_starts_of_the_run(accelerator: Accelerator
     assert state.skipped_in_a_row == 0
     count(resumed, nan, nan)
     assert resumed.read(state) == 1
+
+
+def test_what_ranks_do_between_steps_counts_as_a_phase_of_the_next(accelerator: Accelerator) -> None:
+    meter, state = Meter(accelerator, Waiting(accelerator.device)), TrainingState()
+    with meter.between_steps("stop_check"):
+        time.sleep(0.05)
+    assert meter.read(state) == 0
+    assert state.logged_times == {}  # no step yet that it could be a part of
+    count(meter, 1.0, 1.0)
+    meter.read(state)
+    assert 0.05 <= state.logged_times["stop_check"] <= state.logged_seconds - 0.5
+    assert state.seconds == state.logged_seconds
 
 
 def test_a_cpu_is_read_after_every_step(accelerator: Accelerator) -> None:

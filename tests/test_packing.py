@@ -1,8 +1,14 @@
 """Where packed sentences lie, and the grids that they are seen as."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
+from sst2.batching import Batch
+from sst2.checkpointing import HostCopy
 from sst2.packing import GRID_PLACES, GRID_SENTENCES, Pack
 
 LENGTHS = np.array([1, 2, 2, 3, 5, 8, 8, 9, 9, 12, 30])
@@ -36,3 +42,30 @@ def test_grids_have_few_shapes() -> None:
     assert [len(grid.tokens) for grid in grids] == [GRID_SENTENCES, len(LENGTHS) - GRID_SENTENCES]
     assert [grid.tokens.shape[1] for grid in grids] == [16, 32]
     assert all(grid.tokens.shape[1] % GRID_PLACES == 0 for grid in grids)
+
+
+class WithoutThatDevice(TorchFunctionMode):
+    """Notes how copies are asked for, and leaves tensors where they are: a Mac's GPU is not here."""
+
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+
+    def __torch_function__(
+        self, function: Callable, types: Any, arguments: tuple = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        options = options or {}
+        if function in (torch.Tensor.to, torch.Tensor.copy_):
+            self.asked.append(options.get("non_blocking", False))
+            return arguments[0]
+        return function(*arguments, **options)
+
+
+def test_copies_are_waited_for_where_only_nvidia_s_would_not_have_to_be() -> None:
+    pack = Pack.of(LENGTHS)
+    batch = Batch({"input_ids": torch.zeros(3), "pack": pack}, torch.zeros(3), torch.zeros(3))
+    with WithoutThatDevice() as copies:
+        batch.to(torch.device("mps"))
+        pack.grids[0].to(torch.device("mps"))
+        HostCopy()({"weight": torch.ones(3)})
+    assert copies.asked == [False] * len(copies.asked)
+    assert len(copies.asked) >= 7

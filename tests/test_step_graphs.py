@@ -45,7 +45,7 @@ class Steps:
         ((batch, _),) = passes
         self.taken.append(batch.size)
         if self.groups[0]["capturable"]:
-            Recorded.rates.append(float(self.groups[0]["lr"]))
+            Recorded.rates.append([float(group["lr"]) for group in self.groups])
         return torch.zeros(()), torch.ones(())
 
 
@@ -55,7 +55,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> StepGraphs:
         noted.clear()
     monkeypatch.setattr(step_graphs, "Graph", Recorded)
     monkeypatch.setattr(StepGraphs, "_has_room", lambda self: True)
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))], 0.25)
+    groups = [{"params": torch.nn.Parameter(torch.zeros(3)), "lr": rate} for rate in (0.25, 0.75)]
+    optimizer = torch.optim.AdamW(groups)
     return StepGraphs(optimizer, torch.device("cpu"), 2, np.array([10, 20]))
 
 
@@ -76,17 +77,22 @@ def test_a_shape_is_recorded_when_it_comes_again(graphs: StepGraphs) -> None:
     assert Steps.taken == [64, 128, 64, 64, 64, 128, 128]  # a recording is a step that is not done
 
 
-def test_a_recording_finds_the_rate_in_memory_and_leaves_the_optimizer_as_it_was(graphs: StepGraphs) -> None:
-    group = graphs._optimizer.param_groups[0]
+def test_a_recording_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_as_it_was(graphs: StepGraphs) -> None:
+    groups = graphs._optimizer.param_groups
     take = Steps(graphs._optimizer)
-    for rate in (0.5, 0.125):
-        group["lr"] = rate
+
+    def set_rates(*rates: float) -> None:
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+
+    for rates in ((0.5, 0.5), (0.125, 0.375)):
+        set_rates(*rates)
         graphs.step(passes_of(graphs, 10, 20), take)
-    assert Recorded.rates == [0.125]
-    assert (group["lr"], group["capturable"]) == (0.125, False)
-    group["lr"] = 0.0625
+    assert Recorded.rates == [[0.125, 0.375]]
+    assert [(group["lr"], group["capturable"]) for group in groups] == [(0.125, False), (0.375, False)]
+    set_rates(0.0625, 0.25)
     graphs.step(passes_of(graphs, 10, 20), take)
-    assert float(graphs._rate) == 0.0625
+    assert [float(rate) for rate in graphs._rates] == [0.0625, 0.25]
 
 
 def test_nothing_is_recorded_without_room(graphs: StepGraphs, monkeypatch: pytest.MonkeyPatch) -> None:

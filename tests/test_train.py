@@ -1,6 +1,7 @@
 """The job from end to end: what a run leaves behind, and that its results are what they should be."""
 
 import csv
+import gc
 import json
 import os
 import shutil
@@ -392,6 +393,39 @@ def test_a_broken_model_ends_the_run_after_ten_steps(
     assert "not finite in 10 steps in a row, up to step 10" in run.stderr
     assert "Traceback" not in run.stderr
     assert not (run.run_dir / "model").exists()
+
+
+def test_garbage_is_collected_at_the_same_steps_on_all_ranks(
+    train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sst2.job.STEPS_BETWEEN_COLLECTIONS", 5)
+    steps = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        frame = sys._getframe(1)
+        while frame and frame.f_code.co_name != "fit":
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame and phase == "start":
+            steps.append(frame.f_locals["state"].step)
+
+    before = gc.get_threshold(), gc.get_freeze_count()
+    gc.set_threshold(50)  # or this job would be too short for the collector to have moments of its own
+    gc.callbacks.append(note)
+    try:
+        run = train_here(*small_job)
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*before[0])
+    assert run.code == 0, run.stderr
+    assert steps == [5, 10, 15, 20]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == before[1]
+
+
+def test_the_stop_check_is_part_of_the_time_that_is_logged(train_here: Train, small_job: list[Any]) -> None:
+    logged = train_here(*small_job).logged("train")
+    assert logged[0]["stop_check_share"] == 0  # the first one comes after the first step
+    assert all(0 < line["stop_check_share"] < 1 for line in logged[1:])
 
 
 def test_learning_rate_rises_and_falls(train_here: Train, small_job: list[Any]) -> None:

@@ -91,6 +91,11 @@ def test_a_file_owns_the_rest(launcher: Launcher, tmp_path: Path) -> None:
         ({"bf16": True}, "bf16 must be an object, such as {}"),
         ({"data_types": {"grad_accum_dtype": "fp32"}}, "has data_types: remove it, since weights and gradients are of"),
         ({"fp16": {"loss_scale": "auto"}}, 'leaves fp16.loss_scale to be "auto", and nobody here decides it: give'),
+        (
+            {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
+            "turns off zero_optimization.compute_grad_norm, by which steps that are not finite are found: leave it out",
+        ),
+        ({"bf16": {"check_grad_overflow": False}}, "turns off bf16.check_grad_overflow, by which steps that are not"),
         ("{", "is not JSON: "),
         ("[1]", "holds no JSON object"),
     ],

@@ -249,9 +249,12 @@ def evaluation_loaders(
 
 
 def evaluation_loader(split: Split, batch_size: int, pad_token_id: int, batching: Batching) -> DataLoader:
-    """Batches of a whole split in order of length, which wastes little on padding."""
+    """Batches of a whole split in order of length, which wastes little on padding.
+
+    The longest come first: where memory does not suffice, it is known with the first batch.
+    """
     return DataLoader(
-        np.argsort(split.lengths, kind="stable").tolist(),
+        np.argsort(-split.lengths, kind="stable").tolist(),
         batch_size=batch_size,
         collate_fn=partial(collate, split, pad_token_id=pad_token_id, batching=batching),
         generator=torch.Generator(),  # its own: iterating must not touch the random state that dropout draws from

@@ -2,7 +2,8 @@
 
 A checkpoint holds `model.safetensors`, `training.pt` (optimizer, schedule, loss scale and the random states of every
 rank; read with `weights_only=True`, so that no foreign code can run), `state.json` (how far the run is, its settings,
-fingerprints of its data) and the manifest of `checkpoint_folder`.
+fingerprints of its data and of the model that it began with), that model's configuration and tokenizer, and the
+manifest of `checkpoint_folder`.
 """
 
 import json
@@ -10,11 +11,11 @@ import logging
 import pickle
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -23,11 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
+from sst2.base_model import FINGERPRINT, STATE, BaseModel, same_name
 from sst2.checkpoint_folder import checkpoint_name, find_latest, list_checkpoints, newest_checkpoint, recover, rotate
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.file_system import share
 from sst2.random_states import random_state, restore_random_state
+from sst2.ranks import on_main, read_on_main
 from sst2.rescue import save_or_rescue
 from sst2.same_run import refuse_another_length, refuse_another_run
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
@@ -36,6 +39,7 @@ from sst2.strategies import DataParallel
 from sst2.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 # What the libraries raise for a file that is not what they expect.
 _UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
@@ -60,7 +64,7 @@ class Checkpointer:
     Args:
         folder: the run's checkpoints. All ranks must see the same one.
         strategy: knows weights and optimizer, wherever they lie.
-        num_bytes: of the model's weights.
+        base: the model that training begins with; None leaves it out of checkpoints, and out of account.
         settings: of the run, with everything that the flags left open filled in.
         splits: the data. What was trained and selected on must be the same when the run goes on.
     """
@@ -71,7 +75,7 @@ class Checkpointer:
         accelerator: Accelerator,
         strategy: DataParallel,
         schedule: LRScheduler,
-        num_bytes: int,
+        base: BaseModel | None,
         settings: Settings,
         splits: Mapping[str, Split],
     ) -> None:
@@ -79,7 +83,7 @@ class Checkpointer:
         self._accelerator = accelerator
         self._strategy = strategy
         self._schedule = schedule
-        self._num_bytes = num_bytes
+        self._base = base
         self._settings = settings
         self._fingerprints = {name: split.fingerprint for name, split in splits.items() if name != "test"}
         self._host_copy = HostCopy()
@@ -109,6 +113,7 @@ class Checkpointer:
             "training_state": asdict(state),
             "settings": self._settings.values(),
             "fingerprints": self._fingerprints,
+            FINGERPRINT: self._base.fingerprint if self._base else None,
             "world_size": self._accelerator.num_processes,
             "threads": torch.get_num_threads(),
         }
@@ -153,8 +158,9 @@ class Checkpointer:
         kept = 1
         if settings.checkpointing_steps or settings.load_best_model_at_end:
             kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
-        checkpoint = 3 * self._num_bytes  # AdamW has two moments
-        return self._num_bytes + max(1, kept - len(list_checkpoints(self.folder))) * checkpoint
+        weights = self._base.num_bytes if self._base else 0
+        checkpoint = 3 * weights  # AdamW has two moments
+        return weights + max(1, kept - len(list_checkpoints(self.folder))) * checkpoint
 
     def find(self, requested: str | None) -> Path | None:
         """The whole checkpoint to resume from; None to start from the beginning. For the main process.
@@ -176,26 +182,26 @@ class Checkpointer:
             return Path(requested)
         place = find_latest(self.folder)
         if place is None:
+            if self._base and self._base.checkpoint:
+                raise UserError(f"--resume_from_checkpoint: {self._base.checkpoint} is gone meanwhile: start again")
             logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
         return place
 
     def load(self, place: Path) -> TrainingState:
-        """Bring everything back to where it was when the checkpoint was written.
+        """Bring everything back to where it was when it was saved. All ranks call it, one reads the files.
 
         Args:
             place: a checkpoint that `find` has verified.
 
         Raises:
-            UserError: it comes from a run with other settings or data, or does not fit the model.
+            UserError: it comes from a run with other settings, data or base model, or does not fit the model.
         """
         rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
-        if not place.is_dir():  # the main process has seen it
-            raise UserError(f"--output_dir {self.folder.parent} must be shared by all nodes: there is no {place} here")
+        content = on_main(self._accelerator, lambda: _read(place, STATE, _read_json))
         try:
-            content = json.loads((place / "state.json").read_text(encoding="utf-8"))
             state = TrainingState.of(content["training_state"])
             settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
-            before = content["world_size"], content["threads"]
+            before, base = (content["world_size"], content["threads"]), content.get(FINGERPRINT)
         except _UNREADABLE as error:
             raise _damaged(place, error) from None
         refuse_another_run(place, settings, self._settings)
@@ -204,10 +210,11 @@ class Checkpointer:
                 f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
                 "go on, or start a new run in another --output_dir"
             )
+        self._refuse_another_model(place, settings, base)
         refuse_another_length(place, settings, self._settings)
         load_weights(place, self._strategy)
+        training = read_on_main(lambda: _read(place, "training.pt", _read_tensors))
         try:
-            training = torch.load(place / "training.pt", map_location="cpu", weights_only=True)
             _require_moments_of_the_weights(training["optimizer"], self._strategy.optimizer_shapes())
             self._strategy.load_training_state(training)
             self._schedule.load_state_dict(training["schedule"])
@@ -221,6 +228,21 @@ class Checkpointer:
         self._saved = replace(state)
         logger.info("resuming from %s", place)
         return state
+
+    def _refuse_another_model(self, place: Path, saved: dict[str, Any], fingerprint: dict[str, str] | None) -> None:
+        """By content, where the checkpoint tells; one of an earlier version has the name alone."""
+        if self._base is None:
+            return
+        settings = self._settings
+        if fingerprint is None and same_name(saved, vars(settings)):
+            return
+        if fingerprint != self._base.fingerprint:
+            name, revision = saved["model_name_or_path"], saved["model_revision"]
+            raise UserError(
+                f"--model_name_or_path {settings.model_name_or_path} (--model_revision {settings.model_revision}) is "
+                f"another model than {place} was trained from: give --model_name_or_path {name} --model_revision "
+                f"{revision} to go on, or start a new run in another --output_dir"
+            )
 
     def _write(
         self,
@@ -236,8 +258,10 @@ class Checkpointer:
         def write_files(folder: Path) -> None:
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
             _save_training(training, folder / "training.pt")
-            (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            share(folder / "model.safetensors", like=folder / "state.json")
+            (folder / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            share(folder / "model.safetensors", like=folder / STATE)
+            if self._base:
+                self._base.save(folder)
 
         try:
             save_or_rescue(place, write_files)
@@ -275,7 +299,7 @@ class HostCopy:
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             self._buffers[path] = buffer
-        return buffer.copy_(value.detach(), non_blocking=True)
+        return buffer.copy_(value.detach(), non_blocking=value.is_cuda)  # others are not waited for below
 
 
 def _save_training(training: dict[str, Any], file: Path) -> None:
@@ -299,13 +323,14 @@ def _require_moments_of_the_weights(optimizer: dict[str, Any], shapes: list[torc
 
 
 def load_weights(place: Path, strategy: DataParallel) -> None:
-    """Load a checkpoint's weights alone. All ranks call it.
+    """Load a checkpoint's weights alone. All ranks call it, one reads the file.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to another model.
     """
+    weights = read_on_main(lambda: _read(place, "model.safetensors", load_file))
     try:
-        strategy.load_weights(load_file(place / "model.safetensors"))
+        strategy.load_weights(weights)
     except _UNREADABLE as error:
         raise _damaged(place, error) from None
 
@@ -323,6 +348,22 @@ def saved_precision(settings: Settings) -> Precision | None:
         if place is not None and (place / "state.json").is_file():
             return json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]["mixed_precision"]
     return None
+
+
+def _read(place: Path, name: str, read: Callable[[Path], Result]) -> Result:
+    """What `read` makes of a checkpoint's file. Raises UserError: it is missing or damaged."""
+    try:
+        return read(place / name)
+    except _UNREADABLE as error:
+        raise _damaged(place, error) from None
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _read_tensors(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _damaged(place: Path, error: Exception) -> UserError:

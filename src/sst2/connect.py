@@ -2,11 +2,13 @@
 
 import logging
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
 from sst2.checkpointing import saved_precision
@@ -29,6 +31,8 @@ from sst2.settings import Precision, Settings
 from sst2.watchdog import SETUP_TIMEOUT
 
 logger = logging.getLogger(__name__)
+
+FIRST_DEEPSPEED = "0.19.8"  # that skips steps which are not finite in float32; pyproject.toml says the same
 
 
 def connect(settings: Settings) -> tuple[Accelerator, Precision]:
@@ -119,6 +123,11 @@ def _refuse_what_cannot_work(launcher: Launcher, settings: Settings) -> None:
 
         if find_spec("deepspeed") is None:
             raise UserError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed")
+        if Version(installed := version("deepspeed")) < Version(FIRST_DEEPSPEED):
+            raise UserError(
+                f"DeepSpeed {installed} takes steps whose gradients are not finite: "
+                f"pip install 'deepspeed>={FIRST_DEEPSPEED}'"
+            )
         if runs_on_cpu():
             raise UserError(
                 "accelerate has no DeepSpeed with use_cpu: leave that out; on a host with GPUs, set "

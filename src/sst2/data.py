@@ -59,7 +59,7 @@ class Split:
         """(sentences,) int64, tokens per sentence."""
         return spool((self.offsets[1:][block] - self.offsets[:-1][block] for block in blocks(len(self))), "<i8")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Tells whether two splits hold the same token ids and labels."""
         digest = hashlib.sha256()

@@ -1,5 +1,6 @@
 """Everything a run consists of."""
 
+import gc
 import logging
 import time
 from contextlib import nullcontext, suppress
@@ -22,7 +23,7 @@ from sst2.environment import peak_memory_mib
 from sst2.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.flops import flop_per_token
 from sst2.meter import Meter
-from sst2.preemption import Requests
+from sst2.preemption import Requests, Wishes
 from sst2.ranks import on_main
 from sst2.run_folder import RunFolder
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
@@ -36,6 +37,7 @@ from sst2.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 Evaluated = tuple[dict[str, Any], np.ndarray]  # metrics (none without labels); logits, (sentences, 2)
+STEPS_BETWEEN_COLLECTIONS = 100  # of Python's garbage: ranks that pause one by one make all others wait each time
 MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
@@ -113,6 +115,18 @@ class Job:
         self.meter.count(loss_sum, grad_norm, own, padded_tokens, seconds)
         if self.meter.is_due:
             self.read_meter()
+
+        if self.state.step % STEPS_BETWEEN_COLLECTIONS == 0:
+            gc.collect()
+
+    def agree(self, after_step: bool = False) -> Wishes:
+        """What all ranks have agreed to do. All ranks call it.
+
+        Args:
+            after_step: whether the time that it takes belongs to training; else it is an evaluation's.
+        """
+        with self.meter.between_steps("stop_check") if after_step else nullcontext():
+            return self.requests.agree(self.checkpoints.has_failed)
 
     def take_means(self) -> dict[str, float]:
         """What a logged point of training holds: `TrainingState.take_means`, and where the run is. All ranks call it.
@@ -230,6 +244,8 @@ class Job:
         what = "resumed" if self.state.step else "started"
         speed = f"matrix products at {self.meter.peak / 1e9:,.0f} GFLOP/s each"
         self.tracker.note_start(self.state.step, f"{what} on {device}, {speed}")
+        gc.freeze()  # what is there now stays, and need not be looked through
+        gc.disable()  # from here on `count_step` collects
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: object) -> None:
@@ -238,6 +254,8 @@ class Job:
         Raises:
             StopRequestedError: the job was suspended, and another process did not survive that.
         """
+        gc.enable()
+        gc.unfreeze()
         suspension = self.watchdog.suspension()
         self.watchdog.at("the end of this start")  # watched as well: it leaves the process group
         try:

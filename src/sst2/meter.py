@@ -1,6 +1,8 @@
 """Counts what optimizer steps have done, without waiting for the device that does them."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -64,6 +66,15 @@ class Meter:
         self._steps += 1
         self._padded_tokens += padded_tokens
         self._seconds += seconds
+
+    @contextmanager
+    def between_steps(self, phase: str) -> Iterator[None]:
+        """Around what all ranks do together after a step: its time counts as a phase of the next one."""
+        started = time.perf_counter()
+        self.phases.begin(phase)
+        yield
+        self.phases.end()
+        self._seconds += time.perf_counter() - started
 
     @property
     def is_due(self) -> bool:

@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sst2.file_system import share
 from sst2.hub import answer_in_time, in_words
 from sst2.removal import UNFINISHED, discard, hidden_name, put_aside
 from sst2.sealed_folder import commit, describe_file
-from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings
+from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings, is_path
 from sst2.tokenizer import probes
 
 logger = logging.getLogger(__name__)
@@ -64,24 +65,39 @@ def export_model(
         RuntimeError: the reloaded model gives other logits.
     """
     logger.info("exporting the model to %s", folder)
-    stock = stock_classifier(config, weights)
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.model_max_length = max_length or tokenizer.model_max_length
     unfinished = hidden_name(folder, UNFINISHED)
-    stock.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    share(unfinished / WEIGHTS, like=unfinished / "config.json")
-    # the name of a file of data may hold bytes that are no UTF-8
-    (unfinished / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-    trained = stock, tokenizer, sentences[:PROBES], max_length, expected
-    _compare(*trained, unfinished)
-    if _has_same_weights(folder, unfinished) and _succeeds(lambda: _compare(*trained, folder)):
+    compare = _write(config, weights, tokenizer, sentences, card, unfinished, max_length, expected)
+    if _has_same_weights(folder, unfinished) and _succeeds(partial(compare, folder)):
         discard(unfinished)  # what its user has added, or written into the card, stays
         return describe_file(folder / WEIGHTS)["sha256"]
     if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
         discard(put_aside(onnx))
     commit(unfinished, folder)
     return describe_file(folder / WEIGHTS)["sha256"]
+
+
+def _write(
+    config: DistilBertConfig,
+    weights: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    card: str,
+    folder: Path,
+    max_length: int | None,
+    expected: np.ndarray | None,
+) -> Callable[[Path], None]:
+    """Write a new folder and compare it with the model. Returns a function that compares another folder likewise."""
+    stock = stock_classifier(config, weights)
+    tokenizer = copy.deepcopy(tokenizer)  # its use would leave padding in it
+    tokenizer.model_max_length = max_length or tokenizer.model_max_length
+    stock.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    share(folder / WEIGHTS, like=folder / "config.json")
+    # the name of a file of data may hold bytes that are no UTF-8
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+    compare = partial(_compare, stock, tokenizer, sentences[:PROBES], max_length, expected)
+    compare(folder)
+    return compare
 
 
 def _has_same_weights(folder: Path, other: Path) -> bool:
@@ -105,21 +121,18 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
         config: of the model that will be exported.
 
     Raises:
-        UserError: the export would fail.
+        UserError: the export would fail, or the upload for want of a token.
     """
-    tokenizer = copy.deepcopy(tokenizer)  # its use would leave padding in it
+    require_hub_login(settings)
     tiny = {"n_layers": 1, "n_heads": 2, "dim": 16, "hidden_dim": 16, "initializer_range": 0.1}
     config = DistilBertConfig(**config.to_dict() | tiny)
     names = "accuracy precision recall f1 matthews roc_auc loss ece count split step epoch checkpoint selected".split()
     metrics = dict.fromkeys(names, 0) | {"accuracy_ci95": (0, 1)}
-    model = DistilBertForSequenceClassification(config)
+    weights, texts = DistilBertForSequenceClassification(config).state_dict(), probes(tokenizer.backend_tokenizer)
     try:
         with tempfile.TemporaryDirectory(prefix="sst2-rehearsal-") as folder:
             card = model_card(settings, metrics, 0)
-            texts = probes(tokenizer.backend_tokenizer)
-            export_model(
-                config, model.state_dict(), tokenizer, texts, card, Path(folder) / "model", settings.max_length
-            )
+            _write(config, weights, tokenizer, texts, card, Path(folder) / "model", settings.max_length, None)
     except Exception as error:  # of libraries that have their own
         raise UserError(
             f"{settings.model_name_or_path} trained into {settings.run_dir} could not be exported: {first_line(error)}"
@@ -275,11 +288,11 @@ def _dataset_name(settings: Settings) -> str:
 
 
 def _is_on_hub(name: str | None) -> bool:
-    return name not in (None, SAMPLE) and not Path(str(name)).exists()
+    return name not in (None, SAMPLE) and not Path(str(name)).exists() and not is_path(str(name))
 
 
 def _public_name(name: str) -> str:
     """A hub name as it is; of a folder only the last part, since a card is published."""
     if name == SAMPLE:
         return "a tiny DistilBERT with random weights"
-    return Path(name).resolve().name if Path(name).exists() else name
+    return Path(name).resolve().name if Path(name).exists() or is_path(name) else name

@@ -46,11 +46,14 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PackedClassifier:
+def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weights: bool = True) -> PackedClassifier:
     """DistilBERT with a two-class head, in float32 whatever the checkpoint was stored in.
 
     Only safetensors are read and no remote code runs. The head is new, drawn from torch's random state, unless the
     checkpoint has one of two classes: then its rows are put in the order of the run's classes, by their names.
+
+    Args:
+        with_weights: whether its weights are read; else all are drawn, for a checkpoint's to take their place.
 
     Raises:
         UserError: it cannot be had, is incomplete, or has a head of classes with other names.
@@ -61,12 +64,14 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Packed
         options |= dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), settings.dropout)
     options["pad_token_id"] = tokenizer.pad_token_id  # whose embedding alone is not trained
     name = settings.model_name_or_path
-    if name == SAMPLE:
-        config = sample_config(len(tokenizer))
+    if name == SAMPLE or not with_weights:
+        config = sample_config(len(tokenizer)) if name == SAMPLE else DistilBertConfig.from_pretrained(name)
         config.update(options)
         model = PackedClassifier(config)
+        model.drawn = frozenset(model.state_dict())
     else:
         model, fresh, class_names = _read_weights("--model_name_or_path", name, settings.model_revision, options)
+        model.drawn = frozenset(fresh)
         logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
         if not fresh:
             _order_classes(model, name, class_names, settings.label_names)

@@ -30,7 +30,13 @@ ATTENTION = "sst2_packed"  # its name among transformers' attention functions
 
 
 class PackedClassifier(DistilBertForSequenceClassification):
-    """The stock classifier, weight for weight, that takes packed batches as well as padded ones."""
+    """The stock classifier, weight for weight, that takes packed batches as well as padded ones.
+
+    Attributes:
+        drawn: names of the weights that come from torch's random state, not from a checkpoint.
+    """
+
+    drawn: frozenset[str] = frozenset()
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__(config)

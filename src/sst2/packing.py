@@ -12,10 +12,14 @@ GRID_PLACES = 8  # a grid's longest is a multiple of it: a CPU's library generat
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device, without waiting for what that is at: a GPU fetches from pinned memory by itself."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    """To the device. An NVIDIA GPU fetches from pinned memory by itself, and the host goes on.
+
+    Elsewhere the host waits: torch lets go of a temporary tensor before an Apple GPU has read it (pytorch #189690).
+    """
+    fetches = device.type == "cuda"
+    if fetches and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=fetches)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import torch
 
 from sst2.device_clock import DeviceClock, Moment
 
-PHASES = ("data", "forward", "backward", "optimizer", "graph")  # a graph is the three before it in one
+# A graph is the three before it in one; at the stop check, after a step, all ranks agree whether to go on.
+PHASES = ("data", "forward", "backward", "optimizer", "graph", "stop_check")
 
 
 class Phases:

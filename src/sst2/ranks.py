@@ -1,9 +1,10 @@
 """What ranks do together, or one for all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import distributed
@@ -39,3 +40,65 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     if answer[1] is not None:
         raise UserError(answer[1])
     return answer[0]
+
+
+def read_on_main(read: Callable[[], Result]) -> Result:
+    """What `read` gives on the main process, sent to all ranks: a file on a shared disk is read once for all of them.
+
+    Args:
+        read: gives nested dicts, lists and tuples that may hold tensors in host memory.
+
+    Raises:
+        UserError: the one that `read` has raised, on every rank.
+    """
+    if not distributed.is_initialized():
+        return read()
+    answer: list[Any] = [None, None]
+    tensors: Iterator[torch.Tensor] = iter(())
+    if distributed.get_rank() == 0:
+        try:
+            content, taken = _without_tensors(read())
+            answer[0], tensors = content, iter(taken)
+        except UserError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return _with_tensors(answer[0], tensors)
+
+
+class _Missing(tuple):
+    """Shape and dtype of a tensor that is sent by itself."""
+
+
+def _without_tensors(tree: Any) -> tuple[Any, list[torch.Tensor]]:
+    taken = []
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            taken.append(value)
+            return _Missing((value.shape, value.dtype))
+        return _rebuilt(value, strip)
+
+    return strip(tree), taken
+
+
+def _with_tensors(tree: Any, own: Iterator[torch.Tensor]) -> Any:
+    def fill(value: Any) -> Any:
+        if isinstance(value, _Missing):
+            shape, dtype = value
+            tensor = next(own, None)  # the main process has them
+            tensor = torch.empty(shape, dtype=dtype) if tensor is None else tensor.contiguous()
+            distributed.broadcast(tensor, src=0, group=group_of_hosts())
+            return tensor
+        return _rebuilt(value, fill)
+
+    return fill(tree)
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: change(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(change, value))
+    return value

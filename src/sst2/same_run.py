@@ -6,11 +6,11 @@ from typing import Any
 from sst2.errors import UserError
 from sst2.settings import LABEL_NAMES, Settings
 
-# Settings that a run cannot change on its way and still be the run that it was, as `resolved.yaml` has them.
+# Settings that a run cannot change on its way and still be the run that it was, as `resolved.yaml` has them. Data and
+# base model have fingerprints instead: they may have moved.
 BINDING_SETTINGS = (
-    "smoke model_name_or_path model_revision dropout dataset_name dataset_config_name dataset_revision max_length "
-    "max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate weight_decay "
-    "lr_scheduler_type max_grad_norm gradient_compression mixed_precision batching seed label_names"
+    "smoke dropout max_length max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate "
+    "weight_decay lr_scheduler_type max_grad_norm gradient_compression mixed_precision batching seed label_names"
 ).split()
 # Those that follow from the data as well: each with the flags that it is worked out from, the strongest first.
 BINDING_LENGTHS = {
@@ -30,12 +30,7 @@ def refuse_another_run(place: Path, saved: dict[str, Any], settings: Settings) -
         value, own = _saved(saved, name), getattr(settings, name)
         if own != value:
             flag, ours, theirs = f"--{name}", _words(own), _words(value)
-            if value is not None:
-                way_out = f"give {flag} {theirs}"
-            elif name in settings.given or not name.startswith("dataset"):
-                way_out = f"leave {flag} out"
-            else:
-                way_out = "give the same --train_file and --validation_file"
+            way_out = f"leave {flag} out" if value is None else f"give {flag} {theirs}"
             raise UserError(
                 f"{flag} is {ours} but {place} was trained with {theirs}: {way_out} to go on, or start a new run in "
                 "another --output_dir"

@@ -289,6 +289,12 @@ def _check_files(s: Settings) -> None:
             raise ValueError(f"--{name} {file} {problem}")
     for name in ("model_name_or_path", "dataset_name"):
         value = getattr(s, name) or ""
-        looks_like_a_path = value.startswith(("/", "./", "../", "~")) or value.count("/") > 1
-        if looks_like_a_path and not Path(value).is_dir():
+        if name == "model_name_or_path" and s.resume_from_checkpoint:
+            continue  # which may have all that is needed of it
+        if is_path(value) and not Path(value).is_dir():
             raise ValueError(f"--{name} {value} does not exist as a folder")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path, not one on the hub."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1

@@ -30,23 +30,28 @@ MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what transforme
 _SOURCE, _FILES = "source.json", "files"  # in a copy's folder, beside the manifest
 
 
-def stage(settings: Settings, check_stop: Callable[[], object] = lambda: None) -> Settings:
+def stage(settings: Settings, base: Path | None = None, check_stop: Callable[[], object] = lambda: None) -> Settings:
     """Settings that name copies on this node's disk in place of model and data; the same ones without `--stage_dir`.
 
     The sentences of a hub's data set are read where they are, once; what training reads all the time are token ids, of
     which `tokenize` makes the copy.
 
     Args:
+        base: a checkpoint that stands for the base model. It is read where it is: of few kilobytes no copy is made.
         check_stop: called now and then; what it raises ends the copying, or the waiting for a process that does it.
 
     Raises:
-        UserError: the folder cannot be written, or has no room.
+        UserError: the folder cannot be written, or has no room; the checkpoint is not seen on this node.
     """
+    if base is not None:
+        if not base.is_dir():
+            raise UserError(f"--output_dir {settings.run_dir} must be shared by all nodes: there is no {base} here")
+        settings = replace(settings, model_name_or_path=str(base))
     if settings.stage_dir is None:
         return settings
     copies: dict[str, Any] = {}
     name = settings.model_name_or_path
-    if name != SAMPLE:
+    if name != SAMPLE and base is None:
         folder = Path(name) if Path(name).is_dir() else _snapshot(settings)
         copies["model_name_or_path"] = str(local_copy(folder, settings.stage_dir, MODEL_FILES, check_stop))
     for flag in ("dataset_name", *DATA_FILES):

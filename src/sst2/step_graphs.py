@@ -75,7 +75,7 @@ class StepGraphs:
     steps without one need theirs beside it.
 
     Args:
-        optimizer: of the steps; its learning rate may change from step to step, nothing else.
+        optimizer: of the steps; the learning rates of its groups may change from step to step, nothing else.
         lengths: (sentences,) tokens of each training sentence.
     """
 
@@ -85,7 +85,7 @@ class StepGraphs:
         self._longest = int(lengths.max())
         usual = batch_size * float(lengths.mean())
         self._multiple = max(FEWEST_TOKENS, 2 ** int(np.log2(usual / SHARE)))
-        self._rate = torch.zeros((), device=device)
+        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._graphs: dict[int, Graph | None] = {}  # by number of tokens; None where there is none yet
         self._pool: Any = None
 
@@ -112,7 +112,8 @@ class StepGraphs:
         if batch.size not in self._graphs or not (self._graphs[batch.size] or self._has_room()):
             self._graphs.setdefault(batch.size, None)
             return take(passes)
-        self._rate.fill_(self._optimizer.param_groups[0]["lr"])
+        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
         graph = self._graphs[batch.size]
         if graph is None:
             try:
@@ -133,11 +134,11 @@ class StepGraphs:
 
     @contextmanager
     def _recordable(self) -> Iterator[None]:
-        """A graph repeats the numbers that it was recorded with, so that it has to find the learning rate in memory."""
+        """A graph repeats the numbers that it was recorded with, so that it has to find learning rates in memory."""
         groups = self._optimizer.param_groups
         rates = [group["lr"] for group in groups]
-        for group in groups:
-            group.update(lr=self._rate, capturable=True)
+        for group, in_memory in zip(groups, self._rates, strict=True):
+            group.update(lr=in_memory, capturable=True)
         try:
             yield
         finally:

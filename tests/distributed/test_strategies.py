@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from conftest import REPOSITORY, Finished
@@ -216,6 +217,61 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run(
     assert run.code == 3, run.stderr
     assert "not finite in 10 steps in a row, up to step 10" in run.stderr
     assert run.logged("train")[-1]["skipped_steps"] == 9
+
+
+@pytest.fixture(scope="module")
+def poisoned_job(tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """All weights are finite, and yet one of an epoch's batches is not: a word of one sentence has a huge embedding."""
+    folder = tmp_path_factory.mktemp("poisoned")
+    text = (tsv_files[0].read_text() + tsv_files[1].read_text()).lower()
+    vocabulary = json.loads((tiny_model / "tokenizer.json").read_text())["model"]["vocab"]
+    word = next(entry for entry in vocabulary if entry.isalpha() and len(entry) > 3 and entry not in text)
+    model = Path(shutil.copytree(tiny_model, folder / "model"))
+    tensors = load_file(model / "model.safetensors")
+    tensors["embeddings.word_embeddings.weight"][vocabulary[word]] = 3e38
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    (folder / "train.tsv").write_text(f"{tsv_files[0].read_text()}{word}\t1\n")
+    return [
+        *("--model_name_or_path", model, "--train_file", folder / "train.tsv", "--validation_file", tsv_files[1]),
+        *("--num_train_epochs", 2, "--learning_rate", 1e-3, "--logging_steps", 1, "--dropout", 0),
+        *("--global_batch_size", 50, "--per_device_train_batch_size", 10),
+    ]
+
+
+@pytest.fixture(scope="module")
+def poisoned_on_one(poisoned_job: list[Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_to_the_end(
+        [*poisoned_job, "--log_sample_ids"], tmp_path_factory.mktemp("poisoned") / "run", launcher("single_cpu", 1)
+    )
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+@pytest.mark.parametrize("name", ["single_cpu", "multi_cpu", *ZERO])
+def test_a_poisoned_batch_is_skipped_and_leaves_no_trace(
+    name: str, clip: float, poisoned_job: list[Any], poisoned_on_one: dict[str, Any], train: Train
+) -> None:
+    run = train(*poisoned_job, "--max_grad_norm", clip, launcher=launcher(name, 1 if name == "single_cpu" else 2))
+    assert run.code == 0, run.stderr
+    logged = run.logged("train")
+    assert logged[-1]["skipped_steps"] == 2  # one an epoch
+    assert sum(not math.isfinite(line["grad_norm"] or math.nan) for line in logged) == 2
+    weights = load_file(run.run_dir / "model" / "model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    if clip:
+        for split in ("train", "validation"):
+            expected = [line["loss"] for line in poisoned_on_one["curves"] if line["split"] == split]
+            losses = [line["loss"] for line in run.logged(split)]
+            assert [loss is None for loss in losses] == [loss is None for loss in expected]  # of the skipped steps
+            assert [loss or 0.0 for loss in losses] == pytest.approx([loss or 0.0 for loss in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["multi_cpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+def test_a_poisoned_batch_is_skipped_in_bf16(name: str, poisoned_job: list[Any], train: Train) -> None:
+    run = train(*poisoned_job, launcher=launcher(name, 2, "bf16"))
+    assert run.code == 0, run.stderr
+    assert run.logged("train")[-1]["skipped_steps"] == 2
+    weights = load_file(run.run_dir / "model" / "model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
 def test_the_configuration_of_many_gpus_runs_on_cpus_where_there_are_none(train: Train) -> None:

@@ -49,6 +49,10 @@ class DataParallel:
         self.waiting = Waiting(accelerator.device)
         if compress and isinstance(model, DistributedDataParallel):
             model.register_comm_hook(None, share_in_bf16)
+        if isinstance(model, DistributedDataParallel):
+            # The one buffer numbers the positions: no step changes it, and none has to send it. (accelerate has only
+            # the argument of this name, which torch has declared old.)
+            model.broadcast_buffers = False
         settle_buckets(model)
         if accelerator.num_processes > 1:
             self._watch_backward()

@@ -85,6 +85,7 @@ def deepspeed_config(launcher: Launcher, settings: Settings, precision: str) -> 
             raise UserError(
                 f"{source} offloads to {device}, which a model of this size does not need: give cpu or none"
             )
+    _refuse_blindness(source, given)
     owners = {
         "train_batch_size": ("global_batch_size", settings.global_batch_size),
         "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", settings.per_device_train_batch_size),
@@ -107,7 +108,7 @@ def deepspeed_config(launcher: Launcher, settings: Settings, precision: str) -> 
         "gradient_clipping": settings.max_grad_norm,
         "fp16": given.get("fp16", {}) | {"enabled": precision == "fp16"},
         # the check: so that a step that is not finite is skipped
-        "bf16": {"check_grad_overflow": True} | given.get("bf16", {}) | {"enabled": precision == "bf16"},
+        "bf16": given.get("bf16", {}) | {"enabled": precision == "bf16", "check_grad_overflow": True},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's AdamW
         "zero_force_ds_cpu_optimizer": False,  # which is vectorised on the CPU too, and needs no compiler
@@ -172,6 +173,15 @@ def _read(file: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"deepspeed_config_file {file} holds no JSON object")
     return content
+
+
+def _refuse_blindness(source: str, given: dict[str, Any]) -> None:
+    """To gradients that are not finite, which would be taken for a step."""
+    for section, key in (("zero_optimization", "compute_grad_norm"), ("bf16", "check_grad_overflow")):
+        if given.get(section, {}).get(key) is False:
+            raise UserError(
+                f"{source} turns off {section}.{key}, by which steps that are not finite are found: leave it out"
+            )
 
 
 def _refuse_conflict(source: str, key: str, given: Any, owned: Any, flag: str, value: Any = None) -> None:
