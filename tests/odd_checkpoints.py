@@ -216,6 +216,7 @@ CONFIGS = {
     "another activation": Form(config={"activation": "gelu_new"}),
     "no such activation": Form(config={"activation": "nonsense"}, refused="nonsense"),
     "heads that do not fit": Form(config={"n_heads": 5}, refused="must divide"),
+    "heads below none": Form(config={"n_heads": -1}, refused="has n_heads -1"),
     "width as text": Form(config={"dim": "32"}, refused="expected int, got str"),
     "fewer layers": Form(config={"n_layers": 1}),
     "more layers": Form(config={"n_layers": 3}, refused="lacks"),

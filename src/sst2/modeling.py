@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 HEAD = ("pre_classifier.", "classifier.")
 KINDS = {"multi_label_classification": "several labels at once", "regression": "numbers"}  # by `problem_type`
+SIZES = ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim")
 ARCHITECTURE = (
     "vocab_size max_position_embeddings sinusoidal_pos_embds n_layers n_heads dim hidden_dim dropout attention_dropout "
     "activation initializer_range qa_dropout seq_classif_dropout pad_token_id"
@@ -119,6 +120,8 @@ def _read_config(flag: str, name: str, revision: str) -> DistilBertConfig:
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if config.model_type != "distilbert":
         raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
+    if odd := [size for size in SIZES if getattr(config, size) < 1]:
+        raise UserError(f"{flag} {name}: its config.json has {odd[0]} {getattr(config, odd[0])}")
     if getattr(config, "quantization_config", None):
         raise UserError(f"{flag} {name} is quantized: give the checkpoint that it was made from")
     return config
