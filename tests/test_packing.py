@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from sst2.batching import Batch
-from sst2.checkpointing import HostCopy
+from sst2.host_copy import HostCopy
 from sst2.packing import GRID_PLACES, GRID_SENTENCES, Pack
 
 LENGTHS = np.array([1, 2, 2, 3, 5, 8, 8, 9, 9, 12, 30])
