@@ -535,7 +535,7 @@ def test_a_folder_whose_name_is_no_utf_8_is_refused_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_folder_that_is_a_link_is_replaced_and_its_target_spared(
+def test_a_link_to_another_model_is_replaced_and_its_target_spared(
     train_here: Train, small_job: list[Any], tmp_path: Path
 ) -> None:
     flags = [*small_job, "--max_train_steps", 2, "--checkpointing_steps", 1]
@@ -543,12 +543,12 @@ def test_a_model_folder_that_is_a_link_is_replaced_and_its_target_spared(
     (run.run_dir / "metrics.json").unlink()
     os.rename(run.run_dir / "model", tmp_path / "elsewhere")
     (run.run_dir / "model").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
+    (tmp_path / "elsewhere" / "model.safetensors").write_bytes(b"of another model")
     again = train_here(*flags, "--resume_from_checkpoint", "auto")
     assert again.code == 0, again.stderr
     assert not (run.run_dir / "model").is_symlink()
-    assert (run.run_dir / "model" / "model.safetensors").exists()
-    assert (tmp_path / "elsewhere" / "notes.txt").read_text() == "mine"
+    assert weights(again)
+    assert (tmp_path / "elsewhere" / "model.safetensors").read_bytes() == b"of another model"
 
 
 @pytest.mark.slow

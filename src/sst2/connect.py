@@ -26,6 +26,7 @@ from sst2.environment import (
 from sst2.errors import UserError
 from sst2.launcher_variables import forget_leftovers, is_set
 from sst2.logs import start_logging
+from sst2.model_folder import require_hub_login
 from sst2.preflight import check_world_size, first_sum, roll_call, word_of_main
 from sst2.settings import Precision, Settings
 from sst2.watchdog import SETUP_TIMEOUT
@@ -42,13 +43,15 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         The accelerator, and the precision of forward passes: `no`, `bf16` or `fp16`.
 
     Raises:
-        UserError: the host cannot do what the launcher asks for, or its configuration contradicts the flags.
+        UserError: the host cannot do what the launcher asks for, its configuration contradicts the flags, or the hub
+            would refuse the upload.
         LostProcessError: a process has not come, or does not answer.
     """
     forget_leftovers()
     launcher = read_launcher()
     start_logging(launcher.rank == 0)
     _refuse_what_cannot_work(launcher, settings)
+    require_hub_login(settings)
     use_all_cores()
     if computes_on_cpu():
         tune_cpu()  # before anything has computed: threads take over denormal numbers' mode when they begin

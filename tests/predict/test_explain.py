@@ -89,7 +89,7 @@ def test_word_pieces_are_summed_into_whole_words(explainer: Explainer, classifie
 def test_pieces_that_begin_with_a_space_count_as_well(kind: str, tmp_path: Path) -> None:
     model = Form(kind, FAST).write(tmp_path / "model")
     explainer = Explainer(Classifier(*load_classifier("MODEL", str(model)), torch.device("cpu")))
-    sentence = "a gripping, funny film"
+    sentence = "a dull, lifeless and boring mess"
     explanation = explainer.explain(sentence, 1)
     assert [sentence[word.start : word.stop] for word in explanation.words] == sentence.split()
     difference = explanation.logit - explanation.baseline_logit
