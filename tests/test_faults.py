@@ -345,14 +345,11 @@ def test_one_failed_call_of_the_file_system(tmp_path: Path) -> None:
     command = [
         sys.executable,
         REPOSITORY / "benchmarks" / "faults.py",
-        "--sample",
-        "3",
-        "--output",
-        tmp_path / "figures",
+        *("--sample", 1, "--output", tmp_path / "figures"),
     ]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures").read_text())
-    assert figures["faults"] == 48
-    assert figures["ends"]["kill"] == {"killed": 12}
+    assert figures["faults"] == 16
+    assert figures["ends"]["kill"] == {"killed": 4}
     assert figures["failures"] == []

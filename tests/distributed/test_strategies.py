@@ -245,12 +245,20 @@ def poisoned_on_one(poisoned_job: list[Any], tmp_path_factory: pytest.TempPathFa
     )
 
 
-@pytest.mark.parametrize("clip", [1.0, 0.0])
-@pytest.mark.parametrize("name", ["single_cpu", "multi_cpu", *ZERO])
+@pytest.mark.parametrize(
+    ("name", "clip"),
+    [
+        ("multi_cpu", 1.0),
+        ("deepspeed_zero1", 1.0),
+        ("deepspeed_zero2", 1.0),
+        ("deepspeed_zero2", 0.0),
+        ("deepspeed_zero3", 1.0),
+    ],
+)
 def test_a_poisoned_batch_is_skipped_and_leaves_no_trace(
     name: str, clip: float, poisoned_job: list[Any], poisoned_on_one: dict[str, Any], train: Train
 ) -> None:
-    run = train(*poisoned_job, "--max_grad_norm", clip, launcher=launcher(name, 1 if name == "single_cpu" else 2))
+    run = train(*poisoned_job, "--max_grad_norm", clip, launcher=launcher(name, 2))
     assert run.code == 0, run.stderr
     logged = run.logged("train")
     assert logged[-1]["skipped_steps"] == 2  # one an epoch
@@ -265,7 +273,7 @@ def test_a_poisoned_batch_is_skipped_and_leaves_no_trace(
             assert [loss or 0.0 for loss in losses] == pytest.approx([loss or 0.0 for loss in expected], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["multi_cpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+@pytest.mark.parametrize("name", ["deepspeed_zero2"])
 def test_a_poisoned_batch_is_skipped_in_bf16(name: str, poisoned_job: list[Any], train: Train) -> None:
     run = train(*poisoned_job, launcher=launcher(name, 2, "bf16"))
     assert run.code == 0, run.stderr
