@@ -40,6 +40,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, None, "no"),
         (None, "no", "no"),
+        (None, "", "no"),
         (None, "bf16", "bf16"),
         ("no", "bf16", "no"),
         ("no", "fp16", "no"),  # the flag has the last word, so the launcher's choice does not matter
@@ -49,11 +50,12 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_flag_wins_over_the_launcher(
     requested: str | None, launcher: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if launcher:
+    if launcher is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     precision, reason = choose_precision(requested)  # type: ignore[arg-type]
     assert precision == expected
     assert ("--mixed_precision" in reason) == (requested is not None)
+    assert ("ACCELERATE_MIXED_PRECISION says so" in reason) == (requested is None and bool(launcher))
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(0.5, "no"), (1.2, "no"), (4.0, "bf16")])
@@ -155,9 +157,13 @@ def test_the_commit_is_that_of_the_checkout() -> None:
     ("variables", "launcher"),
     [
         ({}, "python"),
-        ({"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch"),
-        ({"TORCHELASTIC_RUN_ID": "x"}, "torchrun"),
-        ({"TORCHELASTIC_RUN_ID": "x", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch (torchrun)"),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "python"),  # which somebody has exported
+        ({"TORCHELASTIC_RUN_ID": "x"}, "python"),  # which a launcher has left
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"}, "torchrun"),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "ACCELERATE_MIXED_PRECISION": "no"},
+            "accelerate launch (torchrun)",
+        ),
     ],
 )
 def test_the_launcher_is_recorded(variables: dict[str, str], launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +193,12 @@ def test_cores_are_shared_out_where_a_launcher_left_one_thread(
     use_all_cores()
     assert torch.get_num_threads() == 3  # without a launcher, torch has all cores, or what the user wants
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    use_all_cores()
+    assert torch.get_num_threads() == 3  # nor does a variable make a launcher
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", str(local_processes))
     for is_chosen in (True, False):
-        monkeypatch.setattr(environment, "threads_are_chosen", lambda launcher, answer=is_chosen: answer)
+        monkeypatch.setattr(environment, "threads_are_chosen", lambda answer=is_chosen: answer)
         use_all_cores()
         shared_out = not is_chosen and not torch.cuda.is_available()
         assert torch.get_num_threads() == (max(1, cores // local_processes) if shared_out else 3)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,8 @@ LAUNCHER = """
 import os, subprocess, sys
 subprocess.run([sys.executable, "-c", sys.argv[1]], env=os.environ | {"OMP_NUM_THREADS": sys.argv[2]}, check=True)
 """
-WORKER = "from sst2.launcher_variables import threads_are_chosen; print(threads_are_chosen('torchrun'))"
+WORKER = "from sst2.launcher_variables import threads_are_chosen; print(threads_are_chosen())"
+CHILD = "from sst2.launcher_variables import launched_by; print(launched_by())"
 
 
 @pytest.fixture
@@ -31,6 +33,8 @@ def undisturbed(train_here: Train, small_job: list[object]) -> list[dict[str, ob
         {"LOCAL_RANK": "-1"},
         {"RANK": "8"},
         {"LOCAL_RANK": "3", "RANK": "8"},
+        {"LOCAL_RANK": "3", "RANK": "3", "TORCHELASTIC_RUN_ID": "x"},
+        {"ACCELERATE_MIXED_PRECISION": ""},
         {"RANK": "", "LOCAL_RANK": "", "WORLD_SIZE": "", "LOCAL_WORLD_SIZE": ""},
         {"LOCAL_RANK": "0", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_WORLD_SIZE": "8"},
     ],
@@ -82,6 +86,11 @@ def test_a_mistake_is_answered_whatever_is_left(
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "ACCELERATE_USE_MEGATRON_LM asks for what"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "ACCELERATE_USE_PARALLELISM_CONFIG asks for what"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "the launcher asks for fp8"),
+        (
+            {"ACCELERATE_DYNAMO_BACKEND": "foo"},
+            "'FOO' is not a valid DynamoBackend: correct or unset one of",
+        ),
+        ({"ACCELERATE_USE_CPU": "maybe"}, "invalid truth value maybe: correct or unset one of ACCELERATE_USE_CPU"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -121,10 +130,30 @@ def test_the_users_threads_are_told_from_the_launchers(
     of_user: str | None, in_worker: str, flags: list[str], is_chosen: bool
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"}
     environment |= {"OMP_NUM_THREADS": of_user} if of_user else {}
     command = [sys.executable, "-c", LAUNCHER, WORKER, in_worker, *flags]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(is_chosen)
+
+
+@pytest.mark.parametrize(
+    ("program", "argument", "launcher"),
+    [
+        ("accelerate", "launch", "accelerate launch"),
+        ("accelerate-launch", "train.py", "accelerate launch"),
+        ("accelerate", "env", "python"),
+        ("launch", "accelerate", "python"),
+    ],
+)
+def test_a_launcher_is_known_by_the_command_line_of_the_parent(
+    program: str, argument: str, launcher: str, tmp_path: Path
+) -> None:
+    (tmp_path / program).write_text("import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2]])")
+    command = [sys.executable, str(tmp_path / program), argument, CHILD]
+    exported = os.environ | {"ACCELERATE_MIXED_PRECISION": "no", "TORCHELASTIC_RUN_ID": "x"}
+    done = subprocess.run(command, env=exported, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == launcher
 
 
 @pytest.mark.slow

@@ -185,15 +185,17 @@ def leave_a_process_behind(reported: Path) -> None:
         while not ready.exists():
             time.sleep(0.01)
         return
-    told = [Requests().agree()]
-    os.environ["TORCHELASTIC_RUN_ID"] = "x"  # a launcher sets it
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # exported by somebody, and no sign of a launcher
+    of_shell = Requests()
+    told = [of_shell.agree()]
+    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"}  # a launcher sets both
     requests = Requests()
     told.append(requests.agree())
     launcher = os.getppid()
     ready.touch()
     while os.getppid() == launcher:
         time.sleep(0.01)
-    told.append(requests.agree())
+    told += [requests.agree(), of_shell.agree()]
     write_text(reported, repr(told))
     os._exit(0)
 
@@ -205,5 +207,5 @@ def test_the_end_of_the_launcher_is_a_wish_to_stop(tmp_path: Path) -> None:
     while not (tmp_path / "told").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    told = [Wishes(), Wishes(), Wishes(stop="the end of its launcher")]
+    told = [Wishes(), Wishes(), Wishes(stop="the end of its launcher"), Wishes()]
     assert (tmp_path / "told").read_text() == repr(told)

@@ -1,6 +1,7 @@
 """The processes of a job find each other, and accelerate learns what they are to do together."""
 
 import logging
+import os
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, cast
@@ -23,7 +24,7 @@ from sst2.environment import (
     runs_on_cpu,
     use_all_cores,
 )
-from sst2.errors import UserError
+from sst2.errors import UserError, first_line
 from sst2.launcher_variables import forget_leftovers, is_set
 from sst2.logs import start_logging
 from sst2.model_folder import require_hub_login
@@ -67,7 +68,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         plugin = deepspeed_plugin(launcher, settings, precision)
         backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
     with first_sum(launcher, store, settings.connect_timeout) as add_up:
-        accelerator = Accelerator(
+        accelerator = _accelerator(
             cpu=runs_on_cpu(),
             mixed_precision=precision,
             deepspeed_plugin=plugin,
@@ -89,6 +90,17 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
         "%d x %s, %s, precision %s: %s", accelerator.num_processes, accelerator.device, strategy, precision, reason
     )
     return accelerator, precision
+
+
+def _accelerator(**arguments: Any) -> Accelerator:
+    """Raises UserError: a variable by which accelerate is configured holds what cannot be."""
+    try:
+        return Accelerator(**arguments)
+    except ValueError as error:
+        names = sorted(name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_")))
+        if not names:
+            raise
+        raise UserError(f"accelerate says: {first_line(error)}: correct or unset one of {', '.join(names)}") from error
 
 
 def _agree_on_precision(settings: Settings, launcher: Launcher, store: Any) -> tuple[Precision, str]:

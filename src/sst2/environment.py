@@ -20,7 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from sst2.cpu import BF16_MIN_GAIN, bf16_gain
 from sst2.errors import UserError
-from sst2.launcher_variables import is_set, process_rank, read_number, threads_are_chosen
+from sst2.launcher_variables import is_set, launched_by, process_rank, read_number, threads_are_chosen
 from sst2.settings import Precision
 
 PACKAGES = (
@@ -83,7 +83,7 @@ def read_launcher() -> Launcher:
     """Raises UserError: a variable that should hold a number does not."""
     deepspeed = "ACCELERATE_DEEPSPEED_"
     return Launcher(
-        name=_launcher(),
+        name=launched_by(),
         rank=process_rank(),
         world_size=read_number("WORLD_SIZE", 1),
         local_world_size=read_number("LOCAL_WORLD_SIZE", 1),
@@ -122,7 +122,7 @@ def describe_environment(
         "world_size": world_size,
         **strategy,
         "mixed_precision": precision,
-        "launcher": _launcher(),
+        "launcher": launched_by(),
         "git_commit": _git_commit(),
         "variables": {name: os.environ[name] for name in RECORDED_VARIABLES.split() if name in os.environ},
     }
@@ -177,7 +177,8 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
             return "no", "the device has no fast 16-bit arithmetic"
         gain = bf16_gain()
         return "bf16" if gain >= BF16_MIN_GAIN else "no", f"the CPU is {gain:.1f} times as fast in bf16, measured"
-    precision = cast(Precision, requested or os.environ.get("ACCELERATE_MIXED_PRECISION", "no"))
+    exported = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    precision = cast(Precision, requested or exported or "no")
     if precision not in ("no", "bf16", "fp16"):
         raise UserError(f"the launcher asks for {precision}: give --mixed_precision bf16, fp16, no or auto")
     if precision == "fp16" and not on_cuda:
@@ -187,7 +188,9 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
         raise UserError(f"--mixed_precision bf16: {name} has no bf16 matrix units: give fp16, no or auto")
     if requested:
         return precision, "--mixed_precision says so"
-    return precision, "the launcher says so" if _launcher() != "python" else "the default without a launcher"
+    by_launcher = launched_by() != "python"
+    unasked = "ACCELERATE_MIXED_PRECISION says so" if exported else "the default without a launcher"
+    return precision, "the launcher says so" if by_launcher else unasked
 
 
 def use_all_cores() -> None:
@@ -195,7 +198,7 @@ def use_all_cores() -> None:
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 where they find nothing, which leaves cores idle.
     """
-    if not computes_on_cpu() or _launcher() == "python" or threads_are_chosen(_launcher()):
+    if not computes_on_cpu() or launched_by() == "python" or threads_are_chosen():
         return
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # physical ones: a core's second thread has no matrix unit to give
@@ -275,18 +278,12 @@ def _cpu_info(key: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
 
 
-def _launcher() -> str:
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun" if "ACCELERATE_MIXED_PRECISION" not in os.environ else "accelerate launch (torchrun)"
-    return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else "python"
-
-
 def _asked_for() -> int:
     """Number of processes on the command line of accelerate's launcher, where it has started this process alone.
 
     With `--cpu`, or MULTI_CPU in its YAML, it starts one without a word, whatever number it was given.
     """
-    if _launcher() != "accelerate launch":
+    if launched_by() != "accelerate launch":
         return 1
     with suppress(psutil.Error, OSError, ValueError, TypeError, StopIteration, SystemExit):
         words = psutil.Process(os.getppid()).cmdline()

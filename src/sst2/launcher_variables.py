@@ -11,6 +11,9 @@ import psutil
 from sst2.errors import UserError
 
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# As `python -m` names them, and as a program is called.
+_LAUNCHERS = ("sst2.launch", "accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
+_LAUNCHER_PROGRAMS = ("accelerate-launch", "torchrun")
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # which accelerate reads
 
 
@@ -30,6 +33,29 @@ def read_number(variable: str, default: int) -> int:
 def is_set(variable: str) -> bool:
     """Whether a variable that is a switch is on."""
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
+
+
+def launched_by() -> str:
+    """What has started this process: `accelerate launch`, `torchrun`, `accelerate launch (torchrun)`, or `python`.
+
+    ACCELERATE_MIXED_PRECISION alone does not tell, since people export it.
+    """
+    if _has_place_of_torchrun():
+        return "accelerate launch (torchrun)" if os.environ.get("ACCELERATE_MIXED_PRECISION") else "torchrun"
+    return "accelerate launch" if _is_child_of_launcher() else "python"
+
+
+def _has_place_of_torchrun() -> bool:
+    return bool(os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("WORLD_SIZE"))
+
+
+def _is_child_of_launcher() -> bool:
+    with suppress(psutil.Error, OSError):
+        words = psutil.Process(os.getppid()).cmdline()
+        programs = [os.path.basename(word) for word in words]
+        by_name = not {*_LAUNCHERS}.isdisjoint(words) or not {*_LAUNCHER_PROGRAMS}.isdisjoint(programs)
+        return by_name or ("accelerate", "launch") in zip(programs, words[1:], strict=False)
+    return False
 
 
 def process_rank() -> int:
@@ -62,7 +88,7 @@ def forget_leftovers() -> None:
         if os.environ.get(name) == "":
             del os.environ[name]
     needs_group = is_set("ACCELERATE_USE_DEEPSPEED") or is_set("ACCELERATE_USE_FSDP")
-    if read_number("WORLD_SIZE", 1) > 1 or "TORCHELASTIC_RUN_ID" in os.environ or needs_group:
+    if read_number("WORLD_SIZE", 1) > 1 or _has_place_of_torchrun() or needs_group:
         return
     for name in _PLACE:
         os.environ.pop(name, None)
@@ -74,15 +100,12 @@ def forget_leftovers() -> None:
             )
 
 
-def threads_are_chosen(launcher: str) -> bool:
+def threads_are_chosen() -> bool:
     """Whether OMP_NUM_THREADS is somebody's decision, and not the 1 that launchers set where they find nothing.
 
     The launcher's own environment tells, as it was started, and its command line.
-
-    Args:
-        launcher: `python` where there is none.
     """
-    if launcher == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
+    if launched_by() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
         return "OMP_NUM_THREADS" in os.environ
     with suppress(psutil.Error, OSError):
         parent = psutil.Process(os.getppid())

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from sst2.errors import StopRequestedError
+from sst2.launcher_variables import launched_by
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,7 @@ class Requests:
         self._looked = 0.0
         self._interrupted = 0.0
         # A launcher that dies leaves its processes behind, and nobody else would tell them.
-        by_launcher = not {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}.isdisjoint(os.environ)
-        self._launcher = os.getppid() if by_launcher else None
+        self._launcher = os.getppid() if launched_by() != "python" else None
 
     def listen(self) -> "Requests":
         """Catch `SIGNALS` from now on, but for those that the job was started to ignore. Once, in the main thread.
