@@ -100,7 +100,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     schedule = build_schedule(strategy.optimizer, settings)
     loaders = evaluation_loaders(splits, settings, tokenizer.pad_token_id, accelerator)
     checkpoints = Checkpointer(run.checkpoints, accelerator, strategy, schedule, base, settings, splits)
-    on_main(accelerator, run.lock)
+    on_main(accelerator, partial(run.lock, requests.raise_if_stopped))
     on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
     place = on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint))
     state = checkpoints.load(place) if place else TrainingState()

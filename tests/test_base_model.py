@@ -125,8 +125,8 @@ def test_nothing_is_trained_from_a_checkpoint_that_goes_meanwhile(
 ) -> None:
     run = train_here(*job)
 
-    def lock(folder: RunFolder, lock: Callable[[RunFolder], None] = RunFolder.lock) -> None:
-        lock(folder)
+    def lock(folder: RunFolder, check_stop: Callable[[], object], lock: Any = RunFolder.lock) -> None:
+        lock(folder, check_stop)
         shutil.rmtree(folder.checkpoints)  # as if by the job that has had it until now
 
     monkeypatch.setattr(RunFolder, "lock", lock)

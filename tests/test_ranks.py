@@ -1,7 +1,9 @@
 """What one rank reads, all have; and nothing is sent that all have already."""
 
+import errno
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from torch import distributed, nn
 from processes import free_port, start
 from sst2.checkpointing import Checkpointer
 from sst2.connect import connect
-from sst2.errors import UserError
+from sst2.errors import LocalError, StopRequestedError, UserError
 from sst2.optimization import build_optimizer, build_schedule
-from sst2.ranks import read_on_main
+from sst2.ranks import on_main, read_on_main
 from sst2.settings import Settings
 from sst2.strategies import prepare
 from sst2.training_state import TrainingState
@@ -74,6 +76,43 @@ def read_trees(rank: int, port: int) -> list[Any]:
 def test_what_the_main_process_reads_comes_to_all() -> None:
     for told in answers(read_trees):
         assert told == ["it is damaged", [[0, 3], [1, 4], [2, 5]], [1.0, 1.0], "torch.bfloat16", "text", 0.0]
+
+
+def fail_on_main(rank: int, port: int) -> list[str]:
+    """What two ranks are told of what strikes the work of one."""
+    join(rank, port)
+    accelerator = Accelerator(cpu=True)
+    told = []
+    for error in (
+        UserError("a mistake"),
+        LocalError("of one process, which speaks for all"),
+        StopRequestedError("stopped by SIGTERM"),
+        OSError(errno.EIO, os.strerror(errno.EIO), "/data/config.yaml"),
+    ):
+
+        def fail(error: Exception = error) -> None:
+            assert rank == 0
+            raise error
+
+        for attempt in (partial(on_main, accelerator, fail), partial(read_on_main, fail)):
+            try:
+                attempt()
+            except Exception as raised:
+                told.append(f"{type(raised).__name__}: {raised}")
+    distributed.barrier()
+    return told
+
+
+def test_what_strikes_the_main_process_all_raise() -> None:
+    for told in answers(fail_on_main):
+        assert told[::2] == told[1::2]
+        assert told[::2] == [
+            "UserError: a mistake",
+            "UserError: of one process, which speaks for all",
+            "StopRequestedError: stopped by SIGTERM",
+            "UserError: [Errno 5] Input/output error: '/data/config.yaml': see to that disk or path; checkpoints are "
+            "whole, and --resume_from_checkpoint auto goes on from the last",
+        ]
 
 
 def resume(rank: int, port: int, folder: Path) -> tuple[list[float], list[str]]:

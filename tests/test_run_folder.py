@@ -17,9 +17,10 @@ import pytest
 from processes import kill_at_change, start
 from sst2.arguments import MARK, is_run
 from sst2.data import Split
-from sst2.errors import UserError
+from sst2.errors import StopRequestedError, UserError
 from sst2.logs import log_to_file, start_logging
 from sst2.predictions import write_predictions
+from sst2.preemption import Requests
 from sst2.run_folder import RunFolder, write_json, write_text
 
 
@@ -90,6 +91,27 @@ def test_two_jobs_do_not_work_in_one_folder(tmp_path: Path, caplog: pytest.LogCa
     assert caplog.messages == [f"waiting 30 s at most for another job to leave {first.path}"]
     with pytest.raises(UserError, match="in use"):
         first.lock(patience=0)
+
+
+def wait_for_another_job(folder: Path) -> str:
+    requests = Requests().listen()
+    (folder / "listening").touch()
+    try:
+        RunFolder(folder).lock(requests.raise_if_stopped, patience=60)
+    except StopRequestedError as stop:
+        return str(stop)
+    return "locked"
+
+
+def test_a_request_to_stop_ends_the_waiting_for_another_job(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    first.lock()
+    process, answer = start(wait_for_another_job, tmp_path)
+    while not (tmp_path / "listening").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert answer.recv() == "stopped by SIGTERM before training began; nothing is lost"
+    process.join()
 
 
 def test_a_lock_does_not_outlive_its_process(tmp_path: Path) -> None:

@@ -185,13 +185,16 @@ def _misfortune(error: Exception) -> tuple[int, str]:
         )
     disk = disk_error(error)
     if disk is not None:
-        way_out = "make room" if disk.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that disk or path"
-        return EXIT_USER_ERROR, (
-            f"{disk}: {way_out}; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
-        )
+        return EXIT_USER_ERROR, broken_disk(disk)
     if is_lost_process(error):
         return 1, lost_process(text)
     return 1, ""
+
+
+def broken_disk(error: OSError) -> str:
+    """What to print of the error of a disk or a path."""
+    way_out = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that disk or path"
+    return f"{error}: {way_out}; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import distributed
 
-from sst2.errors import UserError
+from sst2.errors import EXIT_CODES, UserError, broken_disk, disk_error
 
 Result = TypeVar("Result")
 
@@ -28,18 +28,28 @@ def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Do `work` on the main process. All ranks call it, and get what it returns.
 
     Raises:
-        UserError: the one that `work` has raised, on every rank: none is left waiting for the others.
+        UserError, StopRequestedError: the one that `work` has raised, on every rank: none is left waiting for the
+            others. A UserError also says that a disk or a path has failed.
     """
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
-        try:
-            answer[0] = work()
-        except UserError as error:
-            answer[1] = str(error)
+        answer = _attempt(work)
     broadcast_object_list(answer)
     if answer[1] is not None:
-        raise UserError(answer[1])
+        raise answer[1]
     return answer[0]
+
+
+def _attempt(work: Callable[[], Any]) -> list[Any]:
+    """What `work` returns, and the error that all ranks are to raise for it: one of them is None."""
+    try:
+        return [work(), None]
+    except tuple(EXIT_CODES) as error:  # a LocalError is everybody's by now
+        return [None, UserError(str(error)) if isinstance(error, UserError) else error]
+    except Exception as error:
+        if (disk := disk_error(error)) is None:
+            raise
+        return [None, UserError(broken_disk(disk))]
 
 
 def read_on_main(read: Callable[[], Result]) -> Result:
@@ -49,21 +59,19 @@ def read_on_main(read: Callable[[], Result]) -> Result:
         read: gives nested dicts, lists and tuples that may hold tensors in host memory.
 
     Raises:
-        UserError: the one that `read` has raised, on every rank.
+        UserError, StopRequestedError: as `on_main`.
     """
     if not distributed.is_initialized():
         return read()
     answer: list[Any] = [None, None]
     tensors: Iterator[torch.Tensor] = iter(())
     if distributed.get_rank() == 0:
-        try:
-            content, taken = _without_tensors(read())
-            answer[0], tensors = content, iter(taken)
-        except UserError as error:
-            answer[1] = str(error)
+        content, error = _attempt(read)
+        stripped, taken = _without_tensors(content)
+        answer, tensors = [stripped, error], iter(taken)
     broadcast_object_list(answer)
     if answer[1] is not None:
-        raise UserError(answer[1])
+        raise answer[1]
     return _with_tensors(answer[0], tensors)
 
 

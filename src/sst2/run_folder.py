@@ -4,12 +4,13 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from sst2.errors import UserError
-from sst2.file_system import NoLocksError, sync, try_lock, warn_once
+from sst2.file_system import SECONDS_BETWEEN_TRIES, NoLocksError, sync, try_lock, warn_once
 from sst2.removal import discard, leftovers, put_aside
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,11 @@ class RunFolder:
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    def lock(self, patience: float = 30.0) -> None:
+    def lock(self, check_stop: Callable[[], object] = lambda: None, patience: float = 30.0) -> None:
         """Create the folder if it is not there, and keep other jobs out of it until `release` or the process's end.
 
         Args:
+            check_stop: called while waiting; what it raises ends the waiting.
             patience: seconds to wait for a job that has been asked to stop and is still writing.
 
         Raises:
@@ -68,7 +70,8 @@ class RunFolder:
                 if not has_said:
                     logger.info("waiting %g s at most for another job to leave %s", patience, self.path)
                     has_said = True
-                time.sleep(0.1)
+                check_stop()
+                time.sleep(SECONDS_BETWEEN_TRIES)
         except OSError as error:
             raise self._unwritable(error) from None
 
