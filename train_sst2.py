@@ -106,7 +106,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     state = checkpoints.load(place) if place else TrainingState()
     leave_if_finished(accelerator, run, settings, state)
     require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
-    trackers = start_trackers(accelerator, settings, run)
+    trackers = start_trackers(accelerator, settings, run, requests.raise_if_stopped)
     if accelerator.is_main_process:
         run.begin(settings.overwrite_output_dir)
         adopt_checkpoints(place, run.checkpoints, state.best_step)

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from conftest import Finished
 from sst2.arguments import parse_arguments
+from sst2.errors import StopRequestedError
+from sst2.preemption import Requests
 from sst2.run_folder import RunFolder
 from sst2.settings import TRACKERS, Settings
 from sst2.trackers import ExternalTrackers
@@ -28,12 +31,15 @@ class FileTracker(GeneralTracker):
     folder: Path
     fails_from = 10**9  # the step
     waits_for: threading.Event | None = None
+    starts_after: threading.Event | None = None
 
     def __init__(self, run_name: str, run_id: str | None = None) -> None:
         super().__init__()
         self.run_id = run_id
 
     def start(self) -> None:
+        if self.starts_after is not None:
+            self.starts_after.wait()
         if not self.folder.is_dir():
             raise RuntimeError("no login here\n  in any configuration file")
         self.run_id = self.run_id or f"run{len(list(self.folder.iterdir()))}"
@@ -157,6 +163,45 @@ def test_one_that_does_not_answer_holds_up_nobody(
     trackers.close()
     assert "the last numbers are not handed over after 0.1 s" in caplog.text
     answer.set()
+
+
+@pytest.fixture
+def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    answer = threading.Event()
+    monkeypatch.setattr(FileTracker, "starts_after", answer)
+    yield
+    answer.set()
+
+
+@pytest.mark.usefixtures("nobody_answers")
+def test_one_that_does_not_answer_at_the_start_is_given_up(
+    train_here: Train, small_job: list[object], server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sst2.trackers.START_SECONDS", 0.3)
+    run = train_here(*small_job, "--report_to", "mlflow")
+    assert run.code == 2
+    assert "--report_to mlflow does not start (no answer in 0.3 s): see to that, or leave it out" in run.stderr
+    assert not run.run_dir.exists()
+    monkeypatch.setattr(FileTracker, "starts_after", None)
+    flags = [*small_job, "--report_to", "mlflow", "--checkpointing_steps", 5, "--resume_from_checkpoint", "auto"]
+    assert train_here(*flags).code == 0
+    (run.run_dir / "metrics.json").unlink()  # as if it had been stopped before
+    before = lines(server / "run0")
+    monkeypatch.setattr(FileTracker, "starts_after", threading.Event())
+    again = train_here(*flags)
+    FileTracker.starts_after.set()
+    assert again.code == 0, again.stderr
+    assert again.stderr.count("--report_to mlflow is left out from now on (no answer in 0.3 s)") == 1
+    assert ["train/loss", 20] in before
+    assert json.loads((run.run_dir / "trackers.json").read_text()) == {"mlflow": "run0"}
+
+
+@pytest.mark.usefixtures("server", "nobody_answers")
+def test_a_request_to_stop_ends_the_waiting_for_a_start(tmp_path: Path) -> None:
+    requests = Requests()
+    threading.Timer(0.5, requests._note, [signal.SIGTERM]).start()
+    with pytest.raises(StopRequestedError, match="stopped by SIGTERM before training began"):
+        ExternalTrackers().start(Settings(report_to=["mlflow"]), RunFolder(tmp_path), requests.raise_if_stopped)
 
 
 @pytest.mark.usefixtures("server")

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from sst2.errors import UserError
+from sst2.file_system import SECONDS_BETWEEN_TRIES
 from sst2.ranks import on_main
 from sst2.run_folder import RunFolder, write_json
 from sst2.settings import Settings
@@ -19,7 +21,8 @@ from sst2.settings import Settings
 logger = logging.getLogger(__name__)
 
 PROJECT = "sst2"
-CLOSE_SECONDS = 60.0
+START_SECONDS = 60.0  # for each of them
+CLOSE_SECONDS = 60.0  # for all together
 # How a tracker's own run is known, and asked for again when this run goes on.
 _IDENTITY: dict[str, Callable[[Any], str]] = {"mlflow": lambda run: run.info.run_id, "wandb": lambda run: run.id}
 _AGAIN: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -30,7 +33,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_\-./ :]")  # mlflow takes no other characters
 
 
 class ExternalTrackers:
-    """Does everything in a thread of its own, since a server that does not answer would have the ranks wait.
+    """Does everything in a thread for each, since a server that does not answer would have the ranks wait.
 
     Nothing is started on other processes than the main one, where every call does nothing.
     """
@@ -38,36 +41,39 @@ class ExternalTrackers:
     def __init__(self) -> None:
         self._started: dict[str, GeneralTracker] = {}
         self._identities: dict[str, str | None] = {}
-        self._thread: ThreadPoolExecutor | None = None
+        self._threads: dict[str, ThreadPoolExecutor] = {}
 
-    def start(self, settings: Settings, run: RunFolder) -> None:
+    def start(self, settings: Settings, run: RunFolder, check_stop: Callable[[], object] = lambda: None) -> None:
         """Start all of `--report_to`, before the run's folder is touched.
 
+        Args:
+            check_stop: called while waiting for them; what it raises ends the waiting.
+
         Raises:
-            UserError: one does not start that this run has not had before. Another is left out: a job that is started
-                again, perhaps by nobody, goes on without it.
+            UserError: one does not start, or not in `START_SECONDS`, that this run has not had before. Another is left
+                out: a job that is started again, perhaps by nobody, goes on without it.
         """
         names = [name for name in settings.report_to if name != "tensorboard"]
         if not names:
             return
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trackers")
         if not settings.overwrite_output_dir:
             with suppress(OSError, ValueError, TypeError):
                 self._identities = dict(json.loads(run.trackers.read_text(encoding="utf-8")))
         for name in names:
-            try:
-                self._thread.submit(self._start, name, settings, run).result()
-            except Exception as error:
-                if name not in self._identities:
-                    self._thread.shutdown(wait=False)
-                    raise UserError(
-                        f"--report_to {name} does not start ({_in_short(error)}): see to that, or leave it out"
-                    ) from None
+            self._threads[name] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"tracker {name}")
+            starting = self._threads[name].submit(self._start, name, settings, run)
+            _wait_for(starting, check_stop)
+            error = starting.exception() if starting.done() else TimeoutError(f"no answer in {START_SECONDS:g} s")
+            if error is None:
+                self._started[name], self._identities[name] = starting.result()
+            elif name in self._identities:
                 _warn(name, error)
+            else:
+                raise UserError(f"--report_to {name} does not start ({_in_short(error)}): see to that, or leave it out")
 
     def record(self, run: RunFolder) -> None:
         """Write which runs of theirs this run has, for its next start."""
-        if self._thread is not None:
+        if self._threads:
             write_json(run.trackers, self._identities)
 
     def log(self, scalars: dict[str, Any], step: int) -> None:
@@ -78,13 +84,11 @@ class ExternalTrackers:
     def close(self) -> None:
         """Wait until everything is handed over, for a while."""
         ended = self._each(lambda tracker: tracker.finish())
-        if self._thread is None or ended is None:
-            return
-        self._thread.shutdown(wait=False)
-        if wait([ended], timeout=CLOSE_SECONDS).not_done:
+        if wait(ended, timeout=CLOSE_SECONDS).not_done:
             logger.warning("--report_to: the last numbers are not handed over after %g s: left out", CLOSE_SECONDS)
 
-    def _start(self, name: str, settings: Settings, run: RunFolder) -> None:
+    def _start(self, name: str, settings: Settings, run: RunFolder) -> tuple[GeneralTracker, str | None]:
+        """The tracker, and how its run is known."""
         kind = LOGGER_TYPE_TO_CLASS[name]
         places = [str(run.path.parent)] if kind.requires_logging_directory else []
         identity = self._identities.get(name)
@@ -92,31 +96,40 @@ class ExternalTrackers:
         tracker.start()
         if name not in self._identities:  # mlflow refuses a parameter that has changed, such as the number of processes
             tracker.store_init_configuration({key: plain(value) for key, value in settings.values().items()})
-        self._identities[name] = _IDENTITY[name](tracker.tracker) if name in _IDENTITY else None
-        self._started[name] = tracker
+        return tracker, _IDENTITY[name](tracker.tracker) if name in _IDENTITY else None
 
-    def _each(self, work: Callable[[GeneralTracker], None]) -> Future | None:
-        """Do this for every tracker, in the thread; one that fails is left out from then on."""
+    def _each(self, work: Callable[[GeneralTracker], None]) -> list[Future]:
+        """Do this for every tracker, in its thread; one that fails is left out from then on."""
 
-        def do() -> None:
-            for name, tracker in list(self._started.items()):
-                try:
-                    work(tracker)
-                except Exception as error:
-                    del self._started[name]
-                    _warn(name, error)
+        def do(name: str) -> None:
+            if name not in self._started:
+                return
+            try:
+                work(self._started[name])
+            except Exception as error:
+                del self._started[name]
+                _warn(name, error)
 
-        return self._thread.submit(do) if self._thread is not None and self._started else None
+        return [self._threads[name].submit(do, name) for name in list(self._started)]
 
 
-def start_trackers(accelerator: Accelerator, settings: Settings, run: RunFolder) -> ExternalTrackers:
+def _wait_for(starting: Future, check_stop: Callable[[], object]) -> None:
+    """Until it is done, or `START_SECONDS` have passed: whatever comes of it later is left alone."""
+    deadline = time.monotonic() + START_SECONDS
+    while wait([starting], timeout=SECONDS_BETWEEN_TRIES).not_done and time.monotonic() < deadline:
+        check_stop()
+
+
+def start_trackers(
+    accelerator: Accelerator, settings: Settings, run: RunFolder, check_stop: Callable[[], object]
+) -> ExternalTrackers:
     """Start the trackers of `--report_to` on the main process. All ranks call it.
 
     Raises:
-        UserError: on every rank: see `ExternalTrackers.start`.
+        UserError, StopRequestedError: on every rank: see `ExternalTrackers.start`.
     """
     trackers = ExternalTrackers()
-    on_main(accelerator, lambda: trackers.start(settings, run))
+    on_main(accelerator, lambda: trackers.start(settings, run, check_stop))
     return trackers
 
 
@@ -127,10 +140,10 @@ def plain(value: Any) -> bool | int | float | str:
     return str(value).encode("utf-8", "backslashreplace").decode()  # a file's name may hold bytes that are no UTF-8
 
 
-def _warn(name: str, error: Exception) -> None:
+def _warn(name: str, error: BaseException) -> None:
     logger.warning("--report_to %s is left out from now on (%s)", name, _in_short(error))
 
 
-def _in_short(error: Exception) -> str:
+def _in_short(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
