@@ -177,7 +177,7 @@ def test_unknown_flag_suggests_the_right_one(capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_a_flag_of_the_trainer_is_told_its_name_here(word: str, here: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{word} is not a flag, here it is {here}" in refused(capsys, word)
+    assert f"{word.split('=', maxsplit=1)[0]} is not a flag, here it is {here}" in refused(capsys, word)
 
 
 def test_hints_name_flags_that_there_are() -> None:
@@ -185,6 +185,22 @@ def test_hints_name_flags_that_there_are() -> None:
         for flag in re.findall(r"--(\w+)", hint):
             assert flag in {*NAMES, "config_file", "cpu", "num_processes", "dynamo_backend"}, flag
     assert not set(_OTHER_NAMES) & set(NAMES)
+
+
+def test_no_secret_is_in_the_line_of_a_mistake(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SST2_TRACEBACK", "1")
+    for flags, line in (
+        (["--hub_token=hf_secret"], "error: --hub_token is not a flag, here it is the variable HF_TOKEN, or hf auth"),
+        (["--config", "http://me:hf_secret@hub.org/a.yaml"], "error: --config http://***@hub.org/a.yaml: No such"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_arguments(flags)
+        said = capsys.readouterr().err
+        assert line in said.splitlines()[-1]
+        assert "Traceback" in said  # for whoever asks for it, as everywhere
+        assert "hf_secret" not in said
 
 
 def test_other_ranks_do_not_repeat_the_message(

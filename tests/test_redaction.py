@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from sst2.errors import UserError
+from sst2.model_argument import OneLineParser
 from sst2.redaction import redact, redact_logging
 
 
@@ -28,6 +30,9 @@ def factory() -> Iterator[None]:
         ("Bearer hf_abcdefgh!", "Bearer ***!"),
         ("key 0123456789", "key ***"),
         ("on no account", "on no account"),  # a value too short to be a secret
+        ("pass1 key-of-clearml key-of-azure", "*** *** ***"),
+        ("AccountKey=x;at=y of p4ss", "*** of ***"),
+        ("open http:/me:secret@hub.org/a.yaml", "open http:/***@hub.org/a.yaml"),  # as a path
         ("false positives of tokens", "false positives of tokens"),
     ],
 )
@@ -37,6 +42,11 @@ def test_user_and_password_of_addresses_and_secret_variables_are_masked(
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789")
     monkeypatch.setenv("SOME_PASSWORD", "no")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pass1")
+    monkeypatch.setenv("CLEARML_API_SECRET_KEY", "key-of-clearml")
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "key-of-azure")
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountKey=x;at=y")
+    monkeypatch.setenv("DB_PASS", "p4ss")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "positives")  # which is no secret
     assert redact(text) == expected
 
@@ -52,6 +62,21 @@ def test_a_librarys_messages_are_redacted_as_well() -> None:
     assert stream.getvalue() == "timeout thrown while requesting http://***@hub.org/api\n"
 
 
+@pytest.mark.usefixtures("factory")
+def test_a_traceback_in_the_log_is_redacted() -> None:
+    redact_logging()
+    stream, library = io.StringIO(), logging.getLogger("some.library")
+    handler = logging.StreamHandler(stream)
+    library.addHandler(handler)
+    try:
+        raise OSError("GET http://me:" + "secret@hub.org/api")
+    except OSError:
+        library.exception("not sent")
+    library.removeHandler(handler)
+    assert stream.getvalue().startswith("not sent\nTraceback (most recent call last):\n")
+    assert stream.getvalue().endswith("OSError: GET http://***@hub.org/api\n")
+
+
 def test_tracebacks_are_redacted() -> None:
     code = """if True:
         from sst2.errors import exit_codes
@@ -61,3 +86,11 @@ def test_tracebacks_are_redacted() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.endswith("AssertionError: http://***@hub.org\n")
+
+
+@pytest.mark.parametrize("words", [["--hub_token=hf_abcdefgh"], ["--hub_token", "hf_abcdefgh"]])
+def test_the_value_of_an_unknown_flag_is_not_repeated(words: list[str]) -> None:
+    parser = OneLineParser(prog="program")
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(words)
+    assert str(caught.value) == "--hub_token is not a flag; --help lists all flags"

@@ -15,7 +15,7 @@ import yaml
 
 from sst2.checkpoint_folder import origin
 from sst2.config_file import RESOLVED_MARK, read_config
-from sst2.errors import EXIT_USER_ERROR, UserError
+from sst2.errors import EXIT_USER_ERROR, UserError, print_error
 from sst2.flags import FlagParser
 from sst2.launcher_variables import is_reporting_process, process_rank
 from sst2.settings import SAMPLE, Settings
@@ -97,8 +97,7 @@ def read_settings(
             check(settings)
         return settings
     except (UserError, ValueError, OSError) as error:
-        if is_reporting_process():
-            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(error, f"{program}: error: {error}" if is_reporting_process() else "")
         sys.exit(EXIT_USER_ERROR)
 
 

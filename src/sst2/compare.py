@@ -8,7 +8,6 @@ Against a baseline of several seeds, runs of the same seed are compared one by o
 `--output DIR` writes comparison.md, comparison.png, and each table as csv: runs, configurations, pairs.
 """
 
-import argparse
 import csv
 import json
 import sys
@@ -25,6 +24,7 @@ from sst2.classes import order_of_classes
 from sst2.console import standard_output
 from sst2.csv_cells import to_cell
 from sst2.errors import UserError, exit_codes
+from sst2.model_argument import OneLineParser
 from sst2.predictions import read_predictions
 from sst2.run_folder import RunFolder, write_text
 from sst2.settings import LABEL_NAMES, NAMES, Settings
@@ -67,7 +67,7 @@ class Run:
 
 def main(argv: list[str] | None = None) -> None:
     """Raises UserError: a folder is no run, a file in it cannot be read, or nothing has finished."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="Put runs side by side.")
+    parser = OneLineParser(prog=PROGRAM, description="Put runs side by side.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="run whose configuration the others are tested on")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write the tables and a plot to")

@@ -97,7 +97,7 @@ def end_from_thread(code: int, message: str) -> NoReturn:
     """
     if message:
         line = f"{os.path.basename(sys.argv[0])}: {message}"
-        printing = threading.Thread(target=_print_line, args=(line,), daemon=True)
+        printing = threading.Thread(target=print_line, args=(line,), daemon=True)
         printing.start()
         printing.join(5)
     os._exit(code)
@@ -131,24 +131,29 @@ def exit_codes(
         yield
         code = 0
     except tuple(EXIT_CODES) as error:
-        _print_traceback_if_asked(error)
-        if (report or isinstance(error, LostProcessError | LocalError)) and str(error):
-            _print_line(
-                f"{program}: {'' if isinstance(error, StopRequestedError | FinishedError) else 'error: '}{error}"
-            )
+        speaks = (report or isinstance(error, LostProcessError | LocalError)) and str(error)
+        is_error = not isinstance(error, StopRequestedError | FinishedError)
+        print_error(error, f"{program}: {'error: ' * is_error}{error}" if speaks else "")
         code = EXIT_CODES[type(error)]
     except Exception as error:
         code, line = _misfortune(error)
         if line:
-            _print_traceback_if_asked(error)
-            _print_line(f"{program}: error: rank {rank}: {line}")
+            print_error(error, f"{program}: error: rank {rank}: {line}")
         else:
             with suppress(OSError, ValueError):
                 print(redact(traceback.format_exc()), end="", file=sys.stderr)
     leave(code)
 
 
-def _print_line(message: str) -> None:
+def print_error(error: Exception, message: str) -> None:
+    """Print a line, if it is not empty; before it the error's traceback, where SST2_TRACEBACK asks for that."""
+    _print_traceback_if_asked(error)
+    if message:
+        print_line(message)
+
+
+def print_line(message: str) -> None:
+    """Print a message as one line on stderr, without passwords and tokens."""
     with suppress(OSError, ValueError):  # a full disk, a closed pipe: the exit code must come through
         # library messages quoted in it may span lines
         print(redact(" ".join(message.split())), file=sys.stderr, flush=True)

@@ -106,7 +106,8 @@ class FlagParser(HfArgumentParser):
         nothing = Namespace(**dict.fromkeys([*NAMES, "config"], _NOT_GIVEN))
         parsed, unknown = self.parse_known_args(list(words), nothing)
         if unknown:
-            self.error(f"{unknown[0]} is not a flag{self.hint(unknown[0])}; --help lists them all")
+            flag = unknown[0].split("=")[0]  # its value may be a token
+            self.error(f"{flag} is not a flag{self.hint(flag)}; --help lists them all")
         return {name: value for name, value in vars(parsed).items() if value is not _NOT_GIVEN}
 
     def action(self, name: str) -> Action:
@@ -115,7 +116,7 @@ class FlagParser(HfArgumentParser):
 
     def hint(self, word: str) -> str:
         """What an unknown flag may have meant: after a comma, or nothing."""
-        name = word.lstrip("-").split("=")[0].replace("-", "_")
+        name = word.lstrip("-").replace("-", "_")
         if name in _OTHER_NAMES:
             return f", here it is {_OTHER_NAMES[name]}"
         match = difflib.get_close_matches(name, [*NAMES, "config"], n=1)

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from sst2.console import standard_output
-from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR
+from sst2.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, print_line
 from sst2.preemption import SIGNALS, is_ignored
 
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
@@ -59,9 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
     arguments = launch_command_parser().parse_args(argv)
     if arguments.config_file and not os.path.isfile(arguments.config_file):
-        print(
-            f"sst2.launch: error: --config_file {arguments.config_file} does not exist: check its name", file=sys.stderr
-        )
+        print_line(f"sst2.launch: error: --config_file {arguments.config_file} does not exist: check its name")
         sys.exit(EXIT_USER_ERROR)
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
     arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"
@@ -72,10 +70,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(_exit_code(error.returncode))
     except (DistError, RendezvousError) as error:
         # of the launchers on several machines, before any process has started
-        print(
+        print_line(
             f"sst2.launch: error: not all machines have come ({error}): start the same command on each of them, with "
-            "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer",
-            file=sys.stderr,
+            "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer"
         )
         sys.exit(EXIT_FAILED)
     except ChildFailedError as error:

@@ -1,4 +1,4 @@
-"""What the commands that take a trained MODEL have in common: mistakes in one line, and where the model lies."""
+"""What the commands beside the run's have in common: mistakes in one line, and where a trained MODEL lies."""
 
 import argparse
 import os
@@ -16,6 +16,9 @@ class OneLineParser(argparse.ArgumentParser):
     """Leaves it to `exit_codes` to say what is wrong with the flags."""
 
     def error(self, message: str) -> NoReturn:
+        kind, _, unknown = message.partition("unrecognized arguments: ")
+        if not kind and unknown:
+            message = f"{unknown.split()[0].split('=')[0]} is not a flag"  # what follows may be a token
         raise UserError(f"{message}; --help lists all flags")
 
 

@@ -3,7 +3,7 @@
 import sys
 
 from sst2.console import standard_output
-from sst2.errors import exit_codes
+from sst2.errors import exit_codes, print_line
 from sst2.predict.command import PROGRAM, main
 
 if __name__ == "__main__":
@@ -13,5 +13,5 @@ if __name__ == "__main__":
                 main(sys.argv[1:])
         except KeyboardInterrupt as stop:
             if stop.args:
-                print(f"{PROGRAM}: stopped{stop.args[0]}", file=sys.stderr)
+                print_line(f"{PROGRAM}: stopped{stop.args[0]}")
             sys.exit(130)  # as a shell says of programs that SIGINT has ended
