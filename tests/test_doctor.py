@@ -13,10 +13,12 @@ from sst2.doctor import Finding, table
 pytestmark = pytest.mark.slow
 
 
-def examine(*flags: object, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+def examine(
+    *flags: object, launcher: tuple[str, ...] = (sys.executable,), **variables: str
+) -> subprocess.CompletedProcess[str]:
     command = [*launcher, "-m", "sst2.doctor", *map(str, flags)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"} | variables
     )
 
 
@@ -66,6 +68,21 @@ def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("BAD")]
     assert "free space" in line
     assert "a run of DistilBERT-base needs about 3.0 GiB" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "line"),
+    [
+        ([], {"RANK": "foo", "WORLD_SIZE": "2"}, "RANK is foo, which is no number: unset it"),
+        (["--connect_timeout", "-1"], {}, "--connect_timeout -1.0 cannot work: give seconds above 0"),
+        (["--connect_timeout", "soon"], {}, "argument --connect_timeout: invalid float value: 'soon'"),
+    ],
+)
+def test_a_mistake_is_one_line(flags: list[str], variables: dict[str, str], line: str) -> None:
+    done = examine(*flags, **variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"sst2.doctor: error: {line}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_columns_are_aligned() -> None:

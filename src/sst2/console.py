@@ -1,4 +1,7 @@
-"""Standard output as commands print to it: whatever the terminal can show, and as long as anybody reads."""
+"""Standard output as commands print to it: whatever the terminal can show, and as long as anybody reads.
+
+Nothing heavy is imported here: signals must be caught before the seconds that importing torch takes.
+"""
 
 import io
 import os
@@ -45,3 +48,15 @@ def give_up(error: OSError) -> NoReturn:
     if isinstance(error, BrokenPipeError):
         sys.exit(EXIT_NO_READER)
     raise UserError(f"standard output cannot be written ({error.strerror}): name another place, or mend this one")
+
+
+def reserve_standard_descriptors() -> None:
+    """Open nothing in place of the input and outputs that the job was started without, as by `>&-`.
+
+    Else the next file or socket gets such a number, and what a library prints goes there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one

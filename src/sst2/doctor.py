@@ -7,7 +7,6 @@
 Prints one table with advice. Exit code 0, or 2 when a run would fail.
 """
 
-import argparse
 import importlib.metadata
 import os
 import shutil
@@ -17,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,11 @@ from torch import distributed
 from sst2.connect import connect
 from sst2.console import standard_output
 from sst2.environment import choose_precision, processor, read_launcher
-from sst2.errors import EXIT_USER_ERROR, exit_codes, leave_at_once
+from sst2.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_once
 from sst2.file_system import FEATURES, missing_features, sync
 from sst2.hub import TIMEOUT, answer_in_time, in_words
 from sst2.launcher_variables import is_reporting_process, process_rank
+from sst2.model_argument import OneLineParser
 from sst2.settings import DEFAULT_MODEL, Settings
 
 PACKAGES = "torch accelerate transformers datasets evaluate scikit-learn scipy tensorboard deepspeed".split()
@@ -62,11 +63,15 @@ class Finding:
 
 def main(argv: list[str] | None = None) -> int:
     """Examine and print. Returns the exit code; all ranks call it, the main process prints."""
-    parser = argparse.ArgumentParser(prog="python -m sst2.doctor", description="What stands in the way of a run.")
+    parser = OneLineParser(prog="python -m sst2.doctor", description="What stands in the way of a run.")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will be written (runs)")
     parser.add_argument("--connect_timeout", type=float, default=60.0, help="seconds to wait for all processes (60)")
     arguments = parser.parse_args(argv)
-    accelerator, _ = connect(Settings(connect_timeout=arguments.connect_timeout))
+    try:
+        settings = Settings(connect_timeout=arguments.connect_timeout)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    accelerator, _ = connect(settings)
     findings = [
         finding
         for examine in (
@@ -291,8 +296,15 @@ def table(findings: list[Finding]) -> str:
     )
 
 
+def _rank() -> int:
+    """Of this process; where the variables are wrong, `main` says so."""
+    with suppress(UserError):
+        return process_rank()
+    return 0
+
+
 if __name__ == "__main__":
-    with exit_codes("sst2.doctor", process_rank(), is_reporting_process(), leave_at_once):
+    with exit_codes("sst2.doctor", _rank(), is_reporting_process(), leave_at_once):
         with standard_output():
             code = main()
         if code:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from sst2.console import reserve_standard_descriptors
 from sst2.errors import StopRequestedError
 from sst2.launcher_variables import launched_by
 
@@ -82,7 +83,7 @@ class Requests:
         """
         # A thread reads the signals, since Python's own handlers wait for the main thread, which may be in a collective
         # operation that never ends.
-        _reserve_standard_descriptors()
+        reserve_standard_descriptors()
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
         threading.Thread(target=self._receive, args=(receiver, sender), name="signals", daemon=True).start()
@@ -156,18 +157,6 @@ class Requests:
             self._stop = number
             once_more = "; once more stops at once" if number == signal.SIGINT else ""
             logger.info("%s: stopping after this step, with a checkpoint%s", _REASONS[number], once_more)
-
-
-def _reserve_standard_descriptors() -> None:
-    """Open nothing in place of the input and outputs that the job was started without, as by `>&-`.
-
-    Else the next file or socket gets such a number, and what a library prints goes there.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
 
 
 def _received(number: int, frame: FrameType | None) -> None:

@@ -417,6 +417,15 @@ def test_a_mistake_is_answered_without_torch() -> None:
 
 
 @pytest.mark.slow
+def test_a_file_is_written_where_standard_output_is_closed(tiny_classifier: Path, tmp_path: Path) -> None:
+    command = ["bash", "-c", 'exec "$@" >&-', "bash", sys.executable, "-m", "sst2.predict", str(tiny_classifier)]
+    command += ["good", "--output", str(tmp_path / "answers.csv")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
 def test_somebody_who_types_is_answered_line_by_line(tiny_classifier: Path) -> None:
     controller, end = os.openpty()
     with subprocess.Popen(

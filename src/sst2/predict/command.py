@@ -24,8 +24,9 @@ import numpy as np
 from tqdm import tqdm
 
 from sst2.classes import have_positive
+from sst2.console import flush, reserve_standard_descriptors
 from sst2.data_files import FILE_SUFFIXES, problem_of
-from sst2.errors import UserError
+from sst2.errors import UserError, print_line
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
 from sst2.predict.answers import Answer, lines_of
 from sst2.predict.highlight import PAGE_END, page_row, page_start
@@ -95,6 +96,8 @@ def main(argv: Sequence[str]) -> None:
     """Raises UserError: flags, model or sentences that cannot be used."""
     arguments = parse(argv)
     name = model_name(arguments.model)
+    if arguments.output:
+        reserve_standard_descriptors()
     by_hand = not arguments.sentences and not arguments.file and os.isatty(0)
     if by_hand:
         print("one sentence a line; Ctrl-D ends", file=sys.stderr)
@@ -108,24 +111,23 @@ def main(argv: Sequence[str]) -> None:
         classifier = load(name, arguments.max_length, arguments.mixed_precision)
         if arguments.format != "text" and not have_positive(classifier.labels):
             told = f"no class of the model is named POSITIVE: probability_positive is that of {classifier.labels[1]}"
-            print(f"{PROGRAM}: {told}", file=sys.stderr)
+            print_line(f"{PROGRAM}: {told}")
         hidden = True if by_hand or arguments.sentences else None  # None: where stderr is no terminal
         bar = stack.enter_context(tqdm(unit=" sentences", unit_scale=True, disable=hidden))
         answers = answer(chain([first], parts), classifier, arguments.explain, bar.update)
         write(answers, classifier.labels, arguments, output, page)
     if classifier.num_cut:
         remedy = f": --max_length takes up to {classifier.limit}" if classifier.max_length < classifier.limit else ""
-        print(
+        print_line(
             f"{PROGRAM}: {classifier.num_cut} sentences have more than {classifier.max_length} tokens, their ends are "
-            f"cut off{remedy}",
-            file=sys.stderr,
+            f"cut off{remedy}"
         )
 
 
 @contextmanager
 def _prints_aside() -> Iterator[None]:
     """Have what libraries print, such as tokenizers of a vocabulary with gaps, go to stderr: stdout is for answers."""
-    sys.stdout.flush()
+    flush()
     try:
         answers = os.dup(1)
     except OSError:  # closed: there is nobody to disturb
