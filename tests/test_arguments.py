@@ -187,6 +187,25 @@ def test_hints_name_flags_that_there_are() -> None:
     assert not set(_OTHER_NAMES) & set(NAMES)
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--config", "a.yaml", "--config=b.yaml"], "--config is given twice: one file holds all settings"),
+        (["--report_to", "mlflow", "--report-to", "wandb"], "--report_to is given twice: name all values after one"),
+        (["--label_names=bad", "--label_names", "good"], "--label_names is given twice: name all values after one"),
+    ],
+)
+def test_a_flag_whose_first_values_would_be_dropped_is_refused(
+    flags: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, *flags) == f"train_sst2.py: error: {line}\n"
+
+
+def test_of_any_other_flag_the_last_one_counts() -> None:
+    flags = ["--output_dir", "/nonexistent/run", "--learning_rate", "1e-3", "--learning_rate=1e-4"]
+    assert parse_arguments(flags).learning_rate == 1e-4
+
+
 def test_no_secret_is_in_the_line_of_a_mistake(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,12 +103,20 @@ class FlagParser(HfArgumentParser):
 
     def given(self, words: Sequence[str]) -> dict[str, Any]:
         """The values of the flags that stand there by name, also of those that are given their default."""
+        self._refuse_twice(words)
         nothing = Namespace(**dict.fromkeys([*NAMES, "config"], _NOT_GIVEN))
         parsed, unknown = self.parse_known_args(list(words), nothing)
         if unknown:
             flag = unknown[0].split("=")[0]  # its value may be a token
             self.error(f"{flag} is not a flag{self.hint(flag)}; --help lists them all")
         return {name: value for name, value in vars(parsed).items() if value is not _NOT_GIVEN}
+
+    def _refuse_twice(self, words: Sequence[str]) -> None:
+        """Of a flag that stands there twice the last one counts; but of these, people mean both."""
+        for action in (*filter(lambda action: action.nargs == "+", self._actions), self.action("config")):
+            if sum(word.split("=")[0] in action.option_strings for word in words) > 1:
+                remedy = "one file holds all settings" if action.dest == "config" else "name all values after one"
+                self.error(f"{action.option_strings[0]} is given twice: {remedy}")
 
     def action(self, name: str) -> Action:
         """What argparse knows of one flag."""
