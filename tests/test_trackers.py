@@ -187,9 +187,10 @@ def test_one_that_does_not_answer_at_the_start_is_given_up(
     assert train_here(*flags).code == 0
     (run.run_dir / "metrics.json").unlink()  # as if it had been stopped before
     before = lines(server / "run0")
-    monkeypatch.setattr(FileTracker, "starts_after", threading.Event())
+    answer = threading.Event()
+    monkeypatch.setattr(FileTracker, "starts_after", answer)
     again = train_here(*flags)
-    FileTracker.starts_after.set()
+    answer.set()
     assert again.code == 0, again.stderr
     assert again.stderr.count("--report_to mlflow is left out from now on (no answer in 0.3 s)") == 1
     assert ["train/loss", 20] in before
