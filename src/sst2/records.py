@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sst2 import csv_cells  # noqa: F401 (lets fields of csv be of any length)
+from sst2.csv_cells import texts_of  # whose module also lets fields of csv be of any length
 from sst2.data_files import format_of, is_stream, open_text
 from sst2.errors import UserError, quoted, shortened
 from sst2.settings import LABEL_NAMES
@@ -169,6 +169,7 @@ def _csv_records(
         _require_columns(header, path, labels_required, columns)
         _note_missing_label(header, path, columns)
         of_row.clear()
+        text_of = str if tabs else texts_of(header)
         for fields in rows:
             place = f"{path} line {rows.line_num}"
             of_row.clear()
@@ -181,7 +182,7 @@ def _csv_records(
                 if tabs and any(field.startswith('"') for field in fields):
                     hint = f": {_QUOTED_TABS}"
                 raise UserError(f"{place} has {len(fields)} fields where the header has {len(header)}{hint}")
-            row = dict(zip(header, fields, strict=True))
+            row = dict(zip(header, map(text_of, fields), strict=True))
             yield Record(place, row[columns.sentence], row.get(columns.label or ""))
 
 
