@@ -214,6 +214,14 @@ def test_hints_name_flags_that_there_are() -> None:
     assert not set(_OTHER_NAMES) & set(NAMES)
 
 
+def test_a_path_that_the_file_system_does_not_take_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x" * 300
+    said = refused(capsys, "--train_file", f"{name}.csv", "--validation_file", f"{name}.csv")
+    assert said.endswith(f": --train_file {name}.csv cannot be used (File name too long): give another path\n")
+    said = refused(capsys, "--smoke", "--output_dir", f"/tmp/{name}")
+    assert said == f"train_sst2.py: error: /tmp/{name} cannot be used (File name too long): give another path\n"
+
+
 def test_other_ranks_do_not_repeat_the_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,14 +46,14 @@ import contextlib, io, json, sys
 sys.path.insert(0, sys.argv[1])
 from accelerate.state import AcceleratorState
 from sst2.arguments import PROGRAM, parse_arguments
-from sst2.errors import exit_codes
+from sst2.errors import OF_TRAINING, exit_codes
 from sst2.preemption import Requests
 from train_sst2 import main
 for flags in json.loads(sys.argv[2]):
     code = 0
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
-            with exit_codes(PROGRAM):
+            with exit_codes(PROGRAM, 0, ways_out=OF_TRAINING):
                 main(parse_arguments(flags), Requests())
         except SystemExit as stop:
             code = stop.code

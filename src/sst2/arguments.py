@@ -87,7 +87,10 @@ def read_settings(
         return settings
     except (UserError, ValueError, OSError) as error:
         if is_reporting_process():
-            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            said = str(error)
+            if isinstance(error, OSError) and error.strerror:
+                said = f"{error.filename} cannot be used ({error.strerror}): give another path"
+            print(f"{program}: error: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 

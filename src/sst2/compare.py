@@ -23,7 +23,7 @@ import yaml
 from sst2.arguments import OF_ONE_START, is_run
 from sst2.classes import order_of_classes
 from sst2.config_file import names_what_was_worked_out
-from sst2.console import standard_output
+from sst2.console import say, standard_output
 from sst2.csv_cells import to_cell
 from sst2.errors import UserError, exit_codes
 from sst2.predictions import read_predictions
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         tables["pairs"] = of_pairs
     without = [str(folder) for folder in arguments.runs if not is_run(folder)]
     text = "\n".join([*map(markdown, tables.values()), remarks(runs, baseline, without)])
-    print(text)
+    say(text)
     if arguments.output:
         write(arguments.output, text, tables, runs, differing)
 

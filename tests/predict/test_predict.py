@@ -274,6 +274,7 @@ def test_what_was_answered_before_a_mistake_does_not_look_finished(
         (["{model}", "x", "--file", "{file}"], "--file and sentences on the command line both name the input"),
         (["{model}", "--file", "missing.csv"], "--file missing.csv does not exist"),
         (["{model}", "--file", "{model}"], "--file {model} is a folder"),
+        (["{model}", "--file", "x" * 300 + ".csv"], ".csv cannot be used (File name too long): give another path\n"),
         (["{model}", "--sentence_column", "review"], "--sentence_column needs --file beside it: --file /dev/stdin"),
         (["{model}", "x", "--sentence_column", "review"], "--sentence_column needs --file beside it"),
         (["{model}", "--file", "{file}", "--sentence_column", "a"], "names no column of --file {file}: a txt is a"),
