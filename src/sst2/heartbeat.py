@@ -24,13 +24,14 @@ class Heartbeat:
 
     Args:
         interval: seconds between two beats.
+        where: place of the main thread, in words.
 
     Attributes:
-        where, count: place of the main thread, in words, and how often it has changed; to be set by the user.
+        where, count: that place, and how often it has changed; to be set by the user.
     """
 
-    def __init__(self, interval: float) -> None:
-        self.where, self.count = "", 0
+    def __init__(self, interval: float, where: str) -> None:
+        self.where, self.count = where, 0
         self._interval, self._beats = interval, 0
         self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
         self._store: Any = None

@@ -51,7 +51,7 @@ class Watchdog:
             self._rank = distributed.get_rank()
             for group in {None, group_of_hosts()}:
                 distributed_c10d._set_pg_timeout(_FOREVER, group)
-            self._heartbeat = Heartbeat(self._interval)
+            self._heartbeat = Heartbeat(self._interval, self._where)
             self._begin()
 
     def at(self, where: str) -> None:
