@@ -109,7 +109,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     trackers = start_trackers(accelerator, settings, run)
     if accelerator.is_main_process:
         run.begin(settings.overwrite_output_dir)
-        adopt_checkpoints(place, run.checkpoints, state.best_step)
+        adopt_checkpoints(place, run.checkpoints, state.step, state.best_step)
         write_settings(run, settings)  # it marks a run, which has its checkpoints by now
         log_to_file(run.log)
         ranks, device = accelerator.num_processes, accelerator.device

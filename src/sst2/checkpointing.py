@@ -25,7 +25,15 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from sst2.base_model import FINGERPRINT, STATE, BaseModel, same_name
-from sst2.checkpoint_folder import checkpoint_name, find_latest, list_checkpoints, newest_checkpoint, recover, rotate
+from sst2.checkpoint_folder import (
+    checkpoint_name,
+    find_latest,
+    list_checkpoints,
+    newest_checkpoint,
+    origin,
+    recover,
+    rotate,
+)
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.file_system import share
@@ -185,6 +193,11 @@ class Checkpointer:
         if place is None:
             if self._base and self._base.checkpoint:
                 raise UserError(f"--resume_from_checkpoint: {self._base.checkpoint} is gone meanwhile: start again")
+            if began_with := origin(self.folder):
+                raise UserError(
+                    f"--resume_from_checkpoint: {self.folder} has lost the checkpoints of a run that began with "
+                    f"{began_with[1]}: begin with that once more in another --output_dir"
+                )
             logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
         return place
 
