@@ -105,7 +105,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     place = on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint))
     state = checkpoints.load(place) if place else TrainingState()
     leave_if_finished(accelerator, run, settings, state)
-    require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
+    require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write(place, state))
     trackers = start_trackers(accelerator, settings, run)
     if accelerator.is_main_process:
         run.begin(settings.overwrite_output_dir)

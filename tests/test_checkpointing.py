@@ -469,6 +469,21 @@ def test_what_the_disk_has_answered_is_said_whatever_library_was_writing(
     assert list(temporary.iterdir()) == []  # what could not be rescued leaves nothing behind
 
 
+def test_what_is_copied_from_another_run_needs_room_as_well(accelerator: Accelerator, tmp_path: Path) -> None:
+    training, there = Training(accelerator, seed=1), tmp_path / "there"
+    for _ in range(3):
+        training.step()
+        training.save(there, limit=9)
+    training.state.best_step = 1
+    place = there / "step-00000003"
+    expected = sum(
+        file.stat().st_size for file in there.rglob("*") if file.is_file() and file.parent.name != "step-00000002"
+    )
+    assert training.checkpoints(tmp_path / "here").bytes_to_write(place, training.state) == expected
+    assert training.checkpoints(there).bytes_to_write(place, training.state) == 0
+    assert training.checkpoints(tmp_path / "here").bytes_to_write(None, TrainingState()) == 0
+
+
 def test_what_to_resume_from_is_looked_for_as_asked(accelerator: Accelerator, tmp_path: Path) -> None:
     training = Training(accelerator, seed=1)
     checkpoints = training.checkpoints(tmp_path)

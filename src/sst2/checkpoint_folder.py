@@ -76,6 +76,10 @@ def to_adopt(place: Path | None, folder: Path, step: int, best_step: int | None)
     return sources
 
 
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def origin(folder: Path) -> list[Path]:
     """The other run's checkpoint that the run with these checkpoints began with; empty if it began with none.
 

@@ -28,11 +28,13 @@ from sst2.base_model import FINGERPRINT, STATE, BaseModel, same_name
 from sst2.checkpoint_folder import (
     checkpoint_name,
     find_latest,
+    folder_bytes,
     list_checkpoints,
     newest_checkpoint,
     origin,
     recover,
     rotate,
+    to_adopt,
 )
 from sst2.data import Split
 from sst2.errors import UserError
@@ -161,15 +163,24 @@ class Checkpointer:
         times, self._times = self._times, []
         return times
 
-    def bytes_to_write(self) -> int:
-        """Room that this start needs beside the checkpoints that are there: for those to come, and the export."""
+    def bytes_to_write(self, place: Path | None, state: TrainingState) -> int:
+        """Room that this start needs beside the checkpoints that are there: for those to come, and the export.
+
+        Args:
+            place: the checkpoint that the run resumes from, if any. One of another run, and the best beside it, are
+                copied, and count among those to keep.
+            state: what was in it.
+        """
         settings = self._settings
         kept = 1
         if settings.checkpointing_steps or settings.load_best_model_at_end:
             kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
         weights = self._base.num_bytes if self._base else 0
         checkpoint = 3 * weights  # AdamW has two moments
-        return weights + max(1, kept - len(list_checkpoints(self.folder))) * checkpoint
+        adopted = to_adopt(place, self.folder, state.step, state.best_step).values()
+        copies = [folder_bytes(source) for source in adopted if source.is_dir()]
+        there = len(list_checkpoints(self.folder)) + len(copies)
+        return weights + sum(copies) + max(1, kept - there) * checkpoint
 
     def find(self, requested: str | None) -> Path | None:
         """The whole checkpoint to resume from; None to start from the beginning. For the main process.
@@ -224,7 +235,7 @@ class Checkpointer:
                 f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
                 "go on, or start a new run in another --output_dir"
             )
-        self._refuse_another_model(place, settings, base)
+        on_main(self._accelerator, lambda: self._refuse_another_model(place, settings, base))  # names differ by node
         refuse_another_length(place, settings, self._settings)
         load_weights(place, self._strategy)
         training = read_on_main(lambda: _read(place, "training.pt", _read_tensors))
