@@ -1,6 +1,7 @@
 """The processes of a job find each other, and accelerate learns what they are to do together."""
 
 import logging
+import socket
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, cast
@@ -23,7 +24,7 @@ from sst2.environment import (
     runs_on_cpu,
     use_all_cores,
 )
-from sst2.errors import UserError
+from sst2.errors import LocalError, UserError
 from sst2.launcher_variables import forget_leftovers, is_set
 from sst2.logs import start_logging
 from sst2.model_folder import require_hub_login
@@ -94,17 +95,28 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
 def _agree_on_precision(settings: Settings, launcher: Launcher, store: Any) -> tuple[Precision, str]:
     """The precision and the reason for it. What `auto` stands for is measured on a CPU, so that rank 0 says it for all.
 
-    A run that goes on keeps the precision that it has.
+    A run that goes on keeps the precision that it has. Ranks that were asked for different ones are told apart here:
+    later they would wait for each other.
     """
-    if settings.mixed_precision != "auto":
-        return choose_precision(settings.mixed_precision)
+    own = settings.mixed_precision
 
     def word() -> str:
+        if own != "auto":
+            return str(own)
         if saved := saved_precision(settings):
-            return f"{saved} the checkpoint has it"
-        return " ".join(choose_precision("auto"))
+            return f"auto {saved} the checkpoint has it"
+        return " ".join(("auto", *choose_precision("auto")))
 
-    precision, _, reason = word_of_main(launcher, store, word).partition(" ")
+    asked, _, answer = word_of_main(launcher, store, word).partition(" ")
+    if asked != str(own):
+        ours, theirs = ("left out" if value == "None" else value for value in (str(own), asked))
+        raise LocalError(
+            f"--mixed_precision of rank {launcher.rank} on {socket.gethostname()} is {ours}, of rank 0 {theirs}: start "
+            "all ranks with the same flags"
+        )
+    if own != "auto":
+        return choose_precision(own)
+    precision, _, reason = answer.partition(" ")
     try:
         return choose_precision(cast(Precision, precision))[0], reason
     except UserError:
