@@ -39,10 +39,12 @@ from sst2.checkpoint_folder import (
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.file_system import share
+from sst2.finished import is_finished
 from sst2.host_copy import HostCopy
 from sst2.random_states import random_state, restore_random_state
 from sst2.ranks import on_main, read_on_main
 from sst2.rescue import save_or_rescue
+from sst2.run_folder import RunFolder
 from sst2.same_run import refuse_another_length, refuse_another_run
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
 from sst2.settings import Precision, Settings
@@ -202,8 +204,11 @@ class Checkpointer:
             return Path(requested)
         place = find_latest(self.folder)
         if place is None:
-            if self._base and self._base.checkpoint:
-                raise UserError(f"--resume_from_checkpoint: {self._base.checkpoint} is gone meanwhile: start again")
+            run, stands_for_base = RunFolder(self.folder.parent), self._base.checkpoint if self._base else None
+            if stands_for_base in (None, run.model) and is_finished(run):
+                return None  # which ends the start as well
+            if stands_for_base:
+                raise UserError(f"--resume_from_checkpoint: {stands_for_base} is gone meanwhile: start again")
             if began_with := origin(self.folder):
                 raise UserError(
                     f"--resume_from_checkpoint: {self.folder} has lost the checkpoints of a run that began with "
