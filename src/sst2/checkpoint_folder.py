@@ -54,7 +54,7 @@ def adopt_checkpoints(place: Path | None, folder: Path, step: int, best_step: in
             except DamagedFolderError as error:
                 logger.warning("not copying %s: %s", source, error)
                 continue
-            write_sealed(target / name, partial(_copy_files, source))
+            write_sealed(target / name, partial(copy_files, source))
         if target != folder:
             note = json.dumps({"checkpoint": str(place.resolve()), "named": os.path.abspath(place)})
             (target / ORIGIN).write_text(note + "\n", encoding="utf-8")
@@ -97,7 +97,7 @@ def is_origin(place: Path, folder: Path) -> bool:
     return not {place.resolve(), Path(os.path.abspath(place))}.isdisjoint(origin(folder))
 
 
-def _copy_files(source: Path, folder: Path) -> None:
+def copy_files(source: Path, folder: Path) -> None:
     """Copy contents alone: the modes of a read-only copy would keep this run from removing it."""
     for file in [file for file in source.rglob("*") if file.is_file() and file != source / MANIFEST]:
         copy = folder / file.relative_to(source)

@@ -294,7 +294,9 @@ class Checkpointer:
                 self._base.save(folder)
 
         try:
-            save_or_rescue(place, write_files)
+            exported = self._settings.load_best_model_at_end and state.best_step is not None
+            best = self.folder / checkpoint_name(state.best_step or 0) if exported else None
+            save_or_rescue(place, write_files, best)
             rotate(self.folder, place, self._settings.checkpoints_total_limit, state.best_step)
         except Exception as error:  # whatever it is, the main thread must learn of it
             self._failure = error
