@@ -105,11 +105,11 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     place = on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint))
     state = checkpoints.load(place) if place else TrainingState()
     leave_if_finished(accelerator, run, settings, state)
-    require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write())
+    require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write(place, state))
     trackers = start_trackers(accelerator, settings, run, requests.raise_if_stopped)
     if accelerator.is_main_process:
         run.begin(settings.overwrite_output_dir)
-        adopt_checkpoints(place, run.checkpoints, state.best_step)
+        adopt_checkpoints(place, run.checkpoints, state.step, state.best_step)
         write_settings(run, settings)  # it marks a run, which has its checkpoints by now
         log_to_file(run.log)
         ranks, device = accelerator.num_processes, accelerator.device

@@ -59,14 +59,16 @@ def flipped(file: Path, copy: Path) -> Path:
     [
         ("labels", "the train data of rank 1 on {host} is sha256 "),
         ("learning rate", "--learning_rate of rank 1 on {host} is 0.5, of the others 0.001: "),
+        ("resuming", "--resume_from_checkpoint of rank 1 on {host} is given, of the others left out: "),
     ],
 )
 def test_two_ranks_that_differ_train_nothing(
     difference: str, what: str, small_job: list[Any], tsv_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    odd = {
+    odd: dict[str, list[Any]] = {
         "labels": ["--train_file", flipped(tsv_files[0], tmp_path / "train.tsv")],
         "learning rate": ["--learning_rate", 0.5],
+        "resuming": ["--resume_from_checkpoint", "auto"],
     }
     assert_refused(run_two(small_job, [[], odd[difference]], tmp_path / "run"), what, tmp_path / "run")
 
@@ -90,12 +92,13 @@ def assert_refused(ended: list[tuple[int, str]], what: str, run_dir: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_same_files_in_other_places_are_the_same(
+def test_the_same_files_in_other_places_and_what_only_rank_0_goes_by_are_the_same(
     small_job: list[Any], tsv_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.tsv"
     copy.write_bytes(tsv_files[0].read_bytes())
-    for code, line in run_two([*small_job, "--max_train_steps", 2], [[], ["--train_file", copy]], tmp_path / "run"):
+    of_each: list[list[Any]] = [["--overwrite_output_dir"], ["--train_file", copy, "--report_to", "none"]]
+    for code, line in run_two([*small_job, "--max_train_steps", 2], of_each, tmp_path / "run"):
         assert code == 0, line
 
 

@@ -66,6 +66,56 @@ def test_another_name_for_the_same_model_goes_on(
         assert exported(run)["model.safetensors"] == before
 
 
+def test_a_run_that_began_with_a_checkpoint_of_any_name_goes_on_from_it(
+    train_here: Train, job: list[Any], tmp_path: Path
+) -> None:
+    first = train_here(*job, run_dir=tmp_path / "first")
+    shutil.copytree(first.run_dir / "checkpoints" / "step-00000005", tmp_path / "ck")
+    (tmp_path / "latest").symlink_to(first.run_dir / "checkpoints" / "step-00000005")
+    for name in ("ck", "latest"):
+        flags = [*job, "--resume_from_checkpoint", tmp_path / name]
+        run = train_here(*flags, run_dir=tmp_path / f"of-{name}")
+        assert run.code == 0, run.stderr
+        go_back(run)
+        (run.run_dir / "metrics.json").unlink()
+        run = train_here(*flags, run_dir=run.run_dir)  # as after a kill before its own first checkpoint
+        assert run.code == 0, run.stderr
+        assert f"resuming from {run.run_dir}/checkpoints/step-00000005" in run.stderr
+        assert exported(run)["model.safetensors"] == exported(first)["model.safetensors"]
+        go_back(run)
+        (run.run_dir / "metrics.json").unlink()
+        shutil.rmtree(run.run_dir / "checkpoints" / "step-00000005")
+        run = train_here(*flags, run_dir=run.run_dir)
+        assert run.code == 2, run.stderr
+        assert f"of a run that began with {tmp_path / name}: begin with that once more" in run.stderr
+        assert not (run.run_dir / "model").exists()
+
+
+def test_a_finished_run_needs_neither_its_checkpoints_nor_its_base_model(
+    train_here: Train, job: list[Any], model: Path, tmp_path: Path
+) -> None:
+    first = train_here(*job, run_dir=tmp_path / "first")
+    of_another = ["--resume_from_checkpoint", first.run_dir / "checkpoints" / "step-00000005"]
+    second = train_here(*job, *of_another, run_dir=tmp_path / "second")
+    assert second.code == 0, second.stderr
+    shutil.rmtree(model)
+    for run, flags in ((first, ["--resume_from_checkpoint", "auto"]), (second, of_another)):
+        for checkpoint in (run.run_dir / "checkpoints").glob("step-*"):
+            shutil.rmtree(checkpoint)  # to save room
+        before = exported(run)
+        again = train_here(*job, *flags, run_dir=run.run_dir)
+        assert again.code == 0, again.stderr
+        assert f"the run in {run.run_dir} has finished already" in again.stderr
+        other = train_here(*job, *flags, "--model_name_or_path", tmp_path / "nowhere", run_dir=run.run_dir)
+        assert other.code == 2, other.stderr
+        assert "its run has finished with other settings" in other.stderr
+        assert exported(run) == before
+    (first.run_dir / "metrics.json").unlink()
+    lost = train_here(*job, "--resume_from_checkpoint", "auto", run_dir=first.run_dir)
+    assert lost.code == 2, lost.stderr
+    assert f"--model_name_or_path {model} does not exist as a folder" in lost.stderr
+
+
 def another_weight(model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     tensors["embeddings.LayerNorm.weight"][0] += 1

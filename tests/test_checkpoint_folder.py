@@ -22,6 +22,7 @@ from sst2.checkpoint_folder import (
     adopt_checkpoints,
     checkpoint_name,
     find_latest,
+    is_origin,
     list_checkpoints,
     newest_checkpoint,
     origin,
@@ -218,18 +219,44 @@ def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(
     there, here = tmp_path / "there", tmp_path / "here"
     for step in (1, 2, 3):
         write(there, step)
-    adopt_checkpoints(there / "step-00000003", here, best_step=1)
+    adopt_checkpoints(there / "step-00000003", here, step=3, best_step=1)
     assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
-    assert origin(here) == there / "step-00000003"
+    assert origin(here) == [there / "step-00000003"] * 2
     for place in list_checkpoints(here):
         verify_sealed(place)
-    adopt_checkpoints(here / ".." / "here" / "step-00000003", here, best_step=2)  # the run's own: nothing to do
+    adopt_checkpoints(here / ".." / "here" / "step-00000003", here, step=3, best_step=2)  # the run's own: nothing to do
     assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
     flip_a_bit(there / "step-00000002" / "state")
-    adopt_checkpoints(there / "step-00000003", tmp_path / "third", best_step=2)
+    adopt_checkpoints(there / "step-00000003", tmp_path / "third", step=3, best_step=2)
     assert names(tmp_path / "third") == ["origin.json", "step-00000003"]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"not copying {there / 'step-00000002'}: state has another SHA-256")
+
+
+def test_a_checkpoint_of_any_name_is_copied_under_that_of_its_step(tmp_path: Path) -> None:
+    there, copy, link = tmp_path / "there", tmp_path / "ck", tmp_path / "latest"
+    for step in (1, 3):
+        write(there, step)
+    shutil.copytree(there / "step-00000003", copy)
+    link.symlink_to(there / "step-00000003")
+    adopt_checkpoints(copy, tmp_path / "of-copy", step=3, best_step=None)
+    assert names(tmp_path / "of-copy") == ["origin.json", "step-00000003"]
+    here = tmp_path / "of-link"
+    adopt_checkpoints(link, here, step=3, best_step=1)  # which is beside what the link points to
+    assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
+    for place in list_checkpoints(here):
+        verify_sealed(place)
+    assert is_origin(link, here)
+    assert is_origin(there / "step-00000003", here)
+    assert not is_origin(copy, here)
+    link.unlink()
+    link.symlink_to(write(there, 4))  # the other run has gone on: the same command still means the same run
+    assert is_origin(link, here)
+    (here / "renamed").symlink_to(here / "step-00000003")
+    adopt_checkpoints(here / "renamed", here, step=3, best_step=None)  # the run's own: nothing to do
+    (here / "step-00000003").rename(here / "kept")
+    adopt_checkpoints(here / "kept", here, step=3, best_step=None)
+    assert find_latest(here) == here / "step-00000003"
 
 
 def save_twice(folder: Path, killed_at: int) -> bool:
@@ -309,7 +336,7 @@ def work_on_read_only_copies(folder: Path) -> list[list[str]]:
     recover(here)
     seen.append(names(here))
     read_only(write(other, 2))
-    adopt_checkpoints(other / "step-00000002", Path("new"), None)
+    adopt_checkpoints(other / "step-00000002", Path("new"), 2, None)
     rotate(Path("new"), write(Path("new"), 3), 1, None)
     return [*seen, names(Path("new"))]
 
@@ -331,7 +358,7 @@ def test_read_only_copies_are_removed_like_others(tmp_path: Path) -> None:
 
 def adopt(source: Path, folder: Path, killed_at: int) -> bool:
     kill_at_change(killed_at)
-    adopt_checkpoints(source, folder, 1)
+    adopt_checkpoints(source, folder, 3, 1)
     return True
 
 
@@ -346,7 +373,7 @@ def test_a_kill_while_a_checkpoint_is_taken_over_leaves_all_of_it_or_nothing(tmp
         process.join()
         if folder.exists():
             after += 1
-            assert origin(folder) == place
+            assert origin(folder) == [place] * 2
             assert names(folder) == ["origin.json", "step-00000001", "step-00000003"]
             for copied in list_checkpoints(folder):
                 verify_sealed(copied)

@@ -29,7 +29,7 @@ from torch import nn
 import sst2.rescue
 from conftest import Bomb
 from processes import kill_at_change, start
-from sst2.checkpoint_folder import checkpoint_name, list_checkpoints
+from sst2.checkpoint_folder import adopt_checkpoints, checkpoint_name, list_checkpoints
 from sst2.checkpointing import Checkpointer, load_weights
 from sst2.data import Split
 from sst2.errors import UserError
@@ -409,6 +409,36 @@ def test_a_save_that_fails_is_an_error_that_names_another_place_and_the_last_goo
         assert training.step() == after
 
 
+@pytest.mark.parametrize("readable", [True, False])
+def test_the_best_checkpoint_is_rescued_with_the_last(
+    readable: bool,
+    accelerator: Accelerator,
+    tmp_path: Path,
+    temporary: Path,
+    at_once: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training, folder = Training(accelerator, seed=1), tmp_path / "run" / "checkpoints"
+    folder.parent.mkdir()
+    training.step()
+    training.state.count_evaluation(0.9, 0.3)
+    best = training.save(folder)
+    if not readable:
+        (best / "model.safetensors").unlink()
+    training.step()
+    with monkeypatch.context() as patch:
+        break_disk(folder, patch)
+        checkpoints = training.checkpoints(folder, replace(SETTINGS, load_best_model_at_end=True))
+        checkpoints.save(training.state)
+        checkpoints.wait()
+    message = str(checkpoints.failure())
+    (place,) = temporary.glob("sst2-rescued-*/step-00000002")
+    assert (f"if you copy {best} beside it before" in message) == (not readable)
+    adopt_checkpoints(place, tmp_path / "another" / "checkpoints", 2, training.state.best_step)
+    adopted = [path.name for path in list_checkpoints(tmp_path / "another" / "checkpoints")]
+    assert adopted == ["step-00000001"] * readable + ["step-00000002"]
+
+
 def test_a_disk_that_fails_once_is_tried_again(
     accelerator: Accelerator, tmp_path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,6 +497,21 @@ def test_what_the_disk_has_answered_is_said_whatever_library_was_writing(
         checkpoints.wait()
     assert "could not be written ([Errno 28] No space left on device" in str(checkpoints.failure())
     assert list(temporary.iterdir()) == []  # what could not be rescued leaves nothing behind
+
+
+def test_what_is_copied_from_another_run_needs_room_as_well(accelerator: Accelerator, tmp_path: Path) -> None:
+    training, there = Training(accelerator, seed=1), tmp_path / "there"
+    for _ in range(3):
+        training.step()
+        training.save(there, limit=9)
+    training.state.best_step = 1
+    place = there / "step-00000003"
+    expected = sum(
+        file.stat().st_size for file in there.rglob("*") if file.is_file() and file.parent.name != "step-00000002"
+    )
+    assert training.checkpoints(tmp_path / "here").bytes_to_write(place, training.state) == expected
+    assert training.checkpoints(there).bytes_to_write(place, training.state) == 0
+    assert training.checkpoints(tmp_path / "here").bytes_to_write(None, TrainingState()) == 0
 
 
 def test_what_to_resume_from_is_looked_for_as_asked(accelerator: Accelerator, tmp_path: Path) -> None:

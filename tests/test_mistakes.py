@@ -114,7 +114,12 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
         with_flags("--label_names", "positive", "negative"),
         "name the negative class first",
     ),
+    "classes in short the other way round": (
+        with_flags("--label_names", "pos", "neg"),
+        "--label_names pos neg cannot work: name the negative class first",
+    ),
     "classes alike": (with_flags("--label_names", "Spam", "spam"), "--label_names Spam spam cannot work"),
+    "classes alike but for their length": (with_flags("--label_names", "neg", "Negative"), "give two different names"),
     "one column": (with_flags("--label_column", "sentence"), "--sentence_column and --label_column are both sentence"),
     "other column": (with_flags("--sentence_column", "text"), "has no column 'text', only 'sentence', 'label'"),
     "other classes": (with_flags("--label_names", "1", "2"), "is unknown: give 1 or 2, or name the classes by"),

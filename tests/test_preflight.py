@@ -18,11 +18,11 @@ import torch
 from conftest import REPOSITORY
 from processes import CONTEXT, free_port
 from sst2 import preflight
-from sst2.connect import connect
+from sst2.connect import _agree_on_precision, connect
 from sst2.environment import Launcher, read_launcher
-from sst2.errors import LostProcessError, UserError
+from sst2.errors import LocalError, LostProcessError, UserError
 from sst2.preflight import check_world_size, first_sum, require_free_space, roll_call, word_of_main
-from sst2.settings import Settings
+from sst2.settings import Precision, Settings
 from sst2.waiting import RunningTime
 
 
@@ -74,6 +74,40 @@ def test_all_ranks_hear_the_word_of_the_first(launcher: Launcher) -> None:
     for process in ranks:
         process.join()
     assert word_of_main(launcher, None, lambda: "alone") == "alone"
+
+
+def choose(launcher: Launcher, asked: Precision | None, answers: object) -> None:
+    store = roll_call(launcher, 10)
+    try:
+        said: str = _agree_on_precision(Settings(mixed_precision=asked), launcher, store)[0]
+    except LocalError as error:
+        said = str(error)
+    answers.put((launcher.rank, said))  # type: ignore[attr-defined]
+    time.sleep(3)
+    del store
+
+
+@pytest.mark.parametrize(("first", "second"), [("no", "auto"), ("auto", "no"), ("bf16", None), ("bf16", "bf16")])
+def test_ranks_that_are_asked_for_different_precisions_are_told_apart(
+    first: Precision, second: Precision | None, launcher: Launcher
+) -> None:
+    answers = CONTEXT.Queue()
+    ranks = [rank_of(launcher, rank, 2, 2) for rank in range(2)]
+    processes = [
+        CONTEXT.Process(target=choose, args=(rank, asked, answers))
+        for rank, asked in zip(ranks, (first, second), strict=True)
+    ]
+    for process in processes:
+        process.start()
+    said = dict(answers.get(timeout=60) for _ in ranks)
+    for process in processes:
+        process.join()
+    assert said[0] in ("no", "bf16")
+    if first == second:
+        assert said[1] == said[0]
+    else:
+        expected = f"is {second or 'left out'}, of rank 0 {first}: start all ranks with the same flags"
+        assert said[1] == f"--mixed_precision of rank 1 on {socket.gethostname()} {expected}"
 
 
 def test_all_who_come_are_let_through(launcher: Launcher) -> None:

@@ -20,6 +20,8 @@ from sst2.settings import DATA_FILES, Settings
 
 # Places, which a node may have under another name. What is read there is compared.
 PLACES = {"model_name_or_path", "dataset_name", *DATA_FILES, "output_dir", "stage_dir", "resume_from_checkpoint"}
+# What the main process alone goes by.
+OF_MAIN = {"report_to", "push_to_hub", "hub_model_id", "overwrite_output_dir"}
 NAMED = 8  # ranks in a message, at most
 
 
@@ -33,7 +35,9 @@ def require_agreement(
     """
     if accelerator.num_processes == 1:
         return
-    facts = {f"--{name}": _in_words(value) for name, value in settings.values().items() if name not in PLACES}
+    values = {name: value for name, value in settings.values().items() if name not in PLACES | OF_MAIN}
+    facts = {f"--{name}": _in_words(value) for name, value in values.items()}
+    facts["--resume_from_checkpoint"] = "given" if settings.resume_from_checkpoint else "left out"
     if accelerator.state.deepspeed_plugin is not None:
         facts["DeepSpeed's configuration"] = _digest(str(accelerator.state.deepspeed_plugin.deepspeed_config))
     facts |= {f"the {name} of the model": _short(digest) for name, digest in base.fingerprint.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sst2.checkpoint_folder import origin
+from sst2.checkpoint_folder import is_origin, origin
 from sst2.config_file import MARK, RESOLVED_MARK, read_config
 from sst2.errors import EXIT_USER_ERROR, UserError, print_error
 from sst2.flags import FlagParser
@@ -155,7 +155,7 @@ def _has_begun_with_it(s: Settings) -> bool:
     """Whether the run in the folder is the one that began with the checkpoint of another run that is named again."""
     if s.resume_from_checkpoint in (None, "auto"):
         return False
-    return origin(s.run_dir / "checkpoints") == Path(str(s.resume_from_checkpoint)).resolve()
+    return is_origin(Path(str(s.resume_from_checkpoint)), s.run_dir / "checkpoints")
 
 
 def check_run_dir(s: Settings) -> None:

@@ -17,8 +17,10 @@ from transformers import DistilBertConfig, PreTrainedTokenizerBase
 
 from sst2.checkpoint_folder import list_checkpoints
 from sst2.errors import UserError
+from sst2.finished import is_finished
 from sst2.modeling import num_bytes
 from sst2.packed import PackedClassifier
+from sst2.run_folder import RunFolder
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
 from sst2.settings import SAMPLE, Settings, is_path
 
@@ -50,10 +52,12 @@ class BaseModel:
         """Describe a model that a strategy has not spread yet.
 
         Args:
-            place: the checkpoint that stands for it, of `standing_for_base`; None where it was read itself.
+            place: what stands for it, of `standing_for_base`; None where it was read itself. An export has no
+                fingerprint.
         """
         if place is not None:
-            return cls(model.config, tokenizer, num_bytes(model), _state(place)[FINGERPRINT], place)
+            fingerprint = _state(place)[FINGERPRINT] if (place / STATE).exists() else {}
+            return cls(model.config, tokenizer, num_bytes(model), fingerprint, place)
         fingerprint = {
             "configuration": _of_config(model.config),
             "weights": _of_weights(model),
@@ -69,6 +73,8 @@ class BaseModel:
 
 def standing_for_base(settings: Settings) -> Path | None:
     """The checkpoint whose configuration and tokenizer a resumed run takes, in place of the base model's.
+
+    Of a run that has finished and keeps no checkpoint it is the exported model: there is nothing left to train.
 
     None where the base model is to be read: in a new run, and where another name for it was given, so that it has to be
     compared. Weights are not looked at: `Checkpointer.find` verifies them.
@@ -86,6 +92,9 @@ def standing_for_base(settings: Settings) -> Path | None:
             content = _state(place)
             if FINGERPRINT in content and same_name(content["settings"], vars(settings)):
                 return place
+    run = RunFolder(settings.run_dir)
+    if not found and is_finished(run):
+        return run.model
     name = settings.model_name_or_path
     if is_path(name) and not Path(name).is_dir():
         raise UserError(f"--model_name_or_path {name} does not exist as a folder, and no checkpoint stands for it")

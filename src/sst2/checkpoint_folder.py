@@ -32,29 +32,31 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(list_checkpoints(folder), default=None)
 
 
-def adopt_checkpoints(place: Path | None, folder: Path, best_step: int | None) -> None:
+def adopt_checkpoints(place: Path | None, folder: Path, step: int, best_step: int | None) -> None:
     """Copy a checkpoint of another run, and the best one beside it, into this run's folder: it stands on its own.
 
     Where the run has no checkpoints yet, all appears at once, with a note of where it comes from: a kill before leaves
     an empty run, a kill after it one that goes on from the copy.
 
     Args:
-        place: the checkpoint that the run resumes from; None, or one of the run's own, is nothing to copy.
+        place: the checkpoint that the run resumes from, of any name; None, or one of the run's own, is nothing to copy.
+        step: after which it was saved.
+        best_step: that of the best model so far.
     """
-    if place is None or place.resolve().parent == folder.resolve():
+    sources = to_adopt(place, folder, step, best_step)
+    if place is None or not sources:
         return
-    best = place.with_name(checkpoint_name(best_step)) if best_step is not None else place
     target = folder if folder.exists() else hidden_name(folder, UNFINISHED)
     try:
-        for source in {place, best}:
+        for name, source in sources.items():
             try:
                 verify_sealed(source)
             except DamagedFolderError as error:
                 logger.warning("not copying %s: %s", source, error)
                 continue
-            write_sealed(target / source.name, partial(_copy_files, source))
+            write_sealed(target / name, partial(copy_files, source))
         if target != folder:
-            note = json.dumps({"checkpoint": str(place.resolve())})
+            note = json.dumps({"checkpoint": str(place.resolve()), "named": os.path.abspath(place)})
             (target / ORIGIN).write_text(note + "\n", encoding="utf-8")
             commit(target, folder)
     finally:
@@ -62,14 +64,40 @@ def adopt_checkpoints(place: Path | None, folder: Path, best_step: int | None) -
             discard(target)
 
 
-def origin(folder: Path) -> Path | None:
-    """The other run's checkpoint that the run with these checkpoints began with; None if it began with none."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        return Path(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["checkpoint"])
-    return None
+def to_adopt(place: Path | None, folder: Path, step: int, best_step: int | None) -> dict[str, Path]:
+    """What `adopt_checkpoints` copies: the checkpoints by the names that they have in this run's folder."""
+    if place is None or place.resolve() in [own.resolve() for own in list_checkpoints(folder)]:
+        return {}
+    sources = {checkpoint_name(step): place}
+    if best_step is not None and best_step != step:
+        best = checkpoint_name(best_step)
+        beside = [place.with_name(best), place.resolve().with_name(best)]  # of a link, and of what it points to
+        sources[best] = next((path for path in beside if path.is_dir()), beside[0])
+    return sources
 
 
-def _copy_files(source: Path, folder: Path) -> None:
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def origin(folder: Path) -> list[Path]:
+    """The other run's checkpoint that the run with these checkpoints began with; empty if it began with none.
+
+    Returns:
+        Where it was, and the same by the name that was given, which may have been a link.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        note = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        return [Path(note["checkpoint"]), Path(note.get("named", note["checkpoint"]))]
+    return []
+
+
+def is_origin(place: Path, folder: Path) -> bool:
+    """Whether the run with these checkpoints began with that checkpoint, by either name."""
+    return not {place.resolve(), Path(os.path.abspath(place))}.isdisjoint(origin(folder))
+
+
+def copy_files(source: Path, folder: Path) -> None:
     """Copy contents alone: the modes of a read-only copy would keep this run from removing it."""
     for file in [file for file in source.rglob("*") if file.is_file() and file != source / MANIFEST]:
         copy = folder / file.relative_to(source)

@@ -25,14 +25,26 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
 from sst2.base_model import FINGERPRINT, STATE, BaseModel, same_name
-from sst2.checkpoint_folder import checkpoint_name, find_latest, list_checkpoints, newest_checkpoint, recover, rotate
+from sst2.checkpoint_folder import (
+    checkpoint_name,
+    find_latest,
+    folder_bytes,
+    list_checkpoints,
+    newest_checkpoint,
+    origin,
+    recover,
+    rotate,
+    to_adopt,
+)
 from sst2.data import Split
 from sst2.errors import UserError
 from sst2.file_system import share
+from sst2.finished import is_finished
 from sst2.host_copy import HostCopy
 from sst2.random_states import random_state, restore_random_state
 from sst2.ranks import on_main, read_on_main
 from sst2.rescue import save_or_rescue
+from sst2.run_folder import RunFolder
 from sst2.same_run import refuse_another_length, refuse_another_run
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
 from sst2.settings import Precision, Settings
@@ -153,15 +165,24 @@ class Checkpointer:
         times, self._times = self._times, []
         return times
 
-    def bytes_to_write(self) -> int:
-        """Room that this start needs beside the checkpoints that are there: for those to come, and the export."""
+    def bytes_to_write(self, place: Path | None, state: TrainingState) -> int:
+        """Room that this start needs beside the checkpoints that are there: for those to come, and the export.
+
+        Args:
+            place: the checkpoint that the run resumes from, if any. One of another run, and the best beside it, are
+                copied, and count among those to keep.
+            state: what was in it.
+        """
         settings = self._settings
         kept = 1
         if settings.checkpointing_steps or settings.load_best_model_at_end:
             kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
         weights = self._base.num_bytes if self._base else 0
         checkpoint = 3 * weights  # AdamW has two moments
-        return weights + max(1, kept - len(list_checkpoints(self.folder))) * checkpoint
+        adopted = to_adopt(place, self.folder, state.step, state.best_step).values()
+        copies = [folder_bytes(source) for source in adopted if source.is_dir()]
+        there = len(list_checkpoints(self.folder)) + len(copies)
+        return weights + sum(copies) + max(1, kept - there) * checkpoint
 
     def find(self, requested: str | None) -> Path | None:
         """The whole checkpoint to resume from; None to start from the beginning. For the main process.
@@ -183,8 +204,16 @@ class Checkpointer:
             return Path(requested)
         place = find_latest(self.folder)
         if place is None:
-            if self._base and self._base.checkpoint:
-                raise UserError(f"--resume_from_checkpoint: {self._base.checkpoint} is gone meanwhile: start again")
+            run, stands_for_base = RunFolder(self.folder.parent), self._base.checkpoint if self._base else None
+            if stands_for_base in (None, run.model) and is_finished(run):
+                return None  # which ends the start as well
+            if stands_for_base:
+                raise UserError(f"--resume_from_checkpoint: {stands_for_base} is gone meanwhile: start again")
+            if began_with := origin(self.folder):
+                raise UserError(
+                    f"--resume_from_checkpoint: {self.folder} has lost the checkpoints of a run that began with "
+                    f"{began_with[1]}: begin with that once more in another --output_dir"
+                )
             logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
         return place
 
@@ -211,7 +240,7 @@ class Checkpointer:
                 f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
                 "go on, or start a new run in another --output_dir"
             )
-        self._refuse_another_model(place, settings, base)
+        on_main(self._accelerator, lambda: self._refuse_another_model(place, settings, base))  # names differ by node
         refuse_another_length(place, settings, self._settings)
         load_weights(place, self._strategy)
         training = read_on_main(lambda: _read(place, "training.pt", _read_tensors))
@@ -265,7 +294,9 @@ class Checkpointer:
                 self._base.save(folder)
 
         try:
-            save_or_rescue(place, write_files)
+            exported = self._settings.load_best_model_at_end and state.best_step is not None
+            best = self.folder / checkpoint_name(state.best_step or 0) if exported else None
+            save_or_rescue(place, write_files, best)
             rotate(self.folder, place, self._settings.checkpoints_total_limit, state.best_step)
         except Exception as error:  # whatever it is, the main thread must learn of it
             self._failure = error

@@ -21,23 +21,24 @@ def are_generic(names: Sequence[str]) -> bool:
 
 def order_of_classes(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
     """For each wanted class, the number that it has among `names`; None where these are other classes."""
-    known = [_canonical(name) for name in names]
-    if sorted(known) != sorted(map(_canonical, wanted)):
+    known = [canonical(name) for name in names]
+    if sorted(known) != sorted(map(canonical, wanted)):
         return None
-    return [known.index(_canonical(name)) for name in wanted]
+    return [known.index(canonical(name)) for name in wanted]
 
 
 def have_positive(names: Sequence[str]) -> bool:
     """Whether a class is named POSITIVE."""
-    return "POSITIVE" in map(_canonical, names)
+    return "POSITIVE" in map(canonical, names)
 
 
 def positive_class(names: Sequence[str]) -> int:
     """Number of the class named POSITIVE; 1 where none is."""
-    known = [_canonical(name) for name in names]
+    known = [canonical(name) for name in names]
     return known.index("POSITIVE") if "POSITIVE" in known else 1
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
+    """The name by which a class is compared with others."""
     name = name.strip().upper()
     return _LONG.get(name, name)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, cast
@@ -24,7 +25,7 @@ from sst2.environment import (
     runs_on_cpu,
     use_all_cores,
 )
-from sst2.errors import UserError, first_line
+from sst2.errors import LocalError, UserError, first_line
 from sst2.launcher_variables import forget_leftovers, is_set
 from sst2.logs import start_logging
 from sst2.model_folder import require_hub_login
@@ -106,17 +107,28 @@ def _accelerator(**arguments: Any) -> Accelerator:
 def _agree_on_precision(settings: Settings, launcher: Launcher, store: Any) -> tuple[Precision, str]:
     """The precision and the reason for it. What `auto` stands for is measured on a CPU, so that rank 0 says it for all.
 
-    A run that goes on keeps the precision that it has.
+    A run that goes on keeps the precision that it has. Ranks that were asked for different ones are told apart here:
+    later they would wait for each other.
     """
-    if settings.mixed_precision != "auto":
-        return choose_precision(settings.mixed_precision)
+    own = settings.mixed_precision
 
     def word() -> str:
+        if own != "auto":
+            return str(own)
         if saved := saved_precision(settings):
-            return f"{saved} the checkpoint has it"
-        return " ".join(choose_precision("auto"))
+            return f"auto {saved} the checkpoint has it"
+        return " ".join(("auto", *choose_precision("auto")))
 
-    precision, _, reason = word_of_main(launcher, store, word).partition(" ")
+    asked, _, answer = word_of_main(launcher, store, word).partition(" ")
+    if asked != str(own):
+        ours, theirs = ("left out" if value == "None" else value for value in (str(own), asked))
+        raise LocalError(
+            f"--mixed_precision of rank {launcher.rank} on {socket.gethostname()} is {ours}, of rank 0 {theirs}: start "
+            "all ranks with the same flags"
+        )
+    if own != "auto":
+        return choose_precision(own)
+    precision, _, reason = answer.partition(" ")
     try:
         return choose_precision(cast(Precision, precision))[0], reason
     except UserError:

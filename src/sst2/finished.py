@@ -27,23 +27,32 @@ def leave_if_finished(accelerator: Accelerator, run: RunFolder, settings: Settin
         FinishedError: the run has finished with these settings and its model is whole; nothing was touched.
         UserError: it has finished with others, and there is no checkpoint from which to do anything else.
     """
+    if on_main(accelerator, lambda: _is_done(run, settings, state)):
+        raise FinishedError(f"the run in {run.path} has finished already: metrics {run.metrics}, model {run.model}")
+
+
+def _is_done(run: RunFolder, settings: Settings, state: TrainingState) -> bool:
+    """Whether there is nothing left to do but the upload, which is done here. For the main process.
+
+    It alone decides: the flags of a start, which ranks may have been given differently, must not part them.
+    """
     if settings.resume_from_checkpoint is None:
-        return
+        return False
     total_steps = settings.max_train_steps
     assert total_steps is not None
     if state.step and not state.is_over(total_steps, settings.early_stopping_patience):
-        return  # an earlier checkpoint was named, to go another way from there
-    finished, same = on_main(accelerator, lambda: (is_finished(run), has_settings(run, settings)))
+        return False  # an earlier checkpoint was named, to go another way from there
+    finished, same = is_finished(run), has_settings(run, settings)
     if not finished or (state.step and not same):
-        return  # it may be about another file to evaluate; the model stays as it is
+        return False  # it may be about another file to evaluate; the model stays as it is
     if not same:
         raise UserError(
             f"--output_dir {run.path}: its run has finished with other settings, and has no checkpoint to go on from: "
             "name another --output_dir, or replace it with --overwrite_output_dir"
         )
     if settings.push_to_hub:
-        on_main(accelerator, lambda: push_to_hub(run.model, settings.hub_model_id or run.path.name))
-    raise FinishedError(f"the run in {run.path} has finished already: metrics {run.metrics}, model {run.model}")
+        push_to_hub(run.model, settings.hub_model_id or run.path.name)
+    return True
 
 
 def is_finished(run: RunFolder) -> bool:

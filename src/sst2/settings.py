@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from sst2.classes import canonical
 from sst2.data_files import problem_of
 
 TRACKERS = {"aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"}
@@ -231,9 +232,10 @@ def _check_columns(s: Settings) -> None:
     if s.sentence_column == s.label_column:
         raise ValueError(f"--sentence_column and --label_column are both {s.label_column}: name two columns")
     s.label_names = [name.strip() for name in s.label_names]
-    if len(s.label_names) != 2 or len({name.upper() for name in s.label_names}) != 2 or not all(s.label_names):
+    known = [canonical(name) for name in s.label_names]
+    if len(known) != 2 or len(set(known)) != 2 or not all(known):
         raise ValueError(f"--label_names {' '.join(s.label_names)} cannot work: give two different names")
-    if s.label_names[0].upper() == "POSITIVE" or s.label_names[1].upper() == "NEGATIVE":
+    if known[0] == "POSITIVE" or known[1] == "NEGATIVE":
         raise ValueError(f"--label_names {' '.join(s.label_names)} cannot work: name the negative class first")
     if s.smoke and tuple(s.label_names) != LABEL_NAMES:
         raise ValueError("--smoke trains on the embedded sample: drop --label_names, or drop --smoke")
