@@ -7,8 +7,11 @@ a one-line error shows its traceback as well.
 import errno
 import os
 import re
+import signal
+import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +32,7 @@ class UserError(Exception):
 
 
 class LocalError(UserError):
-    """A mistake that strikes one process and perhaps no other, which therefore says it itself."""
+    """A mistake that strikes one process and perhaps no other, as a full disk of one node does."""
 
 
 class TrainingDivergedError(Exception):
@@ -48,6 +51,7 @@ class LostProcessError(Exception):
     """A process of the job is not there. The message says which; it is empty where another process says it."""
 
 
+SECONDS_FOR_OTHERS = 10.0  # in which the process that speaks for a node comes to the same mistake, if it does
 MAX_QUOTED = 400  # characters of a library's message
 TRACEBACK = "SST2_TRACEBACK"
 EXIT_CODES = {
@@ -115,6 +119,15 @@ def lost_process(text: str) -> str:
 
 
 @contextmanager
+def local_errors() -> Iterator[None]:
+    """Around what each process does by itself: a mistake that it meets there is a `LocalError`."""
+    try:
+        yield
+    except UserError as error:
+        raise LocalError(str(error)) from error
+
+
+@contextmanager
 def exit_codes(
     program: str, rank: int = 0, report: bool = True, leave: Callable[[int], object] = sys.exit
 ) -> Iterator[None]:
@@ -123,7 +136,8 @@ def exit_codes(
     Args:
         program: name to put before the message.
         rank: number of this process, for what strikes one process alone.
-        report: whether this process prints what all of them raise. One process per node does.
+        report: whether this process prints what all of them raise. One process per node does; another one prints a
+            `LocalError` unless it is ended within ten seconds, as launchers do when that one has left.
         leave: ends the process with the code: 0 if nothing was raised; that of `EXIT_CODES`; 2 for want of memory or
             disk space; 1 for a lost process in one line, and for anything else with its traceback.
     """
@@ -132,7 +146,10 @@ def exit_codes(
         code = 0
     except tuple(EXIT_CODES) as error:
         _print_traceback_if_asked(error)
-        if (report or isinstance(error, LostProcessError | LocalError)) and str(error):
+        if isinstance(error, LocalError) and not report:
+            _wait_for_the_end()
+            _print_line(f"{program}: error: rank {rank} on {socket.gethostname()}: {error}")
+        elif (report or isinstance(error, LostProcessError)) and str(error):
             _print_line(
                 f"{program}: {'' if isinstance(error, StopRequestedError | FinishedError) else 'error: '}{error}"
             )
@@ -146,6 +163,12 @@ def exit_codes(
             with suppress(OSError, ValueError):
                 print(redact(traceback.format_exc()), end="", file=sys.stderr)
     leave(code)
+
+
+def _wait_for_the_end() -> None:
+    """Give the process that speaks for this node the time to say the same, and be ended without a word then."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(SECONDS_FOR_OTHERS)
 
 
 def _print_line(message: str) -> None:
