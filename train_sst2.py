@@ -296,5 +296,5 @@ def finish(job: Job) -> None:
 
 if __name__ == "__main__":
     gc.enable()
-    with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once):
+    with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once), REQUESTS.stopping():
         main(SETTINGS, REQUESTS)
