@@ -11,7 +11,6 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
-from sst2.checkpointing import saved_precision
 from sst2.cpu import tune_cpu
 from sst2.environment import (
     Launcher,
@@ -28,6 +27,7 @@ from sst2.launcher_variables import forget_leftovers, is_set
 from sst2.logs import start_logging
 from sst2.model_folder import require_hub_login
 from sst2.preflight import check_world_size, first_sum, roll_call, word_of_main
+from sst2.same_run import saved_precision
 from sst2.settings import Precision, Settings
 
 logger = logging.getLogger(__name__)
