@@ -40,7 +40,7 @@ from sst2.checkpointing import Checkpointer
 from sst2.connect import connect
 from sst2.data import Split, load_sentences, tokenize_all
 from sst2.environment import describe_environment
-from sst2.errors import StopRequestedError, exit_codes, leave_at_once, local_errors
+from sst2.errors import OF_TRAINING, StopRequestedError, exit_codes, leave_at_once, local_errors
 from sst2.finished import leave_if_finished
 from sst2.job import Job
 from sst2.launcher_variables import is_reporting_process, process_rank
@@ -296,5 +296,5 @@ def finish(job: Job) -> None:
 
 if __name__ == "__main__":
     gc.enable()
-    with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once), REQUESTS.stopping():
+    with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once, OF_TRAINING), REQUESTS.stopping():
         main(SETTINGS, REQUESTS)

@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 from sst2.arguments import PROGRAM, parse_arguments
 from sst2.checkpoint_folder import list_checkpoints
 from sst2.environment import processor
-from sst2.errors import exit_codes, leave_at_once
+from sst2.errors import OF_TRAINING, exit_codes, leave_at_once
 from sst2.preemption import Requests
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
 
@@ -209,7 +209,7 @@ def work(run: Path, flags: list[str], output: Path, arm: Callable[[], None]) -> 
 
     arm()
     try:
-        with exit_codes(PROGRAM, leave=leave_at_once):
+        with exit_codes(PROGRAM, 0, leave=leave_at_once, ways_out=OF_TRAINING):
             train(parse_arguments([*JOB.split(), *flags, "--output_dir", str(run)]), Requests())
     except SystemExit as end:
         leave_at_once(int(end.code or 0))

@@ -207,6 +207,14 @@ def test_a_run_of_an_earlier_version_ran_by_the_defaults(compare: Compare, runs:
     assert cells(said)[-2][1] == "3"
 
 
+def test_a_run_whose_record_is_gone_is_refused(compare: Compare, runs: Path) -> None:
+    place = RunFolder(runs / "lr2e-05-seed1")
+    place.resolved.unlink()
+    code, said, error = compare(*sorted(runs.iterdir()))
+    assert (code, said, error.count("\n")) == (2, "", 1)
+    assert f"{place.path} cannot be read (resolved.yaml is missing): leave it out, or run it again" in error
+
+
 def test_a_bar_in_a_setting_does_not_end_its_cell(compare: Compare, tmp_path: Path) -> None:
     one, other = (write_run(tmp_path / name, 0.9, dataset_revision=name) for name in ("a|b", "c"))
     _, said, _ = compare(one, other)

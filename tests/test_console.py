@@ -21,15 +21,16 @@ def command(*words: object, **variables: str) -> list[str]:
     return ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, *map(str, words)]
 
 
-def with_stdout(where: str, *words: object) -> tuple[int, str]:
+def with_stdout(where: str, *words: object, **variables: str) -> tuple[int, str]:
     """Exit code and what is said on stderr, with standard output going to `full` (a disk) or `gone` (a reader)."""
+    run = command(*words, **ASCII | variables)
     if where == "full":
         with open("/dev/full", "w") as full:
-            done = subprocess.run(command(*words, **ASCII), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     else:
         receiver, sender = os.pipe()
         os.close(receiver)
-        done = subprocess.run(command(*words, **ASCII), stdout=sender, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(run, stdout=sender, stderr=subprocess.PIPE, text=True, check=False)
         os.close(sender)
     return done.returncode, done.stderr
 
@@ -46,9 +47,10 @@ def test_a_comparison_fits_an_ascii_terminal_and_a_reader_that_goes(runs: list[P
     assert (done.returncode, done.stderr) == (0, "")
     assert " \\xb1 0.0100" in done.stdout
     assert with_stdout("gone", *words) == (141, "")
-    code, said = with_stdout("full", *words)
-    assert (code, said.count("\n")) == (2, 1)
-    assert "standard output cannot be written (No space left on device)" in said
+    for unbuffered in ("", "1"):  # written at the end, or line by line
+        code, said = with_stdout("full", *words, PYTHONUNBUFFERED=unbuffered)
+        assert (code, said.count("\n")) == (2, 1)
+        assert "compare: error: standard output cannot be written (No space left on device): name another" in said
 
 
 @pytest.mark.slow

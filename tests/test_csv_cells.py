@@ -10,7 +10,11 @@ from sst2.compare import as_csv
 from sst2.csv_cells import from_cell, to_cell
 from sst2.data import Split
 from sst2.predict.answers import Answer, lines_of
+from sst2.predict.command import main as predict
+from sst2.predict.incoming import sentences_of
 from sst2.predictions import read_predictions, write_predictions
+from sst2.reading import read_file
+from sst2.records import Columns
 
 FORMULAS = ['=HYPERLINK("http://x")', "+1 for this film", "-lrb- sic -rrb-", "@cast", "\t=1+1", "\r=1", "\uff1d1"]
 TEXTS = [*FORMULAS, *(f"'{text}" for text in FORMULAS), "''=1", "'tis fine", "'", "''", "a=b", " =1", "-5", "+0.25"]
@@ -51,6 +55,25 @@ def test_answers_and_comparisons_are_safe_too() -> None:
     assert as_csv([["run", "difference"], ["=cmd", "-0.0100"], ["b", "-0.01 to +0.02"]]) == (
         "run,difference\n'=cmd,-0.0100\nb,'-0.01 to +0.02\n"
     )
+
+
+def test_what_a_run_and_predict_have_written_is_read_as_it_was(tmp_path: Path, tiny_classifier: Path) -> None:
+    texts = [text for text in TEXTS if "\n" not in text and "\r" not in text]  # which would end a line of txt
+    (tmp_path / "a.txt").write_text("".join(f"{text}\n" for text in texts))
+    for source, target in (("a.txt", "a1.csv"), ("a1.csv", "a2.csv")):
+        predict([str(tiny_classifier), "--file", str(tmp_path / source), "--output", str(tmp_path / target)])
+    assert (tmp_path / "a2.csv").read_bytes() == (tmp_path / "a1.csv").read_bytes()
+    assert [*sentences_of([], str(tmp_path / "a2.csv"))] == texts
+    count = len(texts)
+    split = Split("validation", texts, np.ones(count, np.int64), np.zeros(0), np.zeros(0), ("-", "=1"))
+    write_predictions(tmp_path / "predictions.csv", [(split, np.eye(2)[[0] * count])])
+    data = read_file(str(tmp_path / "predictions.csv"), True, Columns(label_names=("-", "=1")))
+    assert (list(data.sentences), data.labels.tolist()) == (texts, [1] * count)
+
+
+def test_an_apostrophe_in_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sentence,label\n'-lrb- sic,1\n")
+    assert list(read_file(str(tmp_path / "a.csv"), True).sentences) == ["'-lrb- sic"]
 
 
 @pytest.mark.parametrize("text", ["", "0.5", "fine film"])

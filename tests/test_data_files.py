@@ -6,6 +6,7 @@ import json
 import logging
 import lzma
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 
 from sst2.data_files import FILE_SUFFIXES, format_of, problem_of
 from sst2.errors import UserError, quoted
+from sst2.predict.incoming import sentences_of
 from sst2.reading import LabelledSentences, read_dataset, read_file
 from sst2.records import Columns
 from sst2.settings import Settings
@@ -66,6 +68,42 @@ def through_pipe(content: bytes, read: Callable[[str], object]) -> object:
 )
 def test_a_pipe_is_read_by_what_comes_out_of_it(content: bytes) -> None:
     assert through_pipe(content, lambda path: read_file(path, True)) == EXPECTED
+
+
+TABLES_UNDER_OTHER_NAMES = {
+    "csv": (b"id,review\n1,good film\n", "'id', 'review'"),
+    "tsv": (b"id\treview\n1\tgood film\n", "'id', 'review'"),
+    "one column": (b"review\ngood film\n", "'review'"),
+    "json": (b'{"id": 1, "review": "good film"}\n', "'id', 'review'"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES_UNDER_OTHER_NAMES)
+def test_a_table_in_a_pipe_without_the_column_that_is_named_is_no_text(kind: str) -> None:
+    content, names = TABLES_UNDER_OTHER_NAMES[kind]
+    with pytest.raises(UserError, match=f"has no column 'revew', only {names}: name the columns so"):
+        through_pipe(content, lambda path: [*sentences_of([], path, "revew")])
+    assert through_pipe(content, lambda path: [*sentences_of([], path, "review")]) == ["good film"]
+    with pytest.raises(UserError, match="has no column 'sentence', only 'id', 'review'"):
+        through_pipe(b"id,review\n1,good film\n", lambda path: read_file(path, True))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"id,review\n1,good film\n", "has no column 'sentence' in its first line 'id,review': name the column by"),
+        (b"id\treview\n1\tgood\n", "has no column 'sentence' in its first line"),
+        (b"a gripping, funny film\nbad\n", "or give a text with a sentence a line as standard input, without --file"),
+        (b'[{"sentence": "good"}]\n', "line 1 is not a JSON object: give one object a line"),
+        (b'"sentence"\t"label"\n', "in double quotes, as pandas writes them"),
+    ],
+)
+def test_what_may_be_a_table_is_not_taken_for_a_text(content: bytes, expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        through_pipe(content, lambda path: [*sentences_of([], path)])
+    assert through_pipe(b"a fine film\nbad, though\n", lambda path: [*sentences_of([], path)]) == [
+        *("a fine film", "bad, though")
+    ]
 
 
 def test_only_programs_that_read_once_take_a_pipe(tmp_path: Path) -> None:

@@ -14,7 +14,15 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from sst2.errors import LocalError, StopRequestedError, TrainingDivergedError, UserError, exit_codes, first_line
+from sst2.errors import (
+    OF_TRAINING,
+    LocalError,
+    StopRequestedError,
+    TrainingDivergedError,
+    UserError,
+    exit_codes,
+    first_line,
+)
 
 
 def raise_error(error: Exception) -> None:
@@ -22,7 +30,7 @@ def raise_error(error: Exception) -> None:
 
 
 def end_of(work: Callable[[], object], rank: int = 0, report: bool = True) -> int:
-    with pytest.raises(SystemExit) as left, exit_codes("train_sst2.py", rank, report):
+    with pytest.raises(SystemExit) as left, exit_codes("train_sst2.py", rank, report, ways_out=OF_TRAINING):
         work()
     return int(left.value.code or 0)
 
@@ -187,6 +195,35 @@ def test_a_shortage_is_one_line_of_the_process_that_it_strikes(what: str, capsys
     assert said.count("\n") == 1
     if "memory" in what:
         assert "--per_device_eval_batch_size or --max_length" in said
+
+
+def lose_a_process() -> None:
+    raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "line"),
+    [
+        (fill_a_disk, 2, "[Errno 28] No space left on device: make room"),
+        (break_a_disk, 2, "[Errno 5] Input/output error: see to that disk or path"),
+        (
+            SHORTAGES["memory of Python"][0],
+            2,
+            "out of memory (MemoryError): end other programs, or take a machine that",
+        ),
+        (lose_a_process, 1, "another process is gone, or did not answer in time ("),
+    ],
+)
+def test_a_program_that_does_not_train_offers_nothing_of_training(
+    work: Callable[[], object], code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left, exit_codes("compare"):
+        work()
+    said = capsys.readouterr().err
+    assert left.value.code == code
+    assert said.startswith(f"compare: error: {line}")
+    assert "--" not in said
+    assert (said.count("\n"), "rank" in said, "checkpoint" in said) == (1, False, False)
 
 
 def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,14 +46,14 @@ import contextlib, io, json, sys
 sys.path.insert(0, sys.argv[1])
 from accelerate.state import AcceleratorState
 from sst2.arguments import PROGRAM, parse_arguments
-from sst2.errors import exit_codes
+from sst2.errors import OF_TRAINING, exit_codes
 from sst2.preemption import Requests
 from train_sst2 import main
 for flags in json.loads(sys.argv[2]):
     code = 0
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
-            with exit_codes(PROGRAM):
+            with exit_codes(PROGRAM, 0, ways_out=OF_TRAINING):
                 main(parse_arguments(flags), Requests())
         except SystemExit as stop:
             code = stop.code
@@ -438,6 +438,54 @@ def test_a_full_cache_is_not_taken_for_damaged_data(tmp_path: Path) -> None:
     reading = hub_module.reading_from_hub("--dataset_name", str(tmp_path), "dataset", "main")
     with pytest.raises(UserError, match=r"^--dataset_name .*No space left on device.*: make room"), reading:
         raise DatasetGenerationError("An error occurred while generating the dataset") from full
+
+
+def test_a_cache_that_cannot_be_written_is_told_as_such(
+    hub_root: Path,
+    train_here: Train,
+    go_online: Callable[[HubServer, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with HubServer(hub_root) as hub:
+        go_online(hub, tmp_path / "home")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", "/sys/sst2-cache")  # where nobody may make a folder
+        run = train_here(*SHORT)
+    assert_refused(
+        run, f"--dataset_name {DATASET}: the cache ", "cannot be written (", "/sys/sst2-cache", "set HF_HOME"
+    )
+
+
+def fail_to_write() -> None:
+    Path("/sys/sst2-cache").mkdir()
+
+
+def fail_to_write_in_other_words() -> None:
+    try:
+        fail_to_write()
+    except OSError:
+        raise OSError("We couldn't connect to the hub to load this file") from None
+
+
+def fail_to_read() -> None:
+    raise OSError(errno.EIO, "Input/output error", "/cache/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("fail", "expected"),
+    [
+        (
+            fail_to_write,
+            r"MODEL a/b: the cache .* cannot be written \(.*: /sys/sst2-cache\): have it writable, or set HF_",
+        ),
+        (fail_to_write_in_other_words, r"MODEL a/b: the cache .* cannot be written \(.*: /sys/sst2-cache\)"),
+        (fail_to_read, r"MODEL a/b: /cache/model.safetensors cannot be used \(Input/output error\): see to its disk"),
+    ],
+)
+def test_what_a_disk_answers_is_not_taken_for_a_cold_cache(fail: Callable[[], None], expected: str) -> None:
+    assert huggingface_hub.is_offline_mode()
+    with pytest.raises(UserError, match=expected), hub_module.reading_from_hub("MODEL", "a/b", "model", "main"):
+        fail()
 
 
 def test_the_password_in_the_hubs_address_stays_out_of_messages_and_files(

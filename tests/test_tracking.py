@@ -169,6 +169,17 @@ def test_a_line_that_a_kill_cut_off_is_dropped(accelerator: Accelerator, run: Ru
     assert not run.samples.exists()  # a log that was not asked for does not come into being
 
 
+@pytest.mark.parametrize(
+    "garbage", [b"\xff\n", b'{"split": "train", "step": 2, "lo\xffss": 1}\n', bytes(4096), b"[" * 9999]
+)
+def test_garbage_that_a_power_cut_has_left_is_dropped(garbage: bytes, accelerator: Accelerator, run: RunFolder) -> None:
+    first, last = ({"split": "train", "step": step, "loss": 1.0} for step in (1, 2))
+    for log in (run.metrics_log, run.samples):
+        log.write_bytes(json.dumps(first).encode() + b"\n" + garbage + b"\n" + json.dumps(last).encode() + b"\n")
+    tracker_from(2, accelerator, run).close()
+    assert lines(run.metrics_log) == lines(run.samples) == [first, last]
+
+
 def test_the_run_has_one_line_in_the_hparams_table(accelerator: Accelerator, run: RunFolder) -> None:
     metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 0.5) | {"matthews": 0.1}
     tracker = tracker_from(0, accelerator, run)

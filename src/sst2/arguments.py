@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sst2.checkpoint_folder import origin
-from sst2.config_file import RESOLVED_MARK, read_config
+from sst2.config_file import MARK, RESOLVED_MARK, read_config
 from sst2.errors import EXIT_USER_ERROR, UserError
 from sst2.flags import FlagParser
 from sst2.launcher_variables import is_reporting_process, process_rank
@@ -24,15 +24,7 @@ if TYPE_CHECKING:
     from sst2.run_folder import RunFolder
 
 PROGRAM = "train_sst2.py"
-MARK = f"# A run of {PROGRAM}: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
 OF_ONE_START = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id")
-# A flag on the command line overrides what a file says of the other: the two cannot hold at once.
-OVERRIDES = {
-    "num_train_epochs": "max_train_steps",
-    "warmup_ratio": "num_warmup_steps",
-    "global_batch_size": "gradient_accumulation_steps",
-    "gradient_accumulation_steps": "global_batch_size",
-}
 
 # What `--smoke` stands for: the embedded sample and a recipe that suits a tiny model trained from scratch.
 SMOKE_RECIPE: dict[str, Any] = {
@@ -85,10 +77,7 @@ def read_settings(
     try:  # an OSError: a path that the file system does not take
         given = parser.given(sys.argv[1:] if argv is None else argv)
         file = given.pop("config", None)
-        from_file = {} if file is None else read_config(parser, file)
-        for name in given:
-            from_file.pop(OVERRIDES.get(name, ""), None)
-        given = from_file | given
+        given = ({} if file is None else read_config(parser, file, given)) | given
         values = parser.defaults | (SMOKE_RECIPE if given.get("smoke") else {}) | given
         if adapt:
             adapt(values)
@@ -98,7 +87,10 @@ def read_settings(
         return settings
     except (UserError, ValueError, OSError) as error:
         if is_reporting_process():
-            print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            said = str(error)
+            if isinstance(error, OSError) and error.strerror:
+                said = f"{error.filename} cannot be used ({error.strerror}): give another path"
+            print(f"{program}: error: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -22,7 +22,8 @@ import yaml
 
 from sst2.arguments import OF_ONE_START, is_run
 from sst2.classes import order_of_classes
-from sst2.console import standard_output
+from sst2.config_file import names_what_was_worked_out
+from sst2.console import say, standard_output
 from sst2.csv_cells import to_cell
 from sst2.errors import UserError, exit_codes
 from sst2.predictions import read_predictions
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         tables["pairs"] = of_pairs
     without = [str(folder) for folder in arguments.runs if not is_run(folder)]
     text = "\n".join([*map(markdown, tables.values()), remarks(runs, baseline, without)])
-    print(text)
+    say(text)
     if arguments.output:
         write(arguments.output, text, tables, runs, differing)
 
@@ -137,9 +138,12 @@ def read_run(folder: Path) -> Run:
     """
     place = RunFolder(folder)
     try:
-        # A run of an earlier version lacks the settings that came later, and ran as their defaults say.
         record = place.resolved if place.resolved.is_file() else place.config  # which once held both
-        settings = Settings().values() | yaml.safe_load(record.read_text(encoding="utf-8"))
+        recorded = yaml.safe_load(record.read_text(encoding="utf-8"))
+        if record == place.config and not names_what_was_worked_out(recorded):
+            raise ValueError(f"{place.resolved.name} is missing")
+        # A run of an earlier version lacks the settings that came later, and ran as their defaults say.
+        settings = Settings().values() | recorded
         deciding = {name: value for name, value in settings.items() if name not in (*OF_NO_ACCOUNT, *OF_ONE_START)}
         if not place.metrics.is_file():
             return Run(str(folder), deciding)

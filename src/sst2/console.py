@@ -30,6 +30,14 @@ def standard_output() -> Iterator[None]:
         flush()
 
 
+def say(text: str) -> None:
+    """Print a line or several. Raises as `give_up`."""
+    try:
+        print(text)
+    except OSError as error:
+        give_up(error)
+
+
 def flush() -> None:
     """Write what was printed, so that it fails here and not when the interpreter ends. Raises as `give_up`."""
     try:

@@ -47,6 +47,13 @@ def problem_of(file: str, suffixes: Sequence[str] = FILE_SUFFIXES, read_once: bo
         suffixes: of the formats that may be.
         read_once: whether the program reads the file once, so that a pipe will do.
     """
+    try:
+        return _problem_of(file, suffixes, read_once)
+    except OSError as error:  # a path that the file system does not take
+        return f"cannot be used ({error.strerror}): give another path"
+
+
+def _problem_of(file: str, suffixes: Sequence[str], read_once: bool) -> str:
     path = Path(file)
     if path.exists() and is_stream(file):
         return "" if read_once else "can be read once only, and every process and restart reads it: save it to a file"

@@ -31,7 +31,7 @@ from packaging.requirements import Requirement
 from torch import distributed
 
 from sst2.connect import connect
-from sst2.console import standard_output
+from sst2.console import say, standard_output
 from sst2.environment import choose_precision, processor, read_launcher
 from sst2.errors import EXIT_USER_ERROR, exit_codes, leave_at_once
 from sst2.file_system import FEATURES, missing_features, sync
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         for finding in examine()
     ]
     if accelerator.is_main_process:
-        print(table(findings))
+        say(table(findings))
     return EXIT_USER_ERROR if any(finding.verdict == "BAD" for finding in findings) else 0
 
 

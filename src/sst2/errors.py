@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from sst2.redaction import redact
 
@@ -25,6 +25,22 @@ EXIT_DIVERGED = 3
 EXIT_STOPPED = os.EX_TEMPFAIL  # 75, which sysexits.h describes as: try again later
 
 GO_ON = "--resume_from_checkpoint auto goes on from the last checkpoint"
+
+
+class WaysOut(NamedTuple):
+    """What a program can offer where a machine lacks something. Nothing is said of what is empty."""
+
+    memory: str = "end other programs, or take a machine that has more"
+    disk: str = ""
+    lost_process: str = ""
+
+
+OF_TRAINING = WaysOut(
+    "lower --per_device_train_batch_size (with --global_batch_size the steps stay the same), "
+    "--per_device_eval_batch_size or --max_length",
+    "checkpoints are whole, and --resume_from_checkpoint auto goes on from the last",
+    GO_ON,
+)
 
 
 class UserError(Exception):
@@ -113,9 +129,10 @@ def is_lost_process(error: BaseException | None) -> bool:
     return "/gloo/" in str(error) or type(error).__name__ == "DistBackendError"
 
 
-def lost_process(text: str) -> str:
+def lost_process(text: str, way_out: str = GO_ON) -> str:
     """What to print of that."""
-    return f"another process is gone, or did not answer in time ({text}): its own output says why; {GO_ON}"
+    said = f"another process is gone, or did not answer in time ({text}): its own output says why"
+    return f"{said}; {way_out}" if way_out else said
 
 
 @contextmanager
@@ -129,17 +146,22 @@ def local_errors() -> Iterator[None]:
 
 @contextmanager
 def exit_codes(
-    program: str, rank: int = 0, report: bool = True, leave: Callable[[int], object] = sys.exit
+    program: str,
+    rank: int | None = None,
+    report: bool = True,
+    leave: Callable[[int], object] = sys.exit,
+    ways_out: WaysOut = WaysOut(),  # noqa: B008 (immutable)
 ) -> Iterator[None]:
     """Turn the project's exceptions, and what a machine may lack, into one line on stderr and an exit code.
 
     Args:
         program: name to put before the message.
-        rank: number of this process, for what strikes one process alone.
+        rank: number of this process, for what strikes one process alone; None where there is but one.
         report: whether this process prints what all of them raise. One process per node does; another one prints a
             `LocalError` unless it is ended within ten seconds, as launchers do when that one has left.
         leave: ends the process with the code: 0 if nothing was raised; that of `EXIT_CODES`; 2 for want of memory or
             disk space; 1 for a lost process in one line, and for anything else with its traceback.
+        ways_out: what the user may do in this program where the machine lacks something.
     """
     try:
         yield
@@ -155,10 +177,10 @@ def exit_codes(
             )
         code = EXIT_CODES[type(error)]
     except Exception as error:
-        code, line = _misfortune(error)
+        code, line = _misfortune(error, ways_out)
         if line:
             _print_traceback_if_asked(error)
-            _print_line(f"{program}: error: rank {rank}: {line}")
+            _print_line(f"{program}: error: {'' if rank is None else f'rank {rank}: '}{line}")
         else:
             with suppress(OSError, ValueError):
                 print(redact(traceback.format_exc()), end="", file=sys.stderr)
@@ -197,23 +219,18 @@ def _print_traceback_if_asked(error: Exception) -> None:
         print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
-def _misfortune(error: Exception) -> tuple[int, str]:
+def _misfortune(error: Exception, ways_out: WaysOut) -> tuple[int, str]:
     """Exit code and words for what a bug is not to blame for; no words for anything else."""
     text = str(error)
     if is_out_of_memory(error):
-        return EXIT_USER_ERROR, (
-            f"out of memory ({text.splitlines()[0] if text else type(error).__name__}): lower "
-            "--per_device_train_batch_size (with --global_batch_size the steps stay the same), "
-            "--per_device_eval_batch_size or --max_length"
-        )
+        said = text.splitlines()[0] if text else type(error).__name__
+        return EXIT_USER_ERROR, f"out of memory ({said}): {ways_out.memory}"
     disk = disk_error(error)
     if disk is not None:
         way_out = "make room" if disk.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that disk or path"
-        return EXIT_USER_ERROR, (
-            f"{disk}: {way_out}; checkpoints are whole, and --resume_from_checkpoint auto goes on from the last"
-        )
+        return EXIT_USER_ERROR, "; ".join(filter(None, [f"{disk}: {way_out}", ways_out.disk]))
     if is_lost_process(error):
-        return 1, lost_process(text)
+        return 1, lost_process(text, ways_out.lost_process)
     return 1, ""
 
 

@@ -23,7 +23,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
-from sst2.errors import UserError, first_line, is_out_of_memory
+from sst2.errors import DISK_ERRORS, UserError, first_line, is_out_of_memory
 from sst2.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ ANSWER_TIMEOUT = 15.0  # seconds until its first answer must be complete
 SLOWEST = 1024.0  # bytes a second of a download that is waited for, a mean over SLOW_FOR
 SLOW_FOR = 30.0  # seconds
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_UNWRITABLE = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
 _T = TypeVar("_T")
 
 
@@ -173,12 +174,14 @@ def in_words(error: Exception) -> str:
 
 def _reason(error: Exception, name: str, kind: str) -> str:
     """What to say of an exception of the libraries."""
+    chain = _chain(error)
+    if disk := next((link for link in chain if isinstance(link, OSError) and _is_of_disk(link)), None):
+        return _reason_of_disk(disk, name)
     if isinstance(error, OSError) and huggingface_hub.is_offline_mode() and not Path(name).is_dir():
         return (
             "not in the cache, and there is no hub (out of reach, or HF_HUB_OFFLINE is set): load it once where there "
             "is a network, or give a local folder or file"
         )
-    chain = _chain(error)
     if slow := next((link for link in chain if isinstance(link, SlowHubError)), None):
         return f"the hub sends {slow}: start again later, or set HF_HUB_OFFLINE=1 to take what is cached"
     if lost := next((link for link in chain if _is_of_connection(link)), None):
@@ -186,14 +189,27 @@ def _reason(error: Exception, name: str, kind: str) -> str:
             f"the connection to the hub was lost ({type(lost).__name__}: {lost}): start again, or set HF_HUB_OFFLINE=1 "
             "to take what is cached"
         )
-    if full := next((link for link in chain if isinstance(link, OSError) and link.errno in _FULL), None):
-        home = huggingface_hub.constants.HF_HOME
-        return f"the cache {home} cannot be written ({full.strerror}): make room, or set HF_HOME to another folder"
     if isinstance(error, DatasetGenerationError):
         cached = Path(huggingface_hub.constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
         why = first_line(error.__cause__ or error)
         return f"its files are damaged ({why}): remove {cached} to load them anew"
     return first_line(error)
+
+
+def _is_of_disk(error: OSError) -> bool:
+    """Whether a disk or its permissions say so, and not a library that derives its errors from OSError."""
+    return error.errno in _FULL or (error.errno in DISK_ERRORS | _UNWRITABLE and error.filename is not None)
+
+
+def _reason_of_disk(error: OSError, name: str) -> str:
+    is_full = error.errno in _FULL
+    if is_full or (error.errno in _UNWRITABLE and not Path(name).is_dir()):
+        where = "" if error.filename is None else f": {error.filename}"
+        return (
+            f"the cache {huggingface_hub.constants.HF_HOME} cannot be written ({error.strerror}{where}): "
+            f"{'make room' if is_full else 'have it writable'}, or set HF_HOME to another folder"
+        )
+    return f"{error.filename} cannot be used ({error.strerror}): see to its disk and permissions"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sst2.csv_cells import from_cell, to_cell
+from sst2.csv_cells import PREDICTIONS, from_cell, to_cell
 from sst2.run_folder import put_in_place
-
-COLUMNS = ("split", "row", "sentence", "label", "prediction", "probability_positive")
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -65,7 +63,7 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
     unfinished = file.with_name(f".{file.name}.unfinished")
     with open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
+        writer.writerow(PREDICTIONS)
         for split, logits in splits:
             probabilities, predicted = probability_positive(logits), logits.argmax(axis=1)
             names = [*map(to_cell, split.label_names), ""]  # -1, no label, is the last

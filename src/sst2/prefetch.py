@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import huggingface_hub
 
-from sst2.console import standard_output
+from sst2.console import say, standard_output
 from sst2.data import load_sentences, tokenize_all
 from sst2.errors import exit_codes
 from sst2.logs import start_logging
@@ -28,11 +28,11 @@ def main(settings: Settings) -> None:
     tokenizer = load_tokenizer(settings)
     model = load_model(settings, tokenizer)
     splits = tokenize_all(load_sentences(settings), tokenizer, settings)
-    print(f"model {settings.model_name_or_path}: {model.num_parameters():,} parameters")
+    say(f"model {settings.model_name_or_path}: {model.num_parameters():,} parameters")
     for name, split in splits.items():
-        print(f"{name}: {len(split):,} sentences, {len(split.input_ids):,} tokens")
+        say(f"{name}: {len(split):,} sentences, {len(split.input_ids):,} tokens")
     asked = "without asking the hub" if huggingface_hub.is_offline_mode() else "and as the hub has it"
-    print(f"all there, {asked}: {huggingface_hub.constants.HF_HOME}")
+    say(f"all there, {asked}: {huggingface_hub.constants.HF_HOME}")
 
 
 if __name__ == "__main__":

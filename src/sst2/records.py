@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sst2 import csv_cells  # noqa: F401 (lets fields of csv be of any length)
+from sst2.csv_cells import texts_of  # whose module also lets fields of csv be of any length
 from sst2.data_files import format_of, is_stream, open_text
 from sst2.errors import UserError, quoted, shortened
 from sst2.settings import LABEL_NAMES
@@ -43,11 +43,17 @@ class Record(NamedTuple):
     label: Any
 
 
-def file_records(path: str, labels_required: bool, columns: Columns) -> Iterator[Record]:
+def file_records(path: str, labels_required: bool, columns: Columns, may_be_text: bool = False) -> Iterator[Record]:
     """The rows of a file: csv, tsv, json lines or parquet by its suffix, text files also compressed.
 
     A tsv is read as IANA defines it, as GLUE's are: without quoting. A pipe without a suffix is csv, tsv or json lines
-    by its first line, or where that has no column of sentences, a text with a sentence a line.
+    by its first line.
+
+    Args:
+        path: the file.
+        labels_required: whether a column of labels must be there.
+        columns: their names.
+        may_be_text: whether a pipe whose first line is no header may be a text with a sentence a line.
 
     Raises:
         UserError: at the first row that cannot be read.
@@ -60,7 +66,7 @@ def file_records(path: str, labels_required: bool, columns: Columns) -> Iterator
         lines: Iterator[str] = file
         if not format and is_stream(path):
             first = next(file, "")
-            format, lines = _format_of_line(first, columns.sentence), chain([first] if first else [], file)
+            format, lines = _format_of_pipe(path, first, columns, may_be_text), chain([first] if first else [], file)
         if format == ".txt":
             yield from text_records(lines, path)
         elif format in (".csv", ".tsv"):
@@ -93,14 +99,25 @@ def dataset_records(dataset: "Dataset", name: str, labels_required: bool, column
             yield Record(f"{name} row {row}", sentence, _name_of_class(label, names))
 
 
-def _format_of_line(line: str, sentence_column: str) -> str:
-    """The format of a text without a name, by its first line."""
-    if line.lstrip("\ufeff").startswith("{"):
+def _format_of_pipe(path: str, line: str, columns: Columns, may_be_text: bool) -> str:
+    """The format of what has no suffix, by its first line.
+
+    Raises:
+        UserError: it may be a table under other names as well as a text, and only the user knows which.
+    """
+    if line.startswith(("{", "[")):
         return ".jsonl"
-    fields = line.rstrip("\r\n").split("\t")
-    if sentence_column in fields:
-        return ".csv" if len(fields) == 1 else ".tsv"
-    return ".csv" if sentence_column in next(csv.reader([line]), []) else ".txt"
+    if columns.sentence in next(csv.reader([line]), []):
+        return ".csv"
+    is_tsv = "\t" in line
+    if not may_be_text or (is_tsv and columns.sentence in line.rstrip("\r\n").replace('"', "").split("\t")):
+        return ".tsv" if is_tsv else ".csv"
+    if is_tsv or "," in line:
+        raise UserError(
+            f"{path} has no column {columns.sentence!r} in its first line {quoted(line.rstrip())}: name the column by "
+            "--sentence_column, or give a text with a sentence a line as standard input, without --file"
+        )
+    return ".txt"
 
 
 def _name_of_class(label: Any, names: Any) -> Any:
@@ -152,6 +169,7 @@ def _csv_records(
         _require_columns(header, path, labels_required, columns)
         _note_missing_label(header, path, columns)
         of_row.clear()
+        text_of = str if tabs else texts_of(header)
         for fields in rows:
             place = f"{path} line {rows.line_num}"
             of_row.clear()
@@ -164,7 +182,7 @@ def _csv_records(
                 if tabs and any(field.startswith('"') for field in fields):
                     hint = f": {_QUOTED_TABS}"
                 raise UserError(f"{place} has {len(fields)} fields where the header has {len(header)}{hint}")
-            row = dict(zip(header, fields, strict=True))
+            row = dict(zip(header, map(text_of, fields), strict=True))
             yield Record(place, row[columns.sentence], row.get(columns.label or ""))
 
 

@@ -184,7 +184,7 @@ def flatten(values: dict[str, Any]) -> dict[str, float]:
 
 
 def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
-    """Keep the lines of a log up to a step; a last line cut off by a kill goes too.
+    """Keep the lines of a log up to a step; one cut off by a kill, or garbage that a power cut has left, goes too.
 
     Args:
         last_steps: the last step to keep, by split. Lines without a split are of `train`, other splits are dropped.
@@ -192,12 +192,13 @@ def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_bytes().splitlines():
         try:
-            content = json.loads(line)
+            text = line.decode("utf-8")
+            content = json.loads(text)
             if content["step"] <= last_steps.get(content.get("split", "train"), -1):
-                kept.append(line + "\n")
-        except (ValueError, LookupError, TypeError, AttributeError):
+                kept.append(text + "\n")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
     write_text(file, "".join(kept))
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from sst2.arguments import is_run
 from sst2.classes import are_generic, names_in_order, order_of_classes
+from sst2.console import say
 from sst2.data_files import problem_of
 from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
@@ -82,8 +83,8 @@ def main(argv: Sequence[str]) -> None:
 
     from sst2.export.card import table
 
-    print(table(report))
-    print(f"ONNX model, opset {report['opset']}, equal to torch's: {output_dir}")
+    say(table(report))
+    say(f"ONNX model, opset {report['opset']}, equal to torch's: {output_dir}")
 
 
 def locate(name: str) -> tuple[str, str, Path | None]:

@@ -4,7 +4,7 @@ import csv
 import json
 from typing import NamedTuple, Protocol
 
-from sst2.csv_cells import to_cell
+from sst2.csv_cells import ANSWERS, ANSWERS_EXPLAINED, to_cell
 from sst2.predict.highlight import Word, in_colour, in_plain, printable
 from sst2.predict.sinks import Sink
 
@@ -63,9 +63,7 @@ class CsvLines:
 
     def __init__(self, sink: Sink, explained: bool) -> None:
         self._writer = csv.writer(sink)
-        self._writer.writerow(
-            ["prediction", "probability_positive", "sentence", *(["attributions"] if explained else [])]
-        )
+        self._writer.writerow(ANSWERS_EXPLAINED if explained else ANSWERS)
 
     def write(self, answer: Answer) -> None:
         row = [to_cell(answer.prediction), f"{answer.probability_positive:.6f}", to_cell(answer.sentence)]

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sst2.classes import have_positive
-from sst2.data_files import FILE_SUFFIXES, problem_of
+from sst2.data_files import FILE_SUFFIXES, format_of, problem_of
 from sst2.errors import UserError
 from sst2.model_argument import MODEL_HELP, OneLineParser, model_name
 from sst2.predict.answers import Answer, lines_of
@@ -56,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--file",
         help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences; also gzipped",
     )
-    parser.add_argument("--sentence_column", default="sentence", metavar="NAME", help="that column; default: sentence")
+    parser.add_argument("--sentence_column", metavar="NAME", help="that column; default: sentence")
     parser.add_argument("--output", metavar="FILE", help="where to write; default: standard output")
     parser.add_argument(
         "--format", choices=["text", "csv", "jsonl"], help="default: as --output's suffix says; text without one"
@@ -76,6 +76,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         arguments.file = os.path.expanduser(arguments.file)
         if problem := problem_of(arguments.file, (".txt", *FILE_SUFFIXES), read_once=True):
             raise UserError(f"--file {arguments.file} {problem}")
+    if arguments.sentence_column is not None:
+        if arguments.file is None:
+            raise UserError("--sentence_column needs --file beside it: --file /dev/stdin reads a table from a pipe")
+        if format_of(arguments.file) == ".txt":
+            raise UserError(f"--sentence_column names no column of --file {arguments.file}: a txt is a sentence a line")
     if arguments.html is not None and not arguments.explain:
         raise UserError("--html needs --explain beside it")
     places = [Path(file).expanduser().resolve() for file in (arguments.html, arguments.output) if file is not None]

@@ -11,11 +11,11 @@ from sst2.records import Columns, Record, file_records, text_records
 CHUNK_CHARACTERS = 1 << 20  # a chunk of very long sentences ends early: what a process needs for it is bounded
 
 
-def sentences_of(words: Sequence[str], file: str | None, column: str = "sentence") -> Iterator[str]:
+def sentences_of(words: Sequence[str], file: str | None, column: str | None = None) -> Iterator[str]:
     """The sentences that the command line names: its words, else those of the file, else of standard input.
 
     Args:
-        column: of the sentences, in a file that has columns.
+        column: of the sentences, in a file that has columns: `sentence` if None, and a pipe may then be a text.
 
     Raises:
         UserError: at the first sentence that is empty, no UTF-8, or in a row that cannot be read, with its place; or at
@@ -44,12 +44,13 @@ def chunks(sentences: Iterable[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
-def _records(words: Sequence[str], file: str | None, source: str, column: str) -> Iterator[Record]:
+def _records(words: Sequence[str], file: str | None, source: str, column: str | None) -> Iterator[Record]:
     if words:
         for number, word in enumerate(words, start=1):
             yield Record(f"sentence {number}", word, None)
     elif file:
-        yield from file_records(file, labels_required=False, columns=Columns(sentence=column, label=None))
+        columns = Columns(label=None) if column is None else Columns(sentence=column, label=None)
+        yield from file_records(file, labels_required=False, columns=columns, may_be_text=column is None)
     else:  # standard input is read as files are, whatever the locale says of it
         is_typed = os.isatty(0)
         with open_text(None) as lines:
