@@ -40,7 +40,7 @@ from sst2.checkpointing import Checkpointer
 from sst2.connect import connect
 from sst2.data import Split, load_sentences, tokenize_all
 from sst2.environment import describe_environment
-from sst2.errors import OF_TRAINING, StopRequestedError, exit_codes, leave_at_once
+from sst2.errors import OF_TRAINING, StopRequestedError, exit_codes, leave_at_once, local_errors
 from sst2.finished import leave_if_finished
 from sst2.job import Job
 from sst2.launcher_variables import is_reporting_process, process_rank
@@ -83,9 +83,9 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     accelerator, precision = connect(settings)
     watchdog = Watchdog(settings.step_timeout)
     checkpoint_of_run = on_main(accelerator, lambda: standing_for_base(settings))
-    local = stage(settings, checkpoint_of_run, requests.raise_if_stopped)
-    sentences, tokenizer = load_sentences(local), load_tokenizer(local)
-    with ThreadPoolExecutor(max_workers=1) as beside:
+    with local_errors(), ThreadPoolExecutor(max_workers=1) as beside:
+        local = stage(settings, checkpoint_of_run, requests.raise_if_stopped)
+        sentences, tokenizer = load_sentences(local), load_tokenizer(local)
         tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, requests.raise_if_stopped)
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer, with_weights=checkpoint_of_run is None)
@@ -296,5 +296,5 @@ def finish(job: Job) -> None:
 
 if __name__ == "__main__":
     gc.enable()
-    with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once, OF_TRAINING):
+    with exit_codes(PROGRAM, process_rank(), is_reporting_process(), leave_at_once, OF_TRAINING), REQUESTS.stopping():
         main(SETTINGS, REQUESTS)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,12 +52,20 @@ def test_what_all_processes_raise_one_of_them_says(
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_strikes_one_process_it_says_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_strikes_one_process_it_says_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fill() -> None:
         raise LocalError("no room: name another folder")
 
-    assert end_of(fill, rank=3, report=False) == 2
+    monkeypatch.setattr("sst2.errors.SECONDS_FOR_OTHERS", 0.0)
+    assert end_of(fill, rank=3) == 2
     assert capsys.readouterr().err == "train_sst2.py: error: no room: name another folder\n"
+    before = signal.getsignal(signal.SIGTERM)
+    assert end_of(fill, rank=3, report=False) == 2
+    signal.signal(signal.SIGTERM, before)
+    here = f"rank 3 on {socket.gethostname()}"
+    assert capsys.readouterr().err == f"train_sst2.py: error: {here}: no room: name another folder\n"
 
 
 def test_the_code_comes_through_where_nothing_can_be_said() -> None:

@@ -203,6 +203,61 @@ def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> Non
         time.sleep(0.02)
 
 
+def test_a_code_that_says_why_counts_more_than_that_of_who_was_left_alone(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        "folder, rank = pathlib.Path(sys.argv[1]), int(os.environ['RANK'])\n"
+        "(folder / f'ready-{rank}').touch()\n"
+        "while not (folder / 'end').exists(): time.sleep(0.02)\n"
+        "sys.exit([1, 75][rank])\n"
+    )
+    with launched(*SEVERAL, script, tmp_path) as process:
+        wait_for(lambda: all((tmp_path / f"ready-{rank}").exists() for rank in range(2)), process)
+        launcher = psutil.Process(process.pid)
+        launcher.suspend()  # so that it finds both at once
+        (tmp_path / "end").touch()
+        wait_for(lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in launcher.children()), process)
+        launcher.resume()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+
+
+TOGETHER = """
+import logging, sys, time
+from pathlib import Path
+from sst2.preemption import Requests
+requests = Requests().listen()
+import torch
+from torch import distributed
+from sst2.errors import exit_codes, leave_at_once
+
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+with exit_codes("script.py", rank, rank == 0, leave_at_once), requests.stopping():
+    distributed.all_reduce(torch.zeros(1))
+    Path(sys.argv[1], f"ready-{rank}").touch()
+    while rank == 1:  # which tokenizes, as it were
+        time.sleep(0.05)
+        requests.raise_if_stopped()
+    distributed.all_reduce(torch.zeros(1))
+"""
+
+
+def test_a_stop_that_finds_ranks_in_different_places_is_a_stop(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TOGETHER)
+    with launched(*SEVERAL, script, tmp_path) as process:
+        wait_for(lambda: all((tmp_path / f"ready-{rank}").exists() for rank in range(2)), process)
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert "script.py: stopped by SIGTERM before training began; nothing is lost" in said
+    assert "another process is gone" not in said
+    assert "SIGTERM: stopping\n" in said  # after no step, and without a checkpoint
+
+
 def test_a_signal_before_any_process_has_started(tmp_path: Path) -> None:
     # Beside a helper, as accelerate has one where it asks nvidia-smi, which is no process of the job.
     code = "import os, signal, subprocess, sst2.launch, accelerate.commands.launch as accelerates; "

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tokenizers import normalizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pipeline
 
 from conftest import Finished
-from sst2.errors import UserError
+from sst2.errors import LocalError, UserError
 from sst2.model_folder import export_model, model_card, rehearse_export
 from sst2.modeling import load_model, load_tokenizer
 from sst2.sample import sample_sentences, sample_tokenizer
@@ -175,6 +176,26 @@ def test_a_rehearsal_finds_what_the_export_would_stumble_over_and_leaves_nothing
     with pytest.raises(UserError, match=r"tiny-distilbert trained into .*/my-run could not be exp.*: .* other logits"):
         rehearse_export(settings, model.config, tokenizer)
     assert [*(tmp_path / "temporary").iterdir()] == []
+
+
+def test_a_rehearsal_without_room_for_it_blames_the_temporary_folder(
+    trained: tuple[Any, Any], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = trained
+    temporary = tmp_path / "temporary"
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    blames = rf"no temporary file can be written in {temporary} \({{}}\): make room, or name a folder .* TMPDIR"
+    with pytest.raises(LocalError, match=blames.format("No such file or directory")):
+        rehearse_export(settings, model.config, tokenizer)
+    temporary.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))  # the kernel's way to make any disk a small one
+    try:
+        with pytest.raises(LocalError, match=blames.format("File too large")):
+            rehearse_export(settings, model.config, tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [*temporary.iterdir()] == []
 
 
 def test_what_cannot_be_exported_is_found_before_the_first_step(

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -559,3 +560,26 @@ def test_a_job_without_outputs_ends_as_any_other(
     run = train(*small_job, "--max_train_steps", 1, launcher=["bash", "-c", f'exec "$@" {closed}', "", sys.executable])
     assert run.code == 0, run.stderr
     assert run.metrics["step"] == 1
+
+
+def test_a_disk_that_does_not_answer_is_not_waited_for_without_end(
+    small_job: list[object], train_here: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, fsync, writers = threading.Event(), os.fsync, []
+
+    def hang(descriptor: int) -> None:
+        if threading.current_thread().name == "checkpoint writer":
+            writers.append(threading.current_thread())
+            answered.wait(60)
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", hang)
+    monkeypatch.setattr("sst2.job.SHORTEST_PATIENCE", 1.0)
+    done = train_here(*small_job, "--step_timeout", 0.1)
+    was_given_up = not answered.is_set() and writers[0].is_alive()
+    answered.set()
+    writers[0].join()
+    assert (done.code, was_given_up) == (2, True)
+    place = done.run_dir / "checkpoints" / "step-00000020"
+    said = f"error: checkpoint {place} is not on disk after 1 s: see to that disk; there is no earlier one"
+    assert done.stderr.splitlines()[-1] == f"train_sst2.py: {said}"

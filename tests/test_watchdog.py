@@ -78,3 +78,35 @@ def test_the_rank_that_has_not_arrived_is_named(tmp_path: Path) -> None:
     assert "every other rank has arrived" in done.stderr  # as rank 1 says
     assert done.returncode == 1
     assert "still.py: error: rank " in done.stderr  # after 2 s; which of them is first is not known
+
+
+PREPARING = """
+import os, time
+import torch
+from torch import distributed
+from sst2 import watchdog
+from sst2.waiting import RunningTime
+
+class Hours(RunningTime):  # in which the watchdog looks at the clock: a second counts as twenty minutes
+    def look(self):
+        return 1200 * super().look()
+
+watchdog.RunningTime = Hours
+distributed.init_process_group("gloo")
+distributed.all_reduce(torch.zeros(1))
+watching = watchdog.Watchdog(timeout=3)
+if distributed.get_rank() == 1:
+    time.sleep(5)  # as long as tokenizing a large corpus takes
+distributed.all_reduce(torch.zeros(1))
+watching.stop()
+os._exit(0)  # as jobs end: threads may be waiting for the store
+"""
+
+
+@pytest.mark.slow
+def test_hours_of_preparations_end_nobody_while_all_ranks_answer(tmp_path: Path) -> None:
+    (tmp_path / "preparing.py").write_text(PREPARING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launcher, str(tmp_path / "preparing.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "has been at" not in done.stderr

@@ -32,6 +32,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(list_checkpoints(folder), default=None)
 
 
+def last_good(folder: Path) -> str:
+    """What the message of a checkpoint that could not be written ends with."""
+    good = newest_checkpoint(folder)
+    return f"the last good checkpoint is {good}" if good else "there is no earlier one"
+
+
 def adopt_checkpoints(place: Path | None, folder: Path, step: int, best_step: int | None) -> None:
     """Copy a checkpoint of another run, and the best one beside it, into this run's folder: it stands on its own.
 

@@ -12,7 +12,6 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from sst2.checkpoint_folder import (
     checkpoint_name,
     find_latest,
     folder_bytes,
+    last_good,
     list_checkpoints,
     newest_checkpoint,
     origin,
@@ -41,17 +41,21 @@ from sst2.errors import UserError
 from sst2.file_system import share
 from sst2.finished import is_finished
 from sst2.host_copy import HostCopy
+from sst2.optimization import require_moments_of_the_weights
 from sst2.random_states import random_state, restore_random_state
 from sst2.ranks import on_main, read_on_main
 from sst2.rescue import save_or_rescue
 from sst2.run_folder import RunFolder
 from sst2.same_run import refuse_another_length, refuse_another_run
 from sst2.sealed_folder import DamagedFolderError, verify_sealed
-from sst2.settings import Precision, Settings
+from sst2.settings import Settings
 from sst2.strategies import DataParallel
 from sst2.training_state import TrainingState
+from sst2.waiting import within
 
 logger = logging.getLogger(__name__)
+
+SECONDS_TO_LOOK = 5.0  # for the last good checkpoint, on a disk that may not answer
 Result = TypeVar("Result")
 
 # What the libraries raise for a file that is not what they expect.
@@ -80,6 +84,9 @@ class Checkpointer:
         base: the model that training begins with; None leaves it out of checkpoints, and out of account.
         settings: of the run, with everything that the flags left open filled in.
         splits: the data. What was trained and selected on must be the same when the run goes on.
+
+    Attributes:
+        is_given_up: whether the last save was waited for in vain; known to the main process.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class Checkpointer:
         splits: Mapping[str, Split],
     ) -> None:
         self.folder = folder
+        self.is_given_up = False
         self._accelerator = accelerator
         self._strategy = strategy
         self._schedule = schedule
@@ -142,6 +150,17 @@ class Checkpointer:
         if self._writer is not None:
             self._writer.join()
 
+    def give_up(self, seconds: float) -> None:
+        """Wait no longer for the save that is being written: its disk does not answer.
+
+        Args:
+            seconds: for which it was waited for.
+        """
+        if self._writer is not None and self._saved is not None:
+            place = self.folder / checkpoint_name(self._saved.step)
+            self._failure = TimeoutError(f"checkpoint {place} is not on disk after {seconds:.0f} s: see to that disk")
+            self._writer, self.is_given_up = None, True
+
     @property
     def is_writing(self) -> bool:
         """Whether the last save is still being written; known to the main process."""
@@ -156,8 +175,7 @@ class Checkpointer:
         """The error to raise on every rank when a save has failed on the main process."""
         if self._failure is None:
             return UserError("a checkpoint could not be written; the main process says why")
-        good = newest_checkpoint(self.folder)
-        last = f"the last good checkpoint is {good}" if good else "there is no earlier one"
+        last = within(SECONDS_TO_LOOK, lambda: last_good(self.folder), "its folder does not answer")
         return UserError(f"{self._failure}; {last}")
 
     def take_times(self) -> list[SavedTimes]:
@@ -245,7 +263,7 @@ class Checkpointer:
         load_weights(place, self._strategy)
         training = read_on_main(lambda: _read(place, "training.pt", _read_tensors))
         try:
-            _require_moments_of_the_weights(training["optimizer"], self._strategy.optimizer_shapes())
+            require_moments_of_the_weights(training["optimizer"], self._strategy.optimizer_shapes())
             self._strategy.load_training_state(training)
             self._schedule.load_state_dict(training["schedule"])
             device, seed = self._accelerator.device, self._settings.seed
@@ -314,18 +332,6 @@ def _save_training(training: dict[str, Any], file: Path) -> None:
             torch.save(training, stream)
 
 
-def _require_moments_of_the_weights(optimizer: dict[str, Any], shapes: list[torch.Size]) -> None:
-    """Raises ValueError: AdamW's fused kernel would read beyond the end of moments that are smaller than the weights.
-
-    Args:
-        shapes: of the weights, in the order of the optimizer's parameter groups.
-    """
-    for index, state in optimizer["state"].items():
-        for name, shape in (("exp_avg", shapes[index]), ("exp_avg_sq", shapes[index]), ("step", torch.Size())):
-            if not isinstance(state[name], torch.Tensor) or state[name].shape != shape:
-                raise ValueError(f"training.pt: {name} of weight {index} is not of the shape {tuple(shape)}")
-
-
 def load_weights(place: Path, strategy: DataParallel) -> None:
     """Load a checkpoint's weights alone. All ranks call it, one reads the file.
 
@@ -337,21 +343,6 @@ def load_weights(place: Path, strategy: DataParallel) -> None:
         strategy.load_weights(weights)
     except _UNREADABLE as error:
         raise _damaged(place, error) from None
-
-
-def saved_precision(settings: Settings) -> Precision | None:
-    """The precision of the run that `--resume_from_checkpoint` goes on with; None for a new one.
-
-    Nothing is verified: that comes when the checkpoint is loaded, and one that cannot be read is refused then.
-    """
-    if settings.resume_from_checkpoint is None:
-        return None
-    with suppress(*_UNREADABLE):
-        of_run = newest_checkpoint(settings.run_dir / "checkpoints")
-        place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
-        if place is not None and (place / "state.json").is_file():
-            return json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]["mixed_precision"]
-    return None
 
 
 def _read(place: Path, name: str, read: Callable[[Path], Result]) -> Result:

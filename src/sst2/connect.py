@@ -13,7 +13,6 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
-from sst2.checkpointing import saved_precision
 from sst2.cpu import tune_cpu
 from sst2.environment import (
     Launcher,
@@ -30,12 +29,13 @@ from sst2.launcher_variables import forget_leftovers, is_set
 from sst2.logs import start_logging
 from sst2.model_folder import require_hub_login
 from sst2.preflight import check_world_size, first_sum, roll_call, word_of_main
+from sst2.same_run import saved_precision
 from sst2.settings import Precision, Settings
-from sst2.watchdog import SETUP_TIMEOUT
 
 logger = logging.getLogger(__name__)
 
 FIRST_DEEPSPEED = "0.19.8"  # that skips steps which are not finite in float32; pyproject.toml says the same
+_GROUP_TIMEOUT = 1800.0  # seconds for the process group to form; the watchdog then takes over
 
 
 def connect(settings: Settings) -> tuple[Accelerator, Precision]:
@@ -75,7 +75,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
             deepspeed_plugin=plugin,
             # the mean over a step's sentences is taken here; of a variable accelerate would divide it once more
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=SETUP_TIMEOUT))],
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=_GROUP_TIMEOUT))],
         )
         check_world_size(launcher, accelerator.num_processes)
         add_up(accelerator.device)

@@ -7,8 +7,11 @@ a one-line error shows its traceback as well.
 import errno
 import os
 import re
+import signal
+import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +48,7 @@ class UserError(Exception):
 
 
 class LocalError(UserError):
-    """A mistake that strikes one process and perhaps no other, which therefore says it itself."""
+    """A mistake that strikes one process and perhaps no other, as a full disk of one node does."""
 
 
 class TrainingDivergedError(Exception):
@@ -64,6 +67,7 @@ class LostProcessError(Exception):
     """A process of the job is not there. The message says which; it is empty where another process says it."""
 
 
+SECONDS_FOR_OTHERS = 10.0  # in which the process that speaks for a node comes to the same mistake, if it does
 MAX_QUOTED = 400  # characters of a library's message
 TRACEBACK = "SST2_TRACEBACK"
 EXIT_CODES = {
@@ -132,6 +136,15 @@ def lost_process(text: str, way_out: str = GO_ON) -> str:
 
 
 @contextmanager
+def local_errors() -> Iterator[None]:
+    """Around what each process does by itself: a mistake that it meets there is a `LocalError`."""
+    try:
+        yield
+    except UserError as error:
+        raise LocalError(str(error)) from error
+
+
+@contextmanager
 def exit_codes(
     program: str,
     rank: int | None = None,
@@ -144,7 +157,8 @@ def exit_codes(
     Args:
         program: name to put before the message.
         rank: number of this process, for what strikes one process alone; None where there is but one.
-        report: whether this process prints what all of them raise. One process per node does.
+        report: whether this process prints what all of them raise. One process per node does; another one prints a
+            `LocalError` unless it is ended within ten seconds, as launchers do when that one has left.
         leave: ends the process with the code: 0 if nothing was raised; that of `EXIT_CODES`; 2 for want of memory or
             disk space; 1 for a lost process in one line, and for anything else with its traceback.
         ways_out: what the user may do in this program where the machine lacks something.
@@ -153,9 +167,13 @@ def exit_codes(
         yield
         code = 0
     except tuple(EXIT_CODES) as error:
-        speaks = (report or isinstance(error, LostProcessError | LocalError)) and str(error)
-        is_error = not isinstance(error, StopRequestedError | FinishedError)
-        print_error(error, f"{program}: {'error: ' * is_error}{error}" if speaks else "")
+        message, is_error = "", not isinstance(error, StopRequestedError | FinishedError)
+        if isinstance(error, LocalError) and not report:
+            _wait_for_the_end()
+            message = f"{program}: error: rank {rank} on {socket.gethostname()}: {error}"
+        elif (report or isinstance(error, LostProcessError)) and str(error):
+            message = f"{program}: {'error: ' * is_error}{error}"
+        print_error(error, message)
         code = EXIT_CODES[type(error)]
     except Exception as error:
         code, line = _misfortune(error, ways_out)
@@ -165,6 +183,12 @@ def exit_codes(
             with suppress(OSError, ValueError):
                 print(redact(traceback.format_exc()), end="", file=sys.stderr)
     leave(code)
+
+
+def _wait_for_the_end() -> None:
+    """Give the process that speaks for this node the time to say the same, and be ended without a word then."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(SECONDS_FOR_OTHERS)
 
 
 def print_error(error: Exception, message: str) -> None:

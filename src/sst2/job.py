@@ -32,12 +32,14 @@ from sst2.step_graphs import StepGraphs
 from sst2.strategies import DataParallel
 from sst2.tracking import Tracker
 from sst2.training_state import TrainingState
+from sst2.waiting import RunningTime
 from sst2.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 Evaluated = tuple[dict[str, Any], np.ndarray]  # metrics (none without labels); logits, (sentences, 2)
 STEPS_BETWEEN_COLLECTIONS = 100  # of Python's garbage: ranks that pause one by one make all others wait each time
+SHORTEST_PATIENCE = 600.0  # seconds for which a slow disk is waited for at least
 MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
@@ -223,10 +225,17 @@ class Job:
         return metrics | ({"test": scores["test"]} if scores.get("test") else {})
 
     def settle(self) -> None:
-        """Wait until the last checkpoint is on disk, on all ranks, which go on to hear of each other meanwhile."""
+        """Wait until the last checkpoint is on disk, on all ranks, which go on to hear of each other meanwhile.
+
+        Raises:
+            UserError: it could not be written, or is not after ten times `--step_timeout`, and ten minutes at least.
+        """
+        clock, longest = RunningTime(), max(SHORTEST_PATIENCE, 10 * self.settings.step_timeout)
         while True:
             self.watchdog.at("the end of the last checkpoint")
             busy = self.checkpoints.is_writing  # asked before the other: a writer may fail and end in between
+            if busy and clock.look() > longest:
+                self.checkpoints.give_up(longest)
             wishes = self.requests.agree(self.checkpoints.has_failed, busy)
             if wishes.failed:
                 raise self.checkpoints.failure()
@@ -260,9 +269,10 @@ class Job:
         self.watchdog.at("the end of this start")  # watched as well: it leaves the process group
         try:
             self.checkpoints.wait()
-            with suppress(OSError) if kind else nullcontext():
-                self.log_checkpoints()
-                self.tracker.close()
+            if not self.checkpoints.is_given_up:  # else the files of the tracker may not answer either
+                with suppress(OSError) if kind else nullcontext():
+                    self.log_checkpoints()
+                    self.tracker.close()
         finally:
             self.watchdog.stop()
         if suspension and is_lost_process(error):

@@ -38,8 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         argv: flags of `accelerate launch`, the script, its flags; `sys.argv` if None.
 
     Raises:
-        SystemExit: with the exit code of the process that ended first in failure; 128 + the signal if one killed it;
-            75 if it was a forwarded request to stop, which strikes only a process that has not begun to listen.
+        SystemExit: with the exit code of the process that ended first in failure, where another one that ended with it
+            says no more; 128 + the signal if one killed it; 75 if it was a forwarded request to stop, which strikes
+            only a process that has not begun to listen.
     """
     sys.addaudithook(_watch_for_workers)
     for number in (*SIGNALS, signal.SIGQUIT):
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         sys.exit(EXIT_FAILED)
     except ChildFailedError as error:
-        code = _exit_code(error.get_first_failure()[1].exitcode)
+        code = _exit_code_of(list(error.failures.values()))
         if code not in EXIT_CODES.values():  # those have said in one line what there is to say
             print(error, file=sys.stderr)
         sys.exit(code)
@@ -126,6 +127,12 @@ def _is_worker(child: psutil.Process) -> bool:
 
 def _is_of_worker(environment: Iterable[str]) -> bool:
     return not _WORKER_VARIABLES.isdisjoint(environment)
+
+
+def _exit_code_of(failures: list[Any]) -> int:
+    """Of processes that have ended at once, by torchrun's records of them: a code that says why, before a mere 1."""
+    codes = [_exit_code(failure.exitcode) for failure in sorted(failures, key=lambda failure: failure.timestamp)]
+    return next((code for code in codes if code in EXIT_CODES.values() and code != EXIT_FAILED), codes[0])
 
 
 def _exit_code(code: int) -> int:

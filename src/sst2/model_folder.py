@@ -21,10 +21,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sst2.errors import UserError, first_line
+from sst2.errors import DISK_ERRORS, UserError, disk_error, first_line
 from sst2.file_system import share
 from sst2.hub import answer_in_time, in_words
 from sst2.removal import UNFINISHED, discard, hidden_name, put_aside
+from sst2.scratch import no_room
 from sst2.sealed_folder import commit, describe_file
 from sst2.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings, is_path
 from sst2.tokenizer import probes
@@ -122,6 +123,7 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
 
     Raises:
         UserError: the export would fail.
+        LocalError: the folder for temporary files, $TMPDIR, is full or absent.
     """
     tiny = {"n_layers": 1, "n_heads": 2, "dim": 16, "hidden_dim": 16, "initializer_range": 0.1}
     config = DistilBertConfig(**config.to_dict() | tiny)
@@ -129,10 +131,17 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
     metrics = dict.fromkeys(names, 0) | {"accuracy_ci95": (0, 1)}
     weights, texts = DistilBertForSequenceClassification(config).state_dict(), probes(tokenizer.backend_tokenizer)
     try:
-        with tempfile.TemporaryDirectory(prefix="sst2-rehearsal-") as folder:
+        temporary = tempfile.TemporaryDirectory(prefix="sst2-rehearsal-")
+    except OSError as error:
+        raise no_room(error) from None
+    try:
+        with temporary as folder:
             card = model_card(settings, metrics, 0)
             _write(config, weights, tokenizer, texts, card, Path(folder) / "model", settings.max_length, None)
     except Exception as error:  # of libraries that have their own
+        disk = disk_error(error)
+        if disk is not None and disk.errno in DISK_ERRORS:
+            raise no_room(disk) from None
         raise UserError(
             f"{settings.model_name_or_path} trained into {settings.run_dir} could not be exported: {first_line(error)}"
         ) from None

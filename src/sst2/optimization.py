@@ -1,5 +1,7 @@
 """AdamW and its learning rate: what decays, and how fast."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -66,3 +68,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         is_exempt = id(parameter) in norms or name.endswith("bias")
         (exempt if is_exempt else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+
+
+def require_moments_of_the_weights(optimizer: dict[str, Any], shapes: list[torch.Size]) -> None:
+    """Raises ValueError: AdamW's fused kernel would read beyond the end of moments that are smaller than the weights.
+
+    Args:
+        shapes: of the weights, in the order of the optimizer's parameter groups.
+    """
+    for index, state in optimizer["state"].items():
+        for name, shape in (("exp_avg", shapes[index]), ("exp_avg_sq", shapes[index]), ("step", torch.Size())):
+            if not isinstance(state[name], torch.Tensor) or state[name].shape != shape:
+                raise ValueError(f"training.pt: {name} of weight {index} is not of the shape {tuple(shape)}")

@@ -14,13 +14,14 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from sst2.console import reserve_standard_descriptors
-from sst2.errors import StopRequestedError
+from sst2.errors import LocalError, StopRequestedError, is_lost_process
 from sst2.launcher_variables import launched_by
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Requests:
     def __init__(self) -> None:
         self._stop = 0
         self._save = False
+        self._trains = False  # since all ranks have agreed for the first time
         self._folder: Path | None = None
         self._looked = 0.0
         self._interrupted = 0.0
@@ -119,7 +121,7 @@ class Requests:
             shared = torch.tensor(wishes)
             distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=group_of_hosts())
             wishes = shared.tolist()
-        self._save = False
+        self._save, self._trains = False, True
         return Wishes(_REASONS.get(wishes[0], ""), *map(bool, wishes[1:]))
 
     def raise_if_stopped(self) -> None:
@@ -130,6 +132,23 @@ class Requests:
         """
         if self._stop:
             raise StopRequestedError(f"stopped by {_REASONS[self._stop]} before training began; nothing is lost")
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Around all that the job does: before training, a request to stop is heeded by each process for itself.
+
+        One that stops leaves others without it in what they do together, and that is the end that was asked for. So is
+        a mistake after another process has said it, and the launcher has therefore asked the rest to stop.
+
+        Raises:
+            StopRequestedError: instead of an error that says no more than that.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self._trains and (isinstance(error, LocalError) or is_lost_process(error)):
+                self.raise_if_stopped()
+            raise
 
     def _look(self) -> None:
         if self._launcher not in (None, os.getppid()):
@@ -155,8 +174,9 @@ class Requests:
             self._interrupted = self._interrupted or now
         if not self._stop:
             self._stop = number
+            when = " after this step, with a checkpoint" if self._trains else ""
             once_more = "; once more stops at once" if number == signal.SIGINT else ""
-            logger.info("%s: stopping after this step, with a checkpoint%s", _REASONS[number], once_more)
+            logger.info("%s: stopping%s%s", _REASONS[number], when, once_more)
 
 
 def _received(number: int, frame: FrameType | None) -> None:

@@ -1,10 +1,13 @@
-"""Whether a checkpoint belongs to the run that its settings describe."""
+"""Whether a checkpoint belongs to the run that its settings describe, and what those leave to the checkpoint."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sst2.checkpoint_folder import newest_checkpoint
 from sst2.errors import UserError
-from sst2.settings import LABEL_NAMES, Settings
+from sst2.settings import LABEL_NAMES, Precision, Settings
 
 # Settings that a run cannot change on its way and still be the run that it was, as `resolved.yaml` has them. Data and
 # base model have fingerprints instead: they may have moved.
@@ -66,3 +69,18 @@ def _saved(saved: dict[str, Any], name: str) -> Any:
 
 def _words(value: Any) -> Any:
     return " ".join(value) if isinstance(value, list) else value
+
+
+def saved_precision(settings: Settings) -> Precision | None:
+    """The precision of the run that `--resume_from_checkpoint` goes on with; None for a new one.
+
+    Nothing is verified: that comes when the checkpoint is loaded, and one that cannot be read is refused then.
+    """
+    if settings.resume_from_checkpoint is None:
+        return None
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
+        of_run = newest_checkpoint(settings.run_dir / "checkpoints")
+        place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
+        if place is not None and (place / "state.json").is_file():
+            return json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]["mixed_precision"]
+    return None

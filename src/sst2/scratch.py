@@ -30,14 +30,14 @@ class Scratch:
         try:
             self._file = tempfile.TemporaryFile(buffering=1 << 20)  # noqa: SIM115 (open until finish)
         except OSError as error:
-            raise _no_room(error) from None
+            raise no_room(error) from None
 
     def append(self, values: bytes) -> None:
         """Raises LocalError: the disk is full."""
         try:
             self._file.write(values)
         except OSError as error:
-            raise _no_room(error) from None
+            raise no_room(error) from None
 
     def finish(self) -> np.ndarray:
         """All that was appended, read-only. Raises LocalError as `append`."""
@@ -48,7 +48,7 @@ class Scratch:
                     return np.empty(0, self._dtype)
                 return np.asarray(np.memmap(file, self._dtype, mode="r"))
         except OSError as error:
-            raise _no_room(error) from None
+            raise no_room(error) from None
 
 
 def spool(parts: Iterable[np.ndarray], dtype: str) -> np.ndarray:
@@ -64,7 +64,8 @@ def blocks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
-def _no_room(error: OSError) -> LocalError:
+def no_room(error: OSError) -> LocalError:
+    """The error to raise where the folder for temporary files is full or absent."""
     folder = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
     return LocalError(
         f"no temporary file can be written{folder} ({error.strerror}): make room, or name a folder that has some in "

@@ -72,7 +72,7 @@ def within(seconds: float, work: Callable[[], Answer], otherwise: Answer) -> Ans
     def answer() -> None:
         try:
             answers.put(work())
-        except RuntimeError:  # of torch's store: whoever keeps it is gone
+        except (RuntimeError, OSError):  # of torch's store: whoever keeps it is gone; of a disk
             answers.put(otherwise)
 
     threading.Thread(target=answer, name="question", daemon=True).start()

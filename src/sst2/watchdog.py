@@ -22,7 +22,6 @@ from sst2.waiting import RunningTime
 
 logger = logging.getLogger(__name__)
 
-SETUP_TIMEOUT = 1800.0  # seconds that ranks may wait for one before the first step, while that loads or tokenizes
 _FOREVER = timedelta(days=365)  # torch's own time-outs count the time of a suspension, and end the job after it
 
 
@@ -30,7 +29,8 @@ class Watchdog:
     """Prints the stacks of all threads when the main thread has stayed where it is for too long.
 
     With several ranks it watches from its creation on, and ends the process: before the first step, which may take as
-    long as loading and compiling take, where another rank does not answer; afterwards also where one does not arrive.
+    long as downloads, tokenizing and compiling take, only where another rank does not answer; afterwards also where one
+    does not arrive.
 
     Args:
         timeout: seconds without progress after which it prints; after twice as long, it ends the process.
@@ -46,6 +46,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._rank = 0
         self._others: list[str] = []
+        self._silent_at = 0  # number of the last examination before the first step in which a rank did not answer
         self._heartbeat: Heartbeat | None = None
         if distributed.is_initialized() and distributed.get_world_size() > 1:
             self._rank = distributed.get_rank()
@@ -95,8 +96,7 @@ class Watchdog:
                 if examined == 1 or not self._has_stepped:
                     # In a thread: it asks the store, and printing waits as well where nobody reads what is printed.
                     threading.Thread(target=self._examine, args=(idle, examined), name="report", daemon=True).start()
-            limit = 2 * self._timeout if self._has_stepped else SETUP_TIMEOUT
-            if self._heartbeat is not None and idle > limit:
+            if self._heartbeat is not None and self._has_stepped and idle > 2 * self._timeout:
                 self._end(idle)
 
     def _examine(self, idle: float, number: int) -> None:
@@ -112,9 +112,12 @@ class Watchdog:
         self._others, is_silent = self._heartbeat.others()
         if has_stepped:
             logger.error("%s", "\n".join(self._others))
-        elif is_silent and number == 1:
+        elif not is_silent:
+            self._silent_at = 0
+        elif number == 1 or self._silent_at != number - 1:
+            self._silent_at = number
             logger.error("%s", "\n".join([self._own_place(idle), *self._others]))
-        elif is_silent and not (self._has_stepped or self._stopped.is_set()):  # it has not gone on meanwhile
+        elif not (self._has_stepped or self._stopped.is_set()):  # it has not gone on meanwhile
             self._end(idle)
 
     def _own_place(self, idle: float) -> str:

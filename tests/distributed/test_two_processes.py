@@ -1,6 +1,7 @@
 """Two real processes over gloo do the work of one: the same sentences, rates and losses, all counted once."""
 
 import json
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,4 +48,27 @@ def test_one_line_for_a_mistake_that_all_processes_see(
     finished = train(*small_job, "--train_file", tmp_path / "bad.tsv", launcher=launcher)
     assert finished.code != 0
     assert finished.stderr.count("train_sst2.py: error: ") == 1
+    assert not finished.run_dir.exists()
+
+
+ANOTHER_CACHE = """
+import os
+
+if os.environ.get("RANK") == "1":
+    import sst2.errors
+
+    sst2.errors.SECONDS_FOR_OTHERS = 1.0
+    os.environ["HF_DATASETS_CACHE"] = "/dev/null/cache"
+"""
+
+
+def test_a_mistake_that_one_process_sees_it_says_itself(
+    train: Callable[..., Finished], small_job: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ANOTHER_CACHE)
+    launcher = [sys.executable, "-m", "sst2.launch", *map(str, LAUNCHERS["accelerate"][2:])]
+    finished = train(*small_job, launcher=launcher, PYTHONPATH=str(tmp_path))
+    assert finished.code == 2, finished.stderr
+    said = f"train_sst2.py: error: rank 1 on {socket.gethostname()}: token ids cannot be written to /dev/null/cache"
+    assert finished.stderr.count(said) == 1, finished.stderr
     assert not finished.run_dir.exists()
