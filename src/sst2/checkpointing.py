@@ -6,31 +6,27 @@ fingerprints of its data and of the model that it began with), that model's conf
 manifest of `checkpoint_folder`.
 """
 
-import json
 import logging
-import pickle
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
-from sst2.base_model import FINGERPRINT, STATE, BaseModel, same_name
+from sst2.base_model import FINGERPRINT, BaseModel, same_name
+from sst2.checkpoint_files import UNREADABLE, damaged, read_state, read_training, read_weights, write_checkpoint
 from sst2.checkpoint_folder import (
     checkpoint_name,
     find_latest,
     folder_bytes,
     last_good,
     list_checkpoints,
-    newest_checkpoint,
     origin,
     recover,
     rotate,
@@ -38,7 +34,6 @@ from sst2.checkpoint_folder import (
 )
 from sst2.data import Split
 from sst2.errors import UserError
-from sst2.file_system import share
 from sst2.finished import is_finished
 from sst2.host_copy import HostCopy
 from sst2.optimization import require_moments_of_the_weights
@@ -56,11 +51,6 @@ from sst2.waiting import within
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_LOOK = 5.0  # for the last good checkpoint, on a disk that may not answer
-Result = TypeVar("Result")
-
-# What the libraries raise for a file that is not what they expect.
-_UNREADABLE: tuple[type[Exception], ...] = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError)
-_UNREADABLE += (AttributeError, pickle.PickleError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -218,7 +208,7 @@ class Checkpointer:
             try:
                 verify_sealed(Path(requested))
             except DamagedFolderError as error:
-                raise _damaged(Path(requested), error) from None
+                raise damaged(Path(requested), error) from None
             return Path(requested)
         place = find_latest(self.folder)
         if place is None:
@@ -245,13 +235,13 @@ class Checkpointer:
             UserError: it comes from a run with other settings, data or base model, or does not fit the model.
         """
         rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
-        content = on_main(self._accelerator, lambda: _read(place, STATE, _read_json))
+        content = on_main(self._accelerator, lambda: read_state(place))
         try:
             state = TrainingState.of(content["training_state"])
             settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
             before, base = (content["world_size"], content["threads"]), content.get(FINGERPRINT)
-        except _UNREADABLE as error:
-            raise _damaged(place, error) from None
+        except UNREADABLE as error:
+            raise damaged(place, error) from None
         refuse_another_run(place, settings, self._settings)
         if fingerprints != self._fingerprints:
             raise UserError(
@@ -261,15 +251,15 @@ class Checkpointer:
         on_main(self._accelerator, lambda: self._refuse_another_model(place, settings, base))  # names differ by node
         refuse_another_length(place, settings, self._settings)
         load_weights(place, self._strategy)
-        training = read_on_main(lambda: _read(place, "training.pt", _read_tensors))
+        training = read_on_main(lambda: read_training(place))
         try:
             require_moments_of_the_weights(training["optimizer"], self._strategy.optimizer_shapes())
             self._strategy.load_training_state(training)
             self._schedule.load_state_dict(training["schedule"])
             device, seed = self._accelerator.device, self._settings.seed
             restore_random_state(training["random_states"], device, rank, world_size, seed, state.step)
-        except _UNREADABLE as error:
-            raise _damaged(place, error) from None
+        except UNREADABLE as error:
+            raise damaged(place, error) from None
         now = world_size, torch.get_num_threads()
         if before != now:
             logger.info("%d processes of %d threads go on where %d of %d stopped: the last bits differ", *now, *before)
@@ -304,10 +294,7 @@ class Checkpointer:
         place = self.folder / checkpoint_name(state.step)
 
         def write_files(folder: Path) -> None:
-            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-            _save_training(training, folder / "training.pt")
-            (folder / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            share(folder / "model.safetensors", like=folder / STATE)
+            write_checkpoint(folder, weights, training, content)
             if self._base:
                 self._base.save(folder)
 
@@ -324,44 +311,14 @@ class Checkpointer:
         logger.info("%s: training paused %.3f s, written after %.3f s", place.name, times.pause, times.total)
 
 
-def _save_training(training: dict[str, Any], file: Path) -> None:
-    try:
-        torch.save(training, file)
-    except RuntimeError:  # such as "unexpected pos 576 vs 534": once more, in a slower way that says what the disk says
-        with open(file, "wb") as stream:
-            torch.save(training, stream)
-
-
 def load_weights(place: Path, strategy: DataParallel) -> None:
     """Load a checkpoint's weights alone. All ranks call it, one reads the file.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to another model.
     """
-    weights = read_on_main(lambda: _read(place, "model.safetensors", load_file))
+    weights = read_on_main(lambda: read_weights(place))
     try:
         strategy.load_weights(weights)
-    except _UNREADABLE as error:
-        raise _damaged(place, error) from None
-
-
-def _read(place: Path, name: str, read: Callable[[Path], Result]) -> Result:
-    """What `read` makes of a checkpoint's file. Raises UserError: it is missing or damaged."""
-    try:
-        return read(place / name)
-    except _UNREADABLE as error:
-        raise _damaged(place, error) from None
-
-
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _read_tensors(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _damaged(place: Path, error: Exception) -> UserError:
-    if newest := newest_checkpoint(place / "checkpoints"):
-        return UserError(f"--resume_from_checkpoint: {place} is a run, not a checkpoint: give {newest}")
-    return UserError(f"--resume_from_checkpoint: {place} cannot be read ({error}): name another checkpoint")
+    except UNREADABLE as error:
+        raise damaged(place, error) from None
