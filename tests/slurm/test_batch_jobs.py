@@ -131,8 +131,8 @@ def test_requeued_amid_a_checkpoint(start: Submit, undisturbed: Job, tmp_path: P
 @pytest.mark.parametrize(("node", "with_processes"), [("n1", False), ("n2", True)])
 def test_a_node_is_lost(start: Submit, undisturbed: Job, cluster: Cluster, node: str, with_processes: bool) -> None:
     # Where SLURM's daemon alone dies, the processes on that node work on until they lose the others: as when the
-    # network between them fails. Evaluations make the job longer than SLURM waits for a node.
-    job = start(*SAMPLE, "--eval_steps", 1)
+    # network between them fails. Evaluations, in small batches, make the job longer than SLURM waits for a node.
+    job = start(*SAMPLE, "--eval_steps", 1, "--per_device_eval_batch_size", 8)
     job.wait_for_step(22)
     cluster.kill_node(node, with_processes)
     try:
