@@ -121,7 +121,8 @@ def test_looser_arithmetic_is_said_and_recorded(
     [
         (None, "1", [], False),  # what launchers set
         ("1", "1", [], True),
-        (None, "4", [], True),
+        (None, "4", [], False),  # the number of cores, as accelerate's does on a CPU
+        ("4", "4", [], True),
         (None, "1", ["--num_cpu_threads_per_process=1"], True),
         (None, "1", ["--num-cpu-threads-per-process", "1"], True),
     ],

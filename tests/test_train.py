@@ -27,7 +27,7 @@ from transformers import (
 )
 
 import train_sst2
-from conftest import Finished, without_times
+from conftest import REPOSITORY, Finished, without_times
 from sst2 import environment
 from sst2.data import Split
 from sst2.job import Job
@@ -479,6 +479,9 @@ def test_precision_and_threads_follow_the_launcher(
     assert (environment["mixed_precision"], environment["launcher"]) == ("bf16", "accelerate launch")
     # accelerate sets OMP_NUM_THREADS to 1, which would leave all cores but one idle
     assert environment["torch_threads"] == min(psutil.cpu_count(logical=False), len(os.sched_getaffinity(0)))
+    on_cpu = [*launcher, "--config_file", str(REPOSITORY / "accelerate_configs" / "single_cpu.yaml")]
+    small = train(*small_job, "--max_train_steps", 2, launcher=on_cpu, run_dir=tmp_path / "small")
+    assert json.loads((small.run_dir / "environment.json").read_text())["torch_threads"] == 1
 
 
 def test_the_last_evaluation_is_computed_once_and_reported_as_it_was_logged(

@@ -196,7 +196,7 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
 def use_all_cores() -> None:
     """On a CPU, give each process its share of the node's cores, unless somebody has decided on a number of threads.
 
-    `accelerate launch` and torchrun set OMP_NUM_THREADS to 1 where they find nothing, which leaves cores idle.
+    Where launchers find nothing they mostly set OMP_NUM_THREADS to 1, which leaves cores idle.
     """
     if not computes_on_cpu() or launched_by() == "python" or threads_are_chosen():
         return
@@ -210,10 +210,10 @@ def limit_threads(model: torch.nn.Module) -> None:
     """Compute a small model with one thread: its operations are over before a second one has woken up.
 
     What it computes then depends on the machine's number of cores no longer, to the last bit. A number of threads that
-    somebody has set (OMP_NUM_THREADS) stays; launchers set 1.
+    somebody has set (OMP_NUM_THREADS) stays.
     """
     largest = max((layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear)), default=0)
-    if largest <= SMALL_MATRIX and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+    if largest <= SMALL_MATRIX and (os.environ.get("OMP_NUM_THREADS") == "1" or not threads_are_chosen()):
         torch.set_num_threads(1)
 
 

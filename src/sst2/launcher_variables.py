@@ -101,11 +101,12 @@ def forget_leftovers() -> None:
 
 
 def threads_are_chosen() -> bool:
-    """Whether OMP_NUM_THREADS is somebody's decision, and not the 1 that launchers set where they find nothing.
+    """Whether OMP_NUM_THREADS is somebody's decision, and not what a launcher sets where it finds nothing.
 
-    The launcher's own environment tells, as it was started, and its command line.
+    That is 1, or on a CPU under `accelerate launch` the number of cores. The launcher's own environment tells, as it
+    was started, and its command line.
     """
-    if launched_by() == "python" or os.environ.get("OMP_NUM_THREADS") != "1":
+    if launched_by() == "python":
         return "OMP_NUM_THREADS" in os.environ
     with suppress(psutil.Error, OSError):
         parent = psutil.Process(os.getppid())
