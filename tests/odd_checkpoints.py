@@ -150,7 +150,10 @@ class Form:
 @torch.no_grad()
 def spread_out(model: DistilBertForSequenceClassification, tokenizer: Tokenizer) -> None:
     """Have the head find half of the sentences positive, some of them surely, so that other ids give other answers."""
-    ids = [tokenizer.encode(text).ids[:40] for text in SENTENCES]
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    ids = [plain.encode(text).ids[:40] for text in SENTENCES]
     logits = torch.cat([model(input_ids=torch.tensor([row or [0]])).logits for row in ids])
     positive = logits[:, 1] - logits[:, 0]
     scale = 1.5 / positive.std()
