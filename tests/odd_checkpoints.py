@@ -182,6 +182,11 @@ def without_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if "classifier" not in name}
 
 
+def of_three(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = ("classifier.weight", "classifier.bias")
+    return tensors | {name: torch.cat([tensors[name], tensors[name][:1]]) for name in names}
+
+
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 NAMED = {"tokenizer_class": "DistilBertTokenizer"}
 ANOTHER = "differently from its tokenizer.json"
@@ -258,7 +263,9 @@ CONFIGS = {
     "fewer layers": Form(config={"n_layers": 1}),
     "more layers": Form(config={"n_layers": 3}, refused="lacks"),
     "fewer positions": Form(config={"max_position_embeddings": 100}, refused="lacks 1 weights"),
-    "three classes": Form(config={"id2label": {"0": "a", "1": "b", "2": "c"}}, refused="3 classes", trains=True),
+    "three classes": Form(
+        config={"id2label": {"0": "a", "1": "b", "2": "c"}}, weights=of_three, refused="3 classes", trains=True
+    ),
     "no head": Form(weights=without_head, refused="no trained classification head", trains=True),
     "another padding": Form(config={"pad_token_id": 7}),
     "padding out of reach": Form(config={"pad_token_id": 10**6}, refused="Padding_idx", trains=True),
