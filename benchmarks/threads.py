@@ -3,10 +3,10 @@
     python benchmarks/threads.py --output benchmarks/results/threads.json
 
 Threads that have done their part of an operation wait for the others: they spin, so that the next operation begins at
-once, or they let go of it, so that somebody else can use the core. OpenMP spins unless told otherwise, which collapses when
-another program takes a core: the thread that holds up all others does not get one. `sst2` has its threads spin briefly, and
-trains small models with one. Every process trains with `train_step`, waits while another one works, and takes a turn
-in each round, alone and beside programs that keep half of the cores busy.
+once, or they let go of their core, so that somebody else can use it. OpenMP spins unless told otherwise, which
+collapses when another program takes a core: the thread that holds up all others does not get one. `sst2` has its
+threads spin briefly, and trains small models with one. Every process trains with `train_step`, waits while another one
+works, and takes a turn in each round, alone and beside programs that keep half of the cores busy.
 """
 
 import argparse
