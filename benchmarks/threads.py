@@ -35,7 +35,7 @@ SHAPES = {  # layers, width, width of the feed-forward part, heads; sentences of
     "small": (4, 256, 1024, 4, 32),
     "base": (6, 768, 3072, 12, 8),
 }
-SPINNING = {"GOMP_SPINCOUNT": "300000"}  # libgomp's default without OMP_WAIT_POLICY, about 3 ms
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # libgomp's default without OMP_WAIT_POLICY
 BRIEFLY = {"GOMP_SPINCOUNT": "10000"}  # as the package sets it
 Speeds = dict[tuple[str, str, str], list[float]]  # shape, way to wait, neighbour: sentences/s by round
 
