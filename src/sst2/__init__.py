@@ -25,8 +25,8 @@ def _forget_users_folder() -> None:
 
 _forget_users_folder()
 
-# Threads that wait for others spin 10,000 times and then let go of their core, as OpenMP reads when torch is imported. By
-# default they spin 300,000 times, and two of them beside busy programs train at a tenth to a quarter of one thread's
+# Threads that wait for others spin 10,000 times and then let go of their core, as OpenMP reads when torch is imported.
+# By default they spin 300,000 times, and two of them beside busy programs train at a tenth to a quarter of one thread's
 # speed: benchmarks/threads.py.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
