@@ -29,6 +29,16 @@ def slow(descriptor, fsync=os.fsync):
 
 os.fsync = slow
 """
+# Steps that take a second, as long as there is a file; they are logged one by one.
+SLOW_STEPS = """
+import os, sys, time
+
+def slow(event, arguments):
+    if event == "open" and arguments[1] == "a" and str(arguments[0]).endswith("metrics.jsonl"):
+        time.sleep(os.path.exists({file!r}))
+
+sys.addaudithook(slow)
+"""
 # A file system that lacks what some network, FUSE and shared-folder mounts lack, likewise.
 POOR_DISK = """
 import errno, fcntl, os, stat

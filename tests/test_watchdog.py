@@ -94,7 +94,7 @@ class Hours(RunningTime):  # in which the watchdog looks at the clock: a second 
 watchdog.RunningTime = Hours
 distributed.init_process_group("gloo")
 distributed.all_reduce(torch.zeros(1))
-watching = watchdog.Watchdog(timeout=3)
+watching = watchdog.Watchdog(timeout=10)
 if distributed.get_rank() == 1:
     time.sleep(5)  # as long as tokenizing a large corpus takes
 distributed.all_reduce(torch.zeros(1))

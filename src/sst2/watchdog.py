@@ -110,6 +110,8 @@ class Watchdog:
         if self._heartbeat is None:
             return
         self._others, is_silent = self._heartbeat.others()
+        if self._stopped.is_set():  # it has gone on meanwhile, and so have the others: who has ended does not answer
+            return
         if has_stepped:
             logger.error("%s", "\n".join(self._others))
         elif not is_silent:
@@ -117,7 +119,7 @@ class Watchdog:
         elif number == 1 or self._silent_at != number - 1:
             self._silent_at = number
             logger.error("%s", "\n".join([self._own_place(idle), *self._others]))
-        elif not (self._has_stepped or self._stopped.is_set()):  # it has not gone on meanwhile
+        elif not self._has_stepped:  # it has not gone on meanwhile
             self._end(idle)
 
     def _own_place(self, idle: float) -> str:

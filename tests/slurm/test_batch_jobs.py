@@ -17,7 +17,7 @@ from batch import Job, submit
 from cluster import Cluster, missing, running_cluster
 from conftest import REPOSITORY
 from hub_server import HubServer
-from jobs import SLOW_DISK
+from jobs import SLOW_DISK, SLOW_STEPS
 from processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -66,6 +66,20 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> J
     return job
 
 
+@pytest.fixture
+def brake(tmp_path: Path) -> Path:
+    """A file: as long as it is there, the steps of jobs that get `injected(tmp_path)` take a second each."""
+    file = tmp_path / "brake"
+    file.touch()
+    (tmp_path / "sitecustomize.py").write_text(SLOW_STEPS.format(file=str(file)))
+    return file
+
+
+def injected(folder: Path) -> dict[str, str]:
+    """The variable that has Python run the sitecustomize.py of `folder`."""
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def assert_same_result(job: Job, undisturbed: Job, starts: int | None = None) -> None:
     facts = job.end()
     assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), job.said
@@ -109,18 +123,20 @@ def test_a_job_of_higher_priority_takes_the_nodes_for_a_while(start: Submit, und
     assert_same_result(job, undisturbed, starts=2)
 
 
-def test_the_time_limit_is_heard_before_it_strikes(start: Submit, undisturbed: Job) -> None:
-    # Evaluations make it long enough: SLURM looks at its clock twice a minute.
-    job = start(*SAMPLE, "--eval_steps", 2, options=(*TWO_NODES, "--time=1", "--signal=USR1@50"))
+def test_the_time_limit_is_heard_before_it_strikes(
+    start: Submit, undisturbed: Job, brake: Path, tmp_path: Path
+) -> None:
+    # SLURM looks at its clock twice a minute.
+    job = start(*SAMPLE, options=(*TWO_NODES, "--time=1", "--signal=USR1@50"), **injected(tmp_path))
     job.wait_through_requeues(lambda: "stopped by SIGUSR1" in job.said)  # before that, it may not have listened
+    brake.unlink()
     job.wait_for(lambda: "stopped on request: requeueing" in job.said)
     assert_same_result(job, undisturbed)
 
 
 def test_requeued_amid_a_checkpoint(start: Submit, undisturbed: Job, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=0.5))
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    job = start(*SAMPLE, PYTHONPATH=path)
+    job = start(*SAMPLE, **injected(tmp_path))
     job.wait_for(lambda: [*job.run_dir.glob("checkpoints/.step-*.unfinished")])
     job.cluster.run("scontrol", "requeue", job.number)
     assert [*job.run_dir.glob("checkpoints/.step-*.unfinished")], "the checkpoint was too fast for this test"
@@ -129,10 +145,12 @@ def test_requeued_amid_a_checkpoint(start: Submit, undisturbed: Job, tmp_path: P
 
 
 @pytest.mark.parametrize(("node", "with_processes"), [("n1", False), ("n2", True)])
-def test_a_node_is_lost(start: Submit, undisturbed: Job, cluster: Cluster, node: str, with_processes: bool) -> None:
+def test_a_node_is_lost(
+    start: Submit, undisturbed: Job, cluster: Cluster, brake: Path, tmp_path: Path, node: str, with_processes: bool
+) -> None:
     # Where SLURM's daemon alone dies, the processes on that node work on until they lose the others: as when the
-    # network between them fails. Evaluations, in small batches, make the job longer than SLURM waits for a node.
-    job = start(*SAMPLE, "--eval_steps", 1, "--per_device_eval_batch_size", 8)
+    # network between them fails. SLURM waits for the node for some time, and the job has to last longer.
+    job = start(*SAMPLE, **injected(tmp_path))
     job.wait_for_step(22)
     cluster.kill_node(node, with_processes)
     try:
@@ -142,6 +160,7 @@ def test_a_node_is_lost(start: Submit, undisturbed: Job, cluster: Cluster, node:
     # A new start beside what is left of the old one on the node would have SLURM drain the node. Left alone, it comes
     # two minutes later; here, it comes when the old one has ended.
     job.wait_for(lambda: not cluster.steps())
+    brake.unlink()
     assert_same_result(job, undisturbed, starts=2)
 
 
