@@ -26,8 +26,10 @@ for _name in [
     del os.environ[_name]
 _HF_HOME = tempfile.mkdtemp(prefix="sst2-tests-")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
-# Ctrl-C is not ignored, as it is where a shell runs the tests in the background: jobs would ignore it, too.
+# No signal is ignored, as some are where a shell or nohup runs the tests in the background: jobs would ignore it, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signal in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_signal, signal.SIG_DFL)
 # One thread: tiny models gain nothing from more, and two busy test runs on one machine would starve each other.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HOME": _HF_HOME, "HF_HUB_OFFLINE": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
 

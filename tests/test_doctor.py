@@ -32,7 +32,7 @@ def test_alone(tmp_path: Path) -> None:
         "deepspeed",
         "processes",
         "device",
-        "precision",
+        "--mixed_precision auto",
         "threads",
         "fsync of folders",
         "mode bits",

@@ -94,3 +94,11 @@ def test_the_value_of_an_unknown_flag_is_not_repeated(words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         parser.parse_args(words)
     assert str(caught.value) == "--hub_token is not a flag; --help lists all flags"
+
+
+def test_a_misspelled_or_shortened_flag_is_named_with_the_one_that_is_meant() -> None:
+    parser = OneLineParser(prog="program")
+    parser.add_argument("--folder")
+    for flag in ("--fold", "--foldre"):
+        with pytest.raises(UserError, match=f"^{flag} is not a flag, did you mean --folder\\?; --help lists all flags$"):
+            parser.parse_args([flag, "runs"])

@@ -262,7 +262,11 @@ class Checkpointer:
             raise damaged(place, error) from None
         now = world_size, torch.get_num_threads()
         if before != now:
-            logger.info("%d processes of %d threads go on where %d of %d stopped: the last bits differ", *now, *before)
+            logger.info(
+                "saved by %d x %d threads, resumed by %d x %d (processes x threads): the last bits differ",
+                *before,
+                *now,
+            )
         self._saved = replace(state)
         logger.info("resuming from %s", place)
         return state

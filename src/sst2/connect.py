@@ -86,11 +86,18 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     if loose := loosens_float32():
         logger.warning("%s is set: products of float32 numbers have fewer digits than float32", loose)
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
-    strategy = accelerator.distributed_type.value.lower()
-    logger.info(
-        "%d x %s, %s, precision %s: %s", accelerator.num_processes, accelerator.device, strategy, precision, reason
-    )
+    logger.info("%s: %s", _in_words(accelerator, precision), reason)
     return accelerator, precision
+
+
+def _in_words(accelerator: Accelerator, precision: Precision) -> str:
+    """Devices, strategy and precision: `8 x cuda, multi_gpu, bf16`."""
+    device = accelerator.device.type
+    if device == "cpu" and not is_set("ACCELERATE_USE_CPU"):
+        device = "cpu (no GPU found)"
+    strategy = accelerator.distributed_type.value.lower()
+    words = [f"{accelerator.num_processes} x {device}", *([strategy] if strategy != "no" else [])]
+    return ", ".join([*words, "float32" if precision == "no" else precision])
 
 
 def _accelerator(**arguments: Any) -> Accelerator:

@@ -138,11 +138,11 @@ def precision() -> Iterator[Finding]:
     """What `--mixed_precision auto` would choose."""
     chosen, reason = choose_precision("auto")
     advice = "" if chosen != "no" else "16-bit arithmetic would gain nothing here"
-    yield Finding("precision", f"{chosen} ({reason})", "note" if chosen == "no" else "ok", advice)
+    yield Finding("--mixed_precision auto", f"{chosen} ({reason})", "note" if chosen == "no" else "ok", advice)
 
 
 def threads() -> Iterator[Finding]:
-    """Cores for each process."""
+    """Cores for each process; a run of a small model takes one thread."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes_here = read_launcher().local_world_size
     used = torch.get_num_threads() * processes_here

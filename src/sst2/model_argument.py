@@ -1,9 +1,10 @@
 """What the commands beside the run's have in common: mistakes in one line, and where a trained MODEL lies."""
 
 import argparse
+import difflib
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sst2.arguments import is_run
 from sst2.errors import UserError
@@ -13,12 +14,17 @@ MODEL_HELP = "folder of a run, an exported model's folder, or a hub name"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Leaves it to `exit_codes` to say what is wrong with the flags."""
+    """Leaves it to `exit_codes` to say what is wrong with the flags, and takes no abbreviations of them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         kind, _, unknown = message.partition("unrecognized arguments: ")
         if not kind and unknown:
-            message = f"{unknown.split()[0].split('=')[0]} is not a flag"  # what follows may be a token
+            flag = unknown.split()[0].split("=")[0]  # what follows may be a token
+            close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            message = f"{flag} is not a flag" + (f", did you mean {close[0]}?" if close else "")
         raise UserError(f"{message}; --help lists all flags")
 
 

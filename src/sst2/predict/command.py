@@ -45,7 +45,7 @@ SUFFIX_FORMATS = {"": "text", ".txt": "text", ".csv": "csv", ".jsonl": "jsonl"}
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError: flags that cannot work."""
-    parser = OneLineParser(prog=PROGRAM, description="Classify sentences with a trained model.", allow_abbrev=False)
+    parser = OneLineParser(prog=PROGRAM, description="Classify sentences with a trained model.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "sentences",
