@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from processes import kill_at_change, start
-from sst2.arguments import MARK, is_run
+from sst2.arguments import MARK, check_run_dir, is_run, write_settings
 from sst2.data import Split
 from sst2.errors import StopRequestedError, UserError
 from sst2.logs import log_to_file, start_logging
 from sst2.predictions import write_predictions
 from sst2.preemption import Requests
 from sst2.run_folder import RunFolder, write_json, write_text
+from sst2.settings import Settings
 
 
 def fill(run: RunFolder) -> None:
@@ -76,6 +77,28 @@ def test_a_kill_while_a_run_is_overwritten_leaves_a_run_that_can_be_overwritten(
         assert {path.name for path in folder.iterdir()} == {".lock", "config.yaml", "notes.txt"}
     assert killed_at > 20
     assert {path.name for path in folder.iterdir()} == {".lock", "config.yaml", "notes.txt"}
+
+
+def begin_new(folder: Path, killed_at: int) -> bool:
+    run = RunFolder(folder)
+    run.lock()
+    kill_at_change(killed_at)
+    run.begin(overwrite=False)
+    write_settings(run, Settings(output_dir=str(folder)))
+    return True
+
+
+def test_a_kill_while_a_run_begins_leaves_a_folder_that_the_same_command_takes(tmp_path: Path) -> None:
+    for killed_at in count(1):
+        folder = tmp_path / str(killed_at)
+        process, _ = start(begin_new, folder, killed_at)
+        process.join()
+        check_run_dir(Settings(output_dir=str(folder), resume_from_checkpoint="auto"))
+        check_run_dir(Settings(output_dir=str(folder), overwrite_output_dir=True))
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert killed_at > 4
 
 
 def test_two_jobs_do_not_work_in_one_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -131,11 +131,11 @@ def worked_out(settings: Settings) -> str:
 
 
 def write_settings(run: "RunFolder", settings: Settings) -> None:
-    """Write both files, last the one that makes the folder a run's."""
+    """Write both files, first the one that makes the folder a run's: a start that is killed in between goes on."""
     from sst2.run_folder import write_text  # heavy, as long as nobody knows that the flags are right
 
-    write_text(run.resolved, worked_out(settings))
     write_text(run.config, asked_for(settings))
+    write_text(run.resolved, worked_out(settings))
 
 
 def _to_yaml(mark: str, values: dict[str, Any]) -> str:
