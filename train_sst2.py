@@ -8,12 +8,12 @@ The story of a run: `setup` loads and prepares, `fit` trains, `evaluate` measure
 
 import gc
 
-from sst2.preemption import Requests
+from sst2.distributed.stop_requests import Requests
 
 if __name__ == "__main__":  # a signal is caught, and a wrong flag answered, before the seconds that imports take
     gc.disable()  # imports make objects to keep: looking for garbage among them would take half a second more
     REQUESTS = Requests().listen()
-    from sst2.arguments import parse_arguments
+    from sst2.config.arguments import parse_arguments
 
     SETTINGS = parse_arguments()
 
@@ -31,36 +31,40 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.agreement import require_agreement
-from sst2.arguments import PROGRAM, check_run_dir, write_settings
-from sst2.base_model import BaseModel, standing_for_base
-from sst2.batching import Passes, collate, deal, evaluation_loaders, forward_size, micro_batches, plan_batches
-from sst2.checkpoint_folder import adopt_checkpoints, newest_checkpoint
-from sst2.checkpointing import Checkpointer
-from sst2.connect import connect
-from sst2.data import Split, load_sentences, tokenize_all
-from sst2.environment import describe_environment
-from sst2.errors import OF_TRAINING, StopRequestedError, exit_codes, leave_at_once, local_errors
-from sst2.finished import leave_if_finished
-from sst2.job import Job
-from sst2.launcher_variables import is_reporting_process, process_rank
-from sst2.logs import log_to_file
-from sst2.meter import Meter
-from sst2.model_folder import export_model, model_card, push_to_hub, rehearse_export
-from sst2.modeling import load_model, load_tokenizer
-from sst2.optimization import build_optimizer, build_schedule
-from sst2.predictions import in_order_of_rows, in_words, write_predictions
-from sst2.preflight import require_free_space
-from sst2.ranks import on_main
-from sst2.run_folder import RunFolder, write_json
-from sst2.settings import Settings
-from sst2.staging import stage
-from sst2.step_graphs import step_graphs
-from sst2.strategies import prepare
-from sst2.trackers import start_trackers
-from sst2.tracking import Tracker
-from sst2.training_state import TrainingState
-from sst2.watchdog import Watchdog
+from sst2.checkpoints.base_model import BaseModel, standing_for_base
+from sst2.checkpoints.checkpointer import Checkpointer
+from sst2.checkpoints.folders import adopt_checkpoints, newest_checkpoint
+from sst2.checkpoints.free_space import require_free_space
+from sst2.checkpoints.training_state import TrainingState
+from sst2.config.arguments import PROGRAM, check_run_dir, write_settings
+from sst2.config.launcher_variables import is_reporting_process, process_rank
+from sst2.config.settings import Settings
+from sst2.data.batch_plan import Passes, deal, forward_size, micro_batches, plan_batches
+from sst2.data.collation import collate, evaluation_loaders
+from sst2.data.splits import Split, load_sentences, tokenize_all
+from sst2.data.staging import stage
+from sst2.distributed.agreement import require_agreement
+from sst2.distributed.init import connect
+from sst2.distributed.ranks import on_main
+from sst2.distributed.strategies import prepare
+from sst2.distributed.watchdog import Watchdog
+from sst2.evaluation.predictions import in_order_of_rows, in_words, write_predictions
+from sst2.models.export import export_model, rehearse_export
+from sst2.models.loading import load_model, load_tokenizer
+from sst2.models.model_card import model_card
+from sst2.models.upload import push_to_hub
+from sst2.runs.run_folder import RunFolder
+from sst2.tracking.environment import describe_environment
+from sst2.tracking.external import start_trackers
+from sst2.tracking.tracker import Tracker
+from sst2.training.cuda_graphs import step_graphs
+from sst2.training.finished import leave_if_finished
+from sst2.training.meter import Meter
+from sst2.training.optimizer import build_optimizer, build_schedule
+from sst2.training.trainer import Job
+from sst2.utils.atomic_file import write_json
+from sst2.utils.errors import OF_TRAINING, StopRequestedError, exit_codes, leave_at_once, local_errors
+from sst2.utils.logs import log_to_file
 
 logger = logging.getLogger("sst2.train")
 
@@ -259,7 +263,7 @@ def evaluate(job: Job, split: Split) -> tuple[dict[str, Any], np.ndarray]:
         raise job.diverged(f"the model gives {split.name} logits that are not finite")
     if not split.is_labelled:
         return {}, ordered
-    from sst2.metrics import SentimentMetric  # half a second that the first step does not wait for
+    from sst2.evaluation.metrics import SentimentMetric  # half a second that the first step does not wait for
 
     return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths), ordered
 

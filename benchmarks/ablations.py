@@ -30,7 +30,7 @@ def without_first_tokens_alone() -> None:
     """The last layer computes all tokens."""
     from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 
-    from sst2 import packed
+    from sst2.models import packed_classifier as packed
 
     forward: Any = TransformerBlock.forward
 
@@ -42,14 +42,14 @@ def without_first_tokens_alone() -> None:
 
 def without_grids() -> None:
     """Attention pads all sentences of a step to the longest."""
-    from sst2 import packing
+    from sst2.data import packing
 
     put(packing, "GRID_SENTENCES", 10**6)
 
 
 def without_copied_gradients() -> None:
     """Gradients of tokens in a grid are added up by indexing."""
-    from sst2 import attention
+    from sst2.models import attention
 
     put(attention._Spread, "apply", lambda tensor, tokens, slots: tensor[tokens])
     put(attention._Collect, "apply", lambda places, slots: places.flatten(0, 1)[slots])
@@ -57,7 +57,8 @@ def without_copied_gradients() -> None:
 
 def without_few_shapes() -> None:
     """Every number of tokens is a shape of its own."""
-    from sst2 import packed, packing
+    from sst2.data import packing
+    from sst2.models import packed_classifier as packed
 
     put(packed, "CPU_TOKENS", 1)
     put(packing, "GRID_PLACES", 1)
@@ -66,14 +67,14 @@ def without_few_shapes() -> None:
 def without_dropout_of_16_bits() -> None:
     from torch import nn
 
-    from sst2 import attention, dropout
+    from sst2.models import attention, dropout
 
     put(dropout.Dropout, "forward", nn.Dropout.forward)
     put(attention, "dropout", nn.functional.dropout)
 
 
 def without_kept_memory() -> None:
-    from sst2 import cpu
+    from sst2.distributed import cpu
 
     put(cpu, "keep_memory", lambda: None)
 
@@ -88,7 +89,7 @@ def without_clipping_in_the_step() -> None:
     """Gradients are clipped by torch, and the host looks at their norm, before AdamW's step."""
     import torch
 
-    from sst2.strategies import data_parallel
+    from sst2.distributed.strategies import data_parallel
 
     def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -104,8 +105,8 @@ def without_fused_adamw() -> None:
     import torch
 
     import train_sst2
-    from sst2.optimization import parameter_groups
-    from sst2.settings import Settings
+    from sst2.config.settings import Settings
+    from sst2.training.optimizer import parameter_groups
 
     without_clipping_in_the_step()  # which is the fused one's
 
@@ -117,7 +118,7 @@ def without_fused_adamw() -> None:
 
 def with_reading_every_step() -> None:
     """The host waits for the device after each step."""
-    from sst2 import meter
+    from sst2.training import meter
 
     put(meter, "STEPS_BETWEEN_READS", 1)
 

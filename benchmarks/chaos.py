@@ -22,9 +22,9 @@ from typing import Any
 
 import psutil
 
-from sst2.checkpoint_folder import list_checkpoints
-from sst2.environment import processor
-from sst2.sealed_folder import DamagedFolderError, verify_sealed
+from sst2.checkpoints.folders import list_checkpoints
+from sst2.distributed.devices import processor
+from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
 
 SCRIPT = Path(__file__).parent.parent / "train_sst2.py"
 SHARE_IN_START = 0.2  # of the kills, before the first step

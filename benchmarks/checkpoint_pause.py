@@ -21,12 +21,13 @@ import torch
 from accelerate import Accelerator
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from sst2.checkpointing import Checkpointer
-from sst2.environment import describe_environment, runs_on_cpu
-from sst2.optimization import build_optimizer, build_schedule
-from sst2.settings import Settings
-from sst2.strategies import prepare
-from sst2.training_state import TrainingState
+from sst2.checkpoints.checkpointer import Checkpointer
+from sst2.checkpoints.training_state import TrainingState
+from sst2.config.settings import Settings
+from sst2.distributed.devices import runs_on_cpu
+from sst2.distributed.strategies import prepare
+from sst2.tracking.environment import describe_environment
+from sst2.training.optimizer import build_optimizer, build_schedule
 
 SENTENCES, TOKENS = 8, 32  # of one training step
 

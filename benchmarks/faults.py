@@ -31,12 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sst2.arguments import PROGRAM, parse_arguments
-from sst2.checkpoint_folder import list_checkpoints
-from sst2.environment import processor
-from sst2.errors import OF_TRAINING, exit_codes, leave_at_once
-from sst2.preemption import Requests
-from sst2.sealed_folder import DamagedFolderError, verify_sealed
+from sst2.checkpoints.folders import list_checkpoints
+from sst2.config.arguments import PROGRAM, parse_arguments
+from sst2.distributed.devices import processor
+from sst2.distributed.stop_requests import Requests
+from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
+from sst2.utils.errors import OF_TRAINING, exit_codes, leave_at_once
 
 HERE = Path(__file__).parent
 LIBRARY = "SST2_FAULTS_LIBRARY"  # its place, in the environment of the process that has it preloaded

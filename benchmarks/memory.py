@@ -52,7 +52,7 @@ def main() -> None:
 
 def write_sentences(file: Path, times: int) -> int:
     """Write as many different sentences, in SST-2's mix of lengths, and a small validation file. Returns the bytes."""
-    from sst2.sample import sample_sentences, sample_tokenizer
+    from sst2.data.sample import sample_sentences, sample_tokenizer
 
     tokenizer = sample_tokenizer()
     words = sorted({word for sentence in sample_sentences("train")[0] for word in sentence.split() if word.isalpha()})
@@ -98,10 +98,11 @@ def work(connection: Connection, folder: Path) -> None:
     """Read, tokenise, collate; say what comes next, and in the end how long each took."""
     os.environ |= {"HF_DATASETS_CACHE": str(folder / "cache"), "TMPDIR": str(folder)}
 
-    from sst2.batching import collate, epoch_order
-    from sst2.data import load_sentences, tokenize_all
-    from sst2.sample import sample_tokenizer
-    from sst2.settings import Settings
+    from sst2.config.settings import Settings
+    from sst2.data.batch_plan import epoch_order
+    from sst2.data.collation import collate
+    from sst2.data.sample import sample_tokenizer
+    from sst2.data.splits import load_sentences, tokenize_all
 
     tokenizer = sample_tokenizer()
     files = [str(folder / name) for name in ("train.tsv", "validation.tsv")]
@@ -145,7 +146,7 @@ def describe() -> dict[str, Any]:
     import torch
     import transformers
 
-    from sst2.environment import processor
+    from sst2.distributed.devices import processor
 
     libraries = {library.__name__: library.__version__ for library in (datasets, np, tokenizers, torch, transformers)}
     return {

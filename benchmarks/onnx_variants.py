@@ -23,15 +23,15 @@ import numpy as np
 import torch
 import yaml
 
-from sst2.environment import processor
-from sst2.export.figures import REFERENCE, Form, figures_of, padded
-from sst2.export.folder import versions
-from sst2.export.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
-from sst2.logs import start_logging
-from sst2.model_folder import stock_classifier
-from sst2.modeling import load_classifier, num_bytes
-from sst2.reading import LabelledSentences, read_file
-from sst2.run_folder import RunFolder
+from sst2.data.readers import LabelledSentences, read_file
+from sst2.distributed.devices import processor
+from sst2.inference.export.figures import REFERENCE, Form, figures_of, padded
+from sst2.inference.export.folder import versions
+from sst2.inference.export.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
+from sst2.models.export import stock_classifier
+from sst2.models.loading import load_classifier, num_bytes
+from sst2.runs.run_folder import RunFolder
+from sst2.utils.logs import start_logging
 
 RECIPE = "num_train_epochs global_batch_size learning_rate mixed_precision seed"
 INT8: dict[str, dict[str, Any]] = {

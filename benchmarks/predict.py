@@ -89,7 +89,7 @@ def write_models(folder: Path) -> None:
     import torch
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-    from sst2.sample import sample_config, sample_tokenizer
+    from sst2.data.sample import sample_config, sample_tokenizer
 
     tokenizer = sample_tokenizer()
     configs = {
@@ -106,7 +106,7 @@ def write_models(folder: Path) -> None:
 
 def write_sentences(file: Path, split: str, count: int) -> None:
     """One a line, of words that are one token each, in the mix of lengths of a split."""
-    from sst2.sample import sample_sentences, sample_tokenizer
+    from sst2.data.sample import sample_sentences, sample_tokenizer
 
     tokenizer = sample_tokenizer()
     words = sorted({word for sentence in sample_sentences("train")[0] for word in sentence.split() if word.isalpha()})
@@ -145,9 +145,9 @@ def by_pipeline(model: Path) -> Classify:
 
 def by_this_command(model: Path) -> Classify:
     """What the command does once its model is there: read, classify, write."""
-    from sst2.predict import command
-    from sst2.predict.incoming import chunks, sentences_of
-    from sst2.predict.sinks import NewFile
+    from sst2.inference.predict import command
+    from sst2.inference.predict.incoming import chunks, sentences_of
+    from sst2.inference.predict.sinks import NewFile
 
     classifier = command.load(str(model), None, "no")
 
@@ -269,7 +269,7 @@ def describe(
 ) -> dict[str, Any]:
     """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
     from benchmarks.throughput import circumstances, ratio
-    from sst2.predict.linear import onednn_gain
+    from sst2.inference.predict.linear import onednn_gain
 
     figures: dict[str, Any] = {
         "what": "sentences classified in a second, models with random weights in float32, of SST-2's lengths; "

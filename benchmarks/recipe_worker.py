@@ -24,11 +24,12 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for train_sst2.py
 
 import train_sst2
-from sst2.arguments import parse_arguments
-from sst2.job import Job
-from sst2.preemption import Requests
-from sst2.run_folder import RunFolder, write_json
-from sst2.settings import Settings
+from sst2.config.arguments import parse_arguments
+from sst2.config.settings import Settings
+from sst2.distributed.stop_requests import Requests
+from sst2.runs.run_folder import RunFolder
+from sst2.training.trainer import Job
+from sst2.utils.atomic_file import write_json
 
 EMA_SPAN = 0.1  # share of the run over which an exponential average reaches back
 LAST_SHARE, LAST_SNAPSHOTS = 5, 30  # a uniform average: over the last fifth, every thirtieth of the run

@@ -33,13 +33,15 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks
 
 from benchmarks.recipe_figures import summarise, table
-from sst2.compare import markdown
-from sst2.data import load_sentences
-from sst2.environment import choose_precision, describe_environment, runs_on_cpu
-from sst2.errors import UserError, exit_codes
-from sst2.reading import LabelledSentences
-from sst2.run_folder import write_json
-from sst2.settings import Settings
+from sst2.cli.compare import markdown
+from sst2.config.settings import Settings
+from sst2.data.readers import LabelledSentences
+from sst2.data.splits import load_sentences
+from sst2.distributed.devices import runs_on_cpu
+from sst2.distributed.precision import choose_precision
+from sst2.tracking.environment import describe_environment
+from sst2.utils.atomic_file import write_json
+from sst2.utils.errors import UserError, exit_codes
 
 PROGRAM = "recipes.py"
 WORKER = Path(__file__).with_name("recipe_worker.py")

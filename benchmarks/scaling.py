@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from sst2.environment import processor
-from sst2.sample import sample_sentences, sample_tokenizer
+from sst2.data.sample import sample_sentences, sample_tokenizer
+from sst2.distributed.devices import processor
 
 SCRIPT = Path(__file__).parent.parent / "train_sst2.py"
 STEPS, WARM_UP = 10, 3  # of each run; the first ones are not counted

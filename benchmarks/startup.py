@@ -98,8 +98,8 @@ def work() -> None:
     """The new process: what train_sst2.py does as a script, in the same order, with its parts timed."""
     began = time.monotonic()
     started, report, flags = float(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    from sst2.arguments import parse_arguments
-    from sst2.preemption import Requests
+    from sst2.config.arguments import parse_arguments
+    from sst2.distributed.stop_requests import Requests
 
     gc.disable()
     requests, settings = Requests().listen(), parse_arguments(flags)

@@ -64,7 +64,7 @@ def write_inputs(folder: Path) -> None:
     import torch
     from transformers import DistilBertConfig, DistilBertModel
 
-    from sst2.sample import sample_sentences, sample_tokenizer
+    from sst2.data.sample import sample_sentences, sample_tokenizer
 
     torch.manual_seed(0)
     tokenizer = sample_tokenizer()
@@ -98,7 +98,7 @@ def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
         get_scheduler,
     )
 
-    from sst2.environment import runs_on_cpu
+    from sst2.distributed.devices import runs_on_cpu
 
     accelerator = Accelerator(mixed_precision=precision, cpu=runs_on_cpu())
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -139,9 +139,9 @@ def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
 
 def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> Step:
     """The job itself, set up as by its command line."""
-    from sst2.arguments import parse_arguments
-    from sst2.preemption import Requests
-    from sst2.run_folder import RunFolder
+    from sst2.config.arguments import parse_arguments
+    from sst2.distributed.stop_requests import Requests
+    from sst2.runs.run_folder import RunFolder
     from train_sst2 import setup, train_step
 
     files = ["--train_file", folder / "train.tsv", "--validation_file", folder / "validation.tsv"]
@@ -239,7 +239,7 @@ def peak(dtype: str) -> float:
     """FLOP/s of large matrix products, the most that a step could reach."""
     import torch
 
-    from sst2.flops import matrix_peak
+    from sst2.training.flops import matrix_peak
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return matrix_peak(device, getattr(torch, dtype), seconds=1.0, size=8192 if device.type == "cuda" else 2048)
@@ -250,7 +250,7 @@ def circumstances() -> dict[str, Any]:
     import torch
     import transformers
 
-    from sst2.environment import processor
+    from sst2.distributed.devices import processor
 
     return {
         "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
@@ -268,7 +268,7 @@ def describe(rounds: Rounds, peaks: Peaks, memory: Memory, count: int) -> dict[s
     """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
     from transformers import DistilBertConfig
 
-    from sst2.flops import flop_per_token
+    from sst2.training.flops import flop_per_token
 
     base = flop_per_token(DistilBertConfig())  # whose defaults are DistilBERT-base
     speeds = {name: [sentences / seconds for seconds, sentences, _ in taken] for name, taken in rounds.items()}

@@ -41,10 +41,10 @@ def measure(flags: list[str]) -> dict[str, Any]:
         Seconds and calls by method, their sum, and its share of the time of `fit`.
     """
     import train_sst2
-    from sst2.arguments import parse_arguments
-    from sst2.dashboard import Dashboard
-    from sst2.phases import Phases
-    from sst2.tracking import Tracker
+    from sst2.config.arguments import parse_arguments
+    from sst2.tracking.dashboard import Dashboard
+    from sst2.tracking.tracker import Tracker
+    from sst2.utils.device_timing import Phases
 
     seconds: defaultdict[str, float] = defaultdict(float)
     calls: defaultdict[str, int] = defaultdict(int)

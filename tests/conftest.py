@@ -132,9 +132,9 @@ def train_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..
     """Run the same job inside the test's process, which saves the seconds of importing torch."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from sst2.arguments import parse_arguments
-    from sst2.errors import OF_TRAINING, exit_codes
-    from sst2.preemption import Requests
+    from sst2.config.arguments import parse_arguments
+    from sst2.distributed.stop_requests import Requests
+    from sst2.utils.errors import OF_TRAINING, exit_codes
     from train_sst2 import main
 
     def run(*flags: object, run_dir: Path | None = None) -> Finished:
@@ -160,7 +160,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import DistilBertModel
 
-    from sst2.sample import sample_config, sample_tokenizer
+    from sst2.data.sample import sample_config, sample_tokenizer
 
     folder = tmp_path_factory.mktemp("model") / "tiny-distilbert"
     tokenizer = sample_tokenizer()
@@ -176,7 +176,7 @@ def tiny_classifier(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) 
     import torch
     from transformers import AutoTokenizer, DistilBertForSequenceClassification
 
-    from sst2.sample import sample_sentences
+    from sst2.data.sample import sample_sentences
 
     folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("classifier") / "tiny-classifier"))
     torch.manual_seed(1)
@@ -210,7 +210,7 @@ def hub_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
     """The repositories that the job reads by default, small: all three splits of SST-2, and a DistilBERT."""
     import datasets
 
-    from sst2.sample import sample_sentences
+    from sst2.data.sample import sample_sentences
 
     root = tmp_path_factory.mktemp("hub")
     data = root / "datasets" / "nyu-mll/glue"
@@ -252,7 +252,7 @@ def hub_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
 @pytest.fixture(scope="session")
 def tsv_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Some sentences of the sample as GLUE writes them, 300 in train.tsv and 70 in dev.tsv."""
-    from sst2.sample import sample_sentences
+    from sst2.data.sample import sample_sentences
 
     folder = tmp_path_factory.mktemp("data")
     parts = (("train.tsv", 300, sample_sentences("train")), ("dev.tsv", 70, sample_sentences("validation")))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from sst2.sample import sample_sentences
+from sst2.data.sample import sample_sentences
 
 BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 ROBERTA = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}  # padding has the id 1
@@ -35,7 +35,7 @@ def trained(kind: str) -> str:
     texts = sample_sentences("train")[0][:1500]
     texts = [*texts, *(text.title() for text in texts[:500]), *(20 * ["café naïve déjà vu señor Å 電影很好"])]
     special = ROBERTA if kind == "byte-level BPE" else BERT
-    # As in sst2.sample: letters within or at the end of a word are named up front, or their numbers, and with them the
+    # As in sst2.data.sample: letters within or at the end of a word are named up front, or their numbers, and with them the
     # merges, would follow a randomly seeded hash map.
     inner = {"WordPiece": "##{}", "character": "{}</w>"}.get(kind.split(maxsplit=1)[0], "")
     read = texts if kind == "WordPiece cased" else [text.lower() for text in texts]

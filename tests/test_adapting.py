@@ -11,11 +11,11 @@ import pytest
 from transformers import pipeline
 
 from conftest import Finished
-from sst2.errors import UserError
-from sst2.predict.incoming import sentences_of
-from sst2.reading import LabelledSentences, read_dataset, read_file
-from sst2.records import Columns
-from sst2.sample import Split, sample_sentences
+from sst2.data.readers import LabelledSentences, read_dataset, read_file
+from sst2.data.records import Columns
+from sst2.data.sample import Split, sample_sentences
+from sst2.inference.predict.incoming import sentences_of
+from sst2.utils.errors import UserError
 
 HAM = Columns("text", "verdict", ("ham", "spam"))
 

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import SCRIPT
 from processes import free_port
-from sst2.agreement import differences
+from sst2.distributed.agreement import differences
 
 
 def run_two(

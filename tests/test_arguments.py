@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from conftest import SCRIPT
-from sst2.arguments import MARK, asked_for, parse_arguments, worked_out
-from sst2.batching import plan_batches
-from sst2.flags import _OTHER_NAMES
-from sst2.settings import NAMES, Settings
+from sst2.config.arguments import MARK, asked_for, parse_arguments, worked_out
+from sst2.config.command_line import _OTHER_NAMES
+from sst2.config.settings import NAMES, Settings
+from sst2.data.batch_plan import plan_batches
 
 
 def parse(*words: str) -> Settings:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.attention import attend, flash_works
-from sst2.packing import Pack
+from sst2.data.packing import Pack
+from sst2.models.attention import attend, flash_works
 
 HEADS, WIDTH = 2, 8
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import Finished
-from sst2.run_folder import RunFolder
-from sst2.sealed_folder import write_sealed
+from sst2.runs.run_folder import RunFolder
+from sst2.utils.atomic_folder import write_sealed
 
 Train = Callable[..., Finished]
 

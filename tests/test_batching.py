@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.batching import BatchPlan, collate, deal, epoch_order, evaluation_loader, micro_batches, plan_batches
-from sst2.data import Split
-from sst2.errors import UserError
-from sst2.settings import Settings
+from sst2.config.settings import Settings
+from sst2.data.batch_plan import BatchPlan, deal, epoch_order, micro_batches, plan_batches
+from sst2.data.collation import collate, evaluation_loader
+from sst2.data.splits import Split
+from sst2.utils.errors import UserError
 
 
 def make_split(lengths: list[int]) -> Split:

@@ -18,19 +18,18 @@ from typing import Any
 import pytest
 
 from processes import kill_at_change, start
-from sst2.checkpoint_folder import (
+from sst2.checkpoints.folders import (
     adopt_checkpoints,
     checkpoint_name,
     find_latest,
-    is_origin,
     list_checkpoints,
     newest_checkpoint,
-    origin,
     recover,
     rotate,
 )
-from sst2.errors import UserError
-from sst2.sealed_folder import DamagedFolderError, verify_sealed, write_sealed
+from sst2.runs.origin import is_origin, origin
+from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed, write_sealed
+from sst2.utils.errors import UserError
 
 
 def write(folder: Path, step: int, content: str = "first", size: int = 10_000) -> Path:

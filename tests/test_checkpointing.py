@@ -26,20 +26,20 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import sst2.rescue
+import sst2.checkpoints.rescue
 from conftest import Bomb
 from processes import kill_at_change, start
-from sst2.checkpoint_folder import adopt_checkpoints, checkpoint_name, list_checkpoints
-from sst2.checkpointing import Checkpointer, load_weights
-from sst2.data import Split
-from sst2.errors import UserError
-from sst2.optimization import build_optimizer, build_schedule
-from sst2.random_states import random_state, restore_random_state
-from sst2.same_run import BINDING_LENGTHS, BINDING_SETTINGS
-from sst2.sealed_folder import verify_sealed, write_sealed
-from sst2.settings import SAMPLE, Settings
-from sst2.strategies import prepare
-from sst2.training_state import TrainingState
+from sst2.checkpoints.checkpointer import Checkpointer, load_weights
+from sst2.checkpoints.compatibility import BINDING_LENGTHS, BINDING_SETTINGS
+from sst2.checkpoints.folders import adopt_checkpoints, checkpoint_name, list_checkpoints
+from sst2.checkpoints.random_states import random_state, restore_random_state
+from sst2.checkpoints.training_state import TrainingState
+from sst2.config.settings import SAMPLE, Settings
+from sst2.data.splits import Split
+from sst2.distributed.strategies import prepare
+from sst2.training.optimizer import build_optimizer, build_schedule
+from sst2.utils.atomic_folder import verify_sealed, write_sealed
+from sst2.utils.errors import UserError
 
 SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01, num_warmup_steps=3, max_train_steps=20)
 OTHERS = {
@@ -265,7 +265,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         go.wait()
         write_sealed(place, write_files)
 
-    monkeypatch.setattr("sst2.rescue.write_sealed", write_later)
+    monkeypatch.setattr("sst2.checkpoints.rescue.write_sealed", write_later)
     return go
 
 
@@ -346,7 +346,7 @@ def test_a_checkpoint_amid_an_evaluation_between_others(accelerator: Accelerator
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failed saves are tried again without a pause."""
-    monkeypatch.setattr("sst2.rescue.SECONDS_BEFORE_RETRIES", (0.0, 0.0))
+    monkeypatch.setattr("sst2.checkpoints.rescue.SECONDS_BEFORE_RETRIES", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -481,7 +481,7 @@ def test_what_the_disk_has_answered_is_said_whatever_library_was_writing(
 ) -> None:
     """Any write to /dev/full answers ENOSPC, on every file system."""
     training = Training(accelerator, seed=1)
-    real = sst2.rescue.write_sealed
+    real = sst2.checkpoints.rescue.write_sealed
 
     def with_a_full_disk(place: Path, write_files: Callable[[Path], None]) -> None:
         def write_to_it(folder: Path) -> None:
@@ -492,7 +492,7 @@ def test_what_the_disk_has_answered_is_said_whatever_library_was_writing(
 
     checkpoints = training.checkpoints(tmp_path / "checkpoints")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sst2.rescue.write_sealed", with_a_full_disk)
+        patch.setattr("sst2.checkpoints.rescue.write_sealed", with_a_full_disk)
         checkpoints.save(training.state)
         checkpoints.wait()
     assert "could not be written ([Errno 28] No space left on device" in str(checkpoints.failure())

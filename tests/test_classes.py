@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 from transformers import DistilBertForSequenceClassification
 
 from conftest import Finished
-from sst2.classes import order_of_classes, positive_class
-from sst2.compare import Run, same_sentences
-from sst2.errors import UserError
-from sst2.export import figures
-from sst2.export.command import read_validation
-from sst2.export.figures import REFERENCE, Form
-from sst2.modeling import load_model, load_tokenizer
-from sst2.reading import LabelledSentences
-from sst2.sample import sample_tokenizer
-from sst2.settings import Settings
+from sst2.cli.compare import Run, same_sentences
+from sst2.config.class_names import order_of_classes, positive_class
+from sst2.config.settings import Settings
+from sst2.data.readers import LabelledSentences
+from sst2.data.sample import sample_tokenizer
+from sst2.inference.export import figures
+from sst2.inference.export.command import read_validation
+from sst2.inference.export.figures import REFERENCE, Form
+from sst2.models.loading import load_model, load_tokenizer
+from sst2.utils.errors import UserError
 
 CHECK = "--num_train_epochs 1 --max_train_steps 1 --learning_rate 1e-12 --global_batch_size 32".split()
 

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from scipy.stats import ttest_ind
 
-from sst2.arguments import MARK, write_settings
-from sst2.compare import PROGRAM, main
-from sst2.errors import exit_codes
-from sst2.metrics import SentimentMetric
-from sst2.run_folder import RunFolder
-from sst2.settings import Settings
+from sst2.cli.compare import PROGRAM, main
+from sst2.config.arguments import MARK, write_settings
+from sst2.config.settings import Settings
+from sst2.evaluation.metrics import SentimentMetric
+from sst2.runs.run_folder import RunFolder
+from sst2.utils.errors import exit_codes
 
 Compare = Callable[..., tuple[int, str, str]]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import SCRIPT
-from sst2.errors import UserError
-from sst2.model_argument import model_name
+from sst2.inference.model_argument import model_name
+from sst2.utils.errors import UserError
 from test_compare import write_run
 
 COMMANDS = ("predict", "export", "compare", "doctor", "prefetch", "launch")
@@ -78,7 +78,7 @@ def test_modules_of_the_users_are_not_taken_for_libraries(tmp_path: Path) -> Non
 
 def test_a_module_that_the_metrics_need_is_the_librarys(tmp_path: Path) -> None:
     (tmp_path / "evaluate.py").write_text("raise SystemExit('the wrong module')\n")
-    show = "import sys; sys.argv = ['-m']; import sst2, sst2.metrics"
+    show = "import sys; sys.argv = ['-m']; import sst2, sst2.evaluation.metrics"
     done = subprocess.run(command("-c", show), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

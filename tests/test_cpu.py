@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from conftest import REPOSITORY
-from sst2.cpu import bf16_gain
+from sst2.distributed.precision import bf16_gain
 
 FAULTS = """
 import resource, sys
-from sst2.cpu import tune_cpu
+from sst2.distributed.cpu import tune_cpu
 if sys.argv[1] == "tuned":
     tune_cpu()
 import torch
@@ -26,8 +26,8 @@ for _ in range(5):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 DENORMALS = """
-from sst2.arguments import parse_arguments
-from sst2.connect import connect
+from sst2.config.arguments import parse_arguments
+from sst2.distributed.init import connect
 import torch
 connect(parse_arguments(["--smoke", "--mixed_precision", "auto"]))
 assert torch.get_num_threads() == 2

@@ -15,8 +15,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from conftest import Finished
-from sst2.dashboard import Dashboard
-from sst2.data import Split
+from sst2.data.splits import Split
+from sst2.tracking.dashboard import Dashboard
 
 SENTENCES = ["fine", "a|b <i>bad</i> *film* ``so`` \\ [x](y) __z__ # &amp; ~", "so so", "dull"]
 LABELS = np.array([1, 0, 1, 0])
@@ -120,7 +120,7 @@ def test_class_names_are_no_formulas_and_pictures_cost_no_run(
 ) -> None:
     dashboard = Dashboard(writer, "validation")
     dashboard.show(replace(split(), label_names=("<$10", "$10_$50")), 4, logits(0.9, 0.97, 0.4, 0.2))
-    monkeypatch.setattr("sst2.plots._draw_roc", None)  # broken, however that may come
+    monkeypatch.setattr("sst2.tracking.plots._draw_roc", None)  # broken, however that may come
     dashboard.show(split(), 8, logits(0.9, 0.97, 0.4, 0.2))
     assert "pictures of validation cannot be drawn: TypeError" in caplog.text
     found = shown(writer)

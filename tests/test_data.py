@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from processes import results
-from sst2.data import Split, load_sentences, tokenize
-from sst2.errors import UserError
-from sst2.reading import LabelledSentences
-from sst2.sample import sample_sentences, sample_tokenizer
-from sst2.settings import Settings
+from sst2.config.settings import Settings
+from sst2.data.readers import LabelledSentences
+from sst2.data.sample import sample_sentences, sample_tokenizer
+from sst2.data.splits import Split, load_sentences, tokenize
+from sst2.utils.errors import UserError
 
 
 @pytest.fixture

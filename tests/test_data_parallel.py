@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from transformers import DistilBertForSequenceClassification
 
 from processes import free_port, start
-from sst2.optimization import build_optimizer
-from sst2.sample import sample_config
-from sst2.settings import Settings
-from sst2.strategies import data_parallel, prepare
+from sst2.config.settings import Settings
+from sst2.data.sample import sample_config
+from sst2.distributed.strategies import data_parallel, prepare
+from sst2.training.optimizer import build_optimizer
 
 
 def passes_of_a_step(rank: int, port: int) -> list[list[str]]:

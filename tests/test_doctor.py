@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import TWO_PROCESSES
-from sst2.doctor import Finding, table
+from sst2.cli.doctor import Finding, table
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.dropout import Dropout, dropout
+from sst2.models.dropout import Dropout, dropout
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9, 1e-4])

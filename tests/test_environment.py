@@ -12,18 +12,13 @@ import pytest
 import torch
 
 from conftest import REPOSITORY
-from sst2 import environment
-from sst2.environment import (
-    RECORDED_VARIABLES,
-    choose_precision,
-    describe_environment,
-    limit_threads,
-    overlooks_gpus,
-    peak_memory_mib,
-    runs_on_cpu,
-    use_all_cores,
-)
-from sst2.errors import UserError
+from sst2.distributed.cpu import limit_threads, use_all_cores
+from sst2.distributed.devices import overlooks_gpus, runs_on_cpu
+from sst2.distributed.precision import choose_precision
+from sst2.tracking import environment
+from sst2.tracking.environment import RECORDED_VARIABLES, describe_environment
+from sst2.training.meter import peak_memory_mib
+from sst2.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

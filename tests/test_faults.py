@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import REPOSITORY, Finished
 from jobs import POOR_DISK, SLOW_DISK, TWO_PROCESSES, results, run_to_the_end, running
-from sst2.checkpoint_folder import find_latest, list_checkpoints
+from sst2.checkpoints.folders import find_latest, list_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from processes import results, start
-from sst2 import file_system
-from sst2.file_system import missing_features, share, wait_for_lock
-from sst2.run_folder import RunFolder
-from sst2.sealed_folder import verify_sealed, write_sealed
+from sst2.runs.run_folder import RunFolder
+from sst2.utils import file_system
+from sst2.utils.atomic_folder import verify_sealed, write_sealed
+from sst2.utils.file_system import missing_features, share, wait_for_lock
 
 
 @pytest.fixture(autouse=True)

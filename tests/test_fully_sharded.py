@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor
 from transformers import DistilBertForSequenceClassification
 
 from processes import free_port, start
-from sst2.optimization import build_optimizer
-from sst2.sample import sample_config
-from sst2.settings import Settings
-from sst2.strategies import DataParallel, prepare
-from sst2.strategies.fully_sharded import FullySharded
+from sst2.config.settings import Settings
+from sst2.data.sample import sample_config
+from sst2.distributed.strategies import DataParallel, prepare
+from sst2.distributed.strategies.fully_sharded import FullySharded
+from sst2.training.optimizer import build_optimizer
 
 SETTINGS = Settings(output_dir="/nonexistent", learning_rate=0.01)
 WORLD_SIZE = 3  # divides few of the model's shapes

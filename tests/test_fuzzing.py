@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sst2.arguments import SMOKE_RECIPE, asked_for, parse_arguments, worked_out
-from sst2.batching import plan_batches
-from sst2.errors import UserError
-from sst2.settings import NAMES, Settings
+from sst2.config.arguments import SMOKE_RECIPE, asked_for, parse_arguments, worked_out
+from sst2.config.settings import NAMES, Settings
+from sst2.data.batch_plan import plan_batches
+from sst2.utils.errors import UserError
 
 COUNT = 3000
 VALUES = [

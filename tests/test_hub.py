@@ -27,9 +27,9 @@ from datasets.exceptions import DatasetGenerationError
 
 from conftest import REPOSITORY, SCRIPT, Finished
 from hub_server import HubServer, Repository
-from sst2 import hub as hub_module
-from sst2.errors import UserError
-from sst2.sample import sample_sentences
+from sst2.data import hub as hub_module
+from sst2.data.sample import sample_sentences
+from sst2.utils.errors import UserError
 
 Train = Callable[..., Finished]
 
@@ -45,9 +45,9 @@ JOBS = """
 import contextlib, io, json, sys
 sys.path.insert(0, sys.argv[1])
 from accelerate.state import AcceleratorState
-from sst2.arguments import PROGRAM, parse_arguments
-from sst2.errors import OF_TRAINING, exit_codes
-from sst2.preemption import Requests
+from sst2.config.arguments import PROGRAM, parse_arguments
+from sst2.utils.errors import OF_TRAINING, exit_codes
+from sst2.distributed.stop_requests import Requests
 from train_sst2 import main
 for flags in json.loads(sys.argv[2]):
     code = 0

@@ -226,11 +226,11 @@ def test_a_code_that_says_why_counts_more_than_that_of_who_was_left_alone(tmp_pa
 TOGETHER = """
 import logging, sys, time
 from pathlib import Path
-from sst2.preemption import Requests
+from sst2.distributed.stop_requests import Requests
 requests = Requests().listen()
 import torch
 from torch import distributed
-from sst2.errors import exit_codes, leave_at_once
+from sst2.utils.errors import exit_codes, leave_at_once
 
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 distributed.init_process_group("gloo")
@@ -262,7 +262,7 @@ def test_a_signal_before_any_process_has_started(tmp_path: Path) -> None:
     # Beside a helper, as accelerate has one where it asks nvidia-smi, which is no process of the job.
     code = "import os, signal, subprocess, sst2.launch, accelerate.commands.launch as accelerates; "
     code += "subprocess.Popen(['sleep', '2']); "
-    code += "accelerates.launch_command = lambda a: os.kill(os.getpid(), {0}); sst2.launch.main(['{1}'])"
+    code += "accelerates.launch_command = lambda a: os.kill(os.getpid(), {0}); sst2.cli.launch.main(['{1}'])"
     for wish in (signal.SIGTERM, signal.SIGUSR1):
         command = [sys.executable, "-c", code.format(int(wish), tmp_path / "script.py")]
         assert subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 75

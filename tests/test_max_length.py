@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from conftest import Finished
-from sst2.errors import UserError
-from sst2.export.command import main as export
-from sst2.predict.command import load
-from sst2.predict.command import main as predict
+from sst2.inference.export.command import main as export
+from sst2.inference.predict.command import load
+from sst2.inference.predict.command import main as predict
+from sst2.utils.errors import UserError
 
 LONG = "a gripping , funny film that nobody should miss , and then a dull , lifeless one"
 ONE_STEP = "--num_train_epochs 1 --max_train_steps 1 --global_batch_size 4 --max_length 8".split()

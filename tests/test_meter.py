@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from sst2.meter import Meter
-from sst2.strategies.waiting import Waiting
-from sst2.training_state import TrainingState
+from sst2.checkpoints.training_state import TrainingState
+from sst2.training.meter import Meter
+from sst2.utils.device_timing import Waiting
 
 
 @pytest.fixture

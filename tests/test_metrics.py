@@ -12,8 +12,8 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from processes import results
-from sst2.metrics import SentimentMetric, accuracy_by_length, expected_calibration_error
-from sst2.predictions import probability_positive
+from sst2.evaluation.metrics import SentimentMetric, accuracy_by_length, expected_calibration_error
+from sst2.evaluation.predictions import probability_positive
 
 # How much the POSITIVE logit is above the NEGATIVE one, and the truth: 2 true and 1 false positives, 2 and 2 negatives.
 MARGINS = [2.0, -1.0, -3.0, 1.0, 0.5, -2.0, -0.5]

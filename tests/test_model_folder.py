@@ -17,11 +17,12 @@ from tokenizers import normalizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pipeline
 
 from conftest import Finished
-from sst2.errors import LocalError, UserError
-from sst2.model_folder import export_model, model_card, rehearse_export
-from sst2.modeling import load_model, load_tokenizer
-from sst2.sample import sample_sentences, sample_tokenizer
-from sst2.settings import SAMPLE, Settings
+from sst2.config.settings import SAMPLE, Settings
+from sst2.data.sample import sample_sentences, sample_tokenizer
+from sst2.models.export import export_model, rehearse_export
+from sst2.models.loading import load_model, load_tokenizer
+from sst2.models.model_card import model_card
+from sst2.utils.errors import LocalError, UserError
 
 SENTENCES = sample_sentences("validation")[0][:40]
 METRICS: dict[str, Any] = {

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import DistilBertForSequenceClassification, DistilBertModel
 
 from conftest import Bomb
-from sst2.errors import UserError
-from sst2.modeling import load_model, load_tokenizer
-from sst2.packed import PackedClassifier
-from sst2.sample import sample_tokenizer
-from sst2.settings import SAMPLE, Settings
+from sst2.config.settings import SAMPLE, Settings
+from sst2.data.sample import sample_tokenizer
+from sst2.models.loading import load_model, load_tokenizer
+from sst2.models.packed_classifier import PackedClassifier
+from sst2.utils.errors import UserError
 
 
 def settings(model: Path, **flags: Any) -> Settings:
@@ -41,7 +41,7 @@ def log() -> Iterator[list[str]]:
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("sst2.modeling")
+    logger = logging.getLogger("sst2.models.loading")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     yield messages
@@ -228,7 +228,7 @@ def test_a_cased_vocabulary_under_a_lower_casing_tokenizer_is_warned_of(
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
     logging.getLogger("sst2").propagate = True
     tokenizer = load_tokenizer(settings(folder))
-    said = [record.getMessage() for record in caplog.records if record.name == "sst2.tokenizer"]
+    said = [record.getMessage() for record in caplog.records if record.name == "sst2.models.tokenizer"]
     assert len(said) == lowercase
     if lowercase:
         assert said[0].startswith(f"{folder}: 20 of 600 entries of its vocabulary have capital letters, Word")

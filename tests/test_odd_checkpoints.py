@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, DistilBertConfig, pipeline
 
 from conftest import Finished
 from odd_checkpoints import FAST, FORMS, SENTENCES, Form
-from sst2.errors import exit_codes
-from sst2.predict import command
+from sst2.inference.predict import command
+from sst2.utils.errors import exit_codes
 
 Predict = Callable[[Path], tuple[int, list[float], str]]
 Train = Callable[[Path], Finished]

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from transformers import DistilBertForSequenceClassification
 
-from sst2.optimization import build_optimizer, build_schedule, clipped_step, global_norm
-from sst2.sample import sample_config
-from sst2.settings import Settings, TrainingArguments
+from sst2.config.settings import Settings, TrainingArguments
+from sst2.data.sample import sample_config
+from sst2.distributed.strategies.clipping import clipped_step, global_norm
+from sst2.training.optimizer import build_optimizer, build_schedule
 
 SCHEDULES = get_args(get_type_hints(TrainingArguments)["lr_scheduler_type"])
 

@@ -6,11 +6,11 @@ import torch
 from torch.nn import functional as F
 from transformers import DistilBertForSequenceClassification
 
-from sst2.batching import Batch, collate, pack
-from sst2.data import Split
-from sst2.packed import PackedClassifier
-from sst2.sample import sample_config
-from sst2.step_graphs import fill
+from sst2.data.collation import Batch, collate, pack
+from sst2.data.sample import sample_config
+from sst2.data.splits import Split
+from sst2.models.packed_classifier import PackedClassifier
+from sst2.training.cuda_graphs import fill
 
 VOCABULARY = 300
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from sst2.batching import Batch
-from sst2.host_copy import HostCopy
-from sst2.packing import GRID_PLACES, GRID_SENTENCES, Pack
+from sst2.checkpoints.host_copy import HostCopy
+from sst2.data.collation import Batch
+from sst2.data.packing import GRID_PLACES, GRID_SENTENCES, Pack
 
 LENGTHS = np.array([1, 2, 2, 3, 5, 8, 8, 9, 9, 12, 30])
 

@@ -7,11 +7,10 @@ import torch
 from accelerate import Accelerator
 from transformers import DistilBertConfig
 
-from sst2.flops import flop_per_token, matrix_peak
-from sst2.meter import Meter
-from sst2.phases import PHASES, Phases
-from sst2.strategies.waiting import Waiting
-from sst2.training_state import TrainingState
+from sst2.checkpoints.training_state import TrainingState
+from sst2.training.flops import flop_per_token, matrix_peak
+from sst2.training.meter import Meter
+from sst2.utils.device_timing import PHASES, Phases, Waiting
 
 CPU = torch.device("cpu")
 

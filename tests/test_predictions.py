@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from sst2.predictions import in_order_of_rows, in_words, log_probabilities, probability_positive
+from sst2.evaluation.predictions import in_order_of_rows, in_words, log_probabilities, probability_positive
 
 
 def test_logits_of_all_ranks_are_put_in_order_and_each_sentence_counts_once() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from conftest import REPOSITORY
 from processes import start
-from sst2.preemption import SIGNALS, Requests, Wishes
-from sst2.run_folder import write_text
+from sst2.distributed.stop_requests import SIGNALS, Requests, Wishes
+from sst2.utils.atomic_file import write_text
 
 
 def answer_to(*signals: signal.Signals) -> Wishes:
@@ -43,7 +43,7 @@ def test_each_signal_is_a_wish_to_stop(number: signal.Signals) -> None:
 def test_what_is_printed_where_outputs_are_closed_is_no_signal() -> None:
     code = (
         "import os, time\n"
-        "from sst2.preemption import Requests\n"
+        "from sst2.distributed.stop_requests import Requests"
         "requests = Requests().listen()\n"
         "for output in (0, 1, 2):\n"
         "    os.write(output, bytes(range(1, 32)))\n"  # a newline is SIGUSR1
@@ -89,7 +89,7 @@ def test_a_signal_that_a_library_has_taken_is_no_wish() -> None:
 
 @pytest.mark.parametrize("ends_by", [signal.SIGQUIT, signal.SIGSEGV])
 def test_what_ends_the_process_at_once_prints_where_it_was(ends_by: signal.Signals) -> None:
-    code = "import os, sys; from sst2.preemption import Requests; Requests().listen()\n"
+    code = "import os, sys; from sst2.distributed.stop_requests import Requests; Requests().listen()"
     code += "def stand_here(): os.kill(os.getpid(), int(sys.argv[1]))\nstand_here()"
     command = [sys.executable, "-c", code, str(int(ends_by))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -114,12 +114,12 @@ def test_a_second_interrupt_ends_a_process_that_is_stuck() -> None:
 
 
 def test_signals_are_caught_before_torch_is_imported() -> None:
-    code = "import sys, sst2.preemption; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, sst2.distributed.stop_requests; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_files_are_wishes_and_are_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sst2.preemption.SECONDS_BETWEEN_LOOKS", 0)
+    monkeypatch.setattr("sst2.distributed.stop_requests.SECONDS_BETWEEN_LOOKS", 0)
     requests = Requests()
     (tmp_path / "STOP").touch()
     assert requests.agree() == Wishes()  # it has not been told where to look

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sst2.arguments import read_settings
-from sst2.prefetch import main
+from sst2.cli.prefetch import main
+from sst2.config.arguments import read_settings
 
 
 def test_it_takes_the_flags_of_a_run_and_leaves_token_ids(

@@ -17,13 +17,14 @@ import torch
 
 from conftest import REPOSITORY
 from processes import CONTEXT, free_port
-from sst2 import preflight
-from sst2.connect import _agree_on_precision, connect
-from sst2.environment import Launcher, read_launcher
-from sst2.errors import LocalError, LostProcessError, UserError
-from sst2.preflight import check_world_size, first_sum, require_free_space, roll_call, word_of_main
-from sst2.settings import Precision, Settings
-from sst2.waiting import RunningTime
+from sst2.checkpoints.free_space import require_free_space
+from sst2.config.settings import Precision, Settings
+from sst2.distributed import rendezvous as preflight
+from sst2.distributed.init import _agree_on_precision, connect
+from sst2.distributed.launcher import Launcher, read_launcher
+from sst2.distributed.rendezvous import check_world_size, first_sum, roll_call, word_of_main
+from sst2.utils.errors import LocalError, LostProcessError, UserError
+from sst2.utils.waiting import RunningTime
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from torch import distributed, nn
 
 from processes import free_port, start
-from sst2.checkpointing import Checkpointer
-from sst2.connect import connect
-from sst2.errors import LocalError, StopRequestedError, UserError
-from sst2.optimization import build_optimizer, build_schedule
-from sst2.ranks import on_main, read_on_main
-from sst2.settings import Settings
-from sst2.strategies import prepare
-from sst2.training_state import TrainingState
+from sst2.checkpoints.checkpointer import Checkpointer
+from sst2.checkpoints.training_state import TrainingState
+from sst2.config.settings import Settings
+from sst2.distributed.init import connect
+from sst2.distributed.ranks import on_main, read_on_main
+from sst2.distributed.strategies import prepare
+from sst2.training.optimizer import build_optimizer, build_schedule
+from sst2.utils.errors import LocalError, StopRequestedError, UserError
 
 TREE = {"weights": [torch.arange(6).reshape(2, 3).T, (torch.ones(2, dtype=torch.bfloat16), "text")], 3: torch.zeros(())}
 

@@ -7,8 +7,8 @@ import datasets
 import pandas
 import pytest
 
-from sst2.errors import UserError
-from sst2.reading import LabelledSentences, read_dataset, read_file
+from sst2.data.readers import LabelledSentences, read_dataset, read_file
+from sst2.utils.errors import UserError
 
 SENTENCES = ["a gripping , funny film ", 'he said " no " , and left', "null", "naïve — and moving"]
 LABELS = [1, 0, 0, 1]

@@ -17,8 +17,8 @@ import yaml
 
 from conftest import REPOSITORY
 from hub_server import HubServer
-from sst2.arguments import read_settings
-from sst2.sample import Split, sample_sentences
+from sst2.config.arguments import read_settings
+from sst2.data.sample import Split, sample_sentences
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # What other programs do: installing, watching, showing. Their names alone are looked at.

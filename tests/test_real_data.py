@@ -8,7 +8,7 @@ import pytest
 from transformers import pipeline
 
 from conftest import Finished
-from sst2.reading import read_file
+from sst2.data.readers import read_file
 
 pytestmark = [
     pytest.mark.slow,

@@ -18,12 +18,12 @@ from benchmarks.recipe_figures import holm, paired, summarise
 from benchmarks.recipe_worker import ALTERATIONS, Averaged, ExponentialAverage, LastAverage, slower_below, train
 from benchmarks.recipes import RECIPES, Recipe, training_sentences
 from conftest import REPOSITORY
-from sst2.arguments import parse_arguments
-from sst2.errors import UserError
-from sst2.optimization import build_optimizer
-from sst2.reading import LabelledSentences
-from sst2.sample import sample_config
-from sst2.settings import Settings
+from sst2.config.arguments import parse_arguments
+from sst2.config.settings import Settings
+from sst2.data.readers import LabelledSentences
+from sst2.data.sample import sample_config
+from sst2.training.optimizer import build_optimizer
+from sst2.utils.errors import UserError
 
 
 def descend(average: Averaged, total: int) -> tuple[list[float], nn.Parameter]:

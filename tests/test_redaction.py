@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sst2.errors import UserError
-from sst2.model_argument import OneLineParser
-from sst2.redaction import redact, redact_logging
+from sst2.utils.errors import UserError
+from sst2.utils.one_line_parser import OneLineParser
+from sst2.utils.redaction import redact, redact_logging
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_traceback_in_the_log_is_redacted() -> None:
 
 def test_tracebacks_are_redacted() -> None:
     code = """if True:
-        from sst2.errors import exit_codes
+        from sst2.utils.errors import exit_codes
         with exit_codes("program"):
             raise AssertionError("http://me:" + "secret@hub.org")
     """

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from processes import kill_at_change, start
-from sst2.arguments import MARK, check_run_dir, is_run, write_settings
-from sst2.data import Split
-from sst2.errors import StopRequestedError, UserError
-from sst2.logs import log_to_file, start_logging
-from sst2.predictions import write_predictions
-from sst2.preemption import Requests
-from sst2.run_folder import RunFolder, write_json, write_text
-from sst2.settings import Settings
+from sst2.config.arguments import MARK, check_run_dir, write_settings
+from sst2.config.settings import Settings
+from sst2.data.splits import Split
+from sst2.distributed.stop_requests import Requests
+from sst2.evaluation.predictions import write_predictions
+from sst2.runs.run_folder import RunFolder, is_run
+from sst2.utils.atomic_file import write_json, write_text
+from sst2.utils.errors import StopRequestedError, UserError
+from sst2.utils.logs import log_to_file, start_logging
 
 
 def fill(run: RunFolder) -> None:

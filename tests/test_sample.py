@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from sst2.sample import PLAIN_NEGATIVE, PLAIN_POSITIVE, Split, sample_sentences, sample_tokenizer
+from sst2.data.sample import PLAIN_NEGATIVE, PLAIN_POSITIVE, Split, sample_sentences, sample_tokenizer
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
 FINGERPRINT = """
 import hashlib, json
-from sst2.sample import sample_sentences, sample_tokenizer
+from sst2.data.sample import sample_sentences, sample_tokenizer
 content = [sample_sentences("train"), sample_sentences("validation"), sample_tokenizer().get_vocab()]
 print(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest())
 """

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from processes import results
-from sst2.errors import UserError
-from sst2.scratch import BLOCK, Scratch, spool
-from sst2.sentences import Sentences, SentenceWriter
+from sst2.data.sentences import Sentences, SentenceWriter
+from sst2.utils.errors import UserError
+from sst2.utils.scratch import BLOCK, Scratch, spool
 
 
 @pytest.fixture(scope="module")

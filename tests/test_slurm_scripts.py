@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
-from sst2.preemption import SIGNALS
+from sst2.distributed.stop_requests import SIGNALS
 
 SCRIPTS = REPOSITORY / "slurm"
 

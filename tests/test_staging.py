@@ -8,9 +8,9 @@ import pytest
 
 from conftest import Finished
 from processes import results
-from sst2.errors import UserError
-from sst2.settings import Settings
-from sst2.staging import local_copy, stage
+from sst2.config.settings import Settings
+from sst2.data.staging import local_copy, stage
+from sst2.utils.errors import UserError
 
 
 def write(folder: Path, name: str = "weights.bin", content: str = "1234") -> Path:

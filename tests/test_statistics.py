@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sst2.statistics import compare_accuracy, mcnemar, mean_interval
+from sst2.evaluation.significance import compare_accuracy, mcnemar, mean_interval
 
 
 def test_the_interval_of_a_mean_is_students() -> None:

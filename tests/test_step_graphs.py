@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from sst2 import step_graphs
-from sst2.arguments import parse_arguments
-from sst2.batching import Batch, Passes, collate
-from sst2.data import Split
-from sst2.errors import UserError
-from sst2.sample import sample_config
-from sst2.step_graphs import Result, StepGraphs, Take
+from sst2.config.arguments import parse_arguments
+from sst2.data.batch_plan import Passes
+from sst2.data.collation import Batch, collate
+from sst2.data.sample import sample_config
+from sst2.data.splits import Split
+from sst2.training import cuda_graphs as step_graphs
+from sst2.training.cuda_graphs import Result, StepGraphs, Take
+from sst2.utils.errors import UserError
 
 
 class Recorded:

@@ -28,14 +28,14 @@ from transformers import PreTrainedTokenizerBase
 
 from jobs import running
 from processes import kill_at_change, results, start
-from sst2.arguments import parse_arguments
-from sst2.data import Split, load_sentences, tokenize, tokenize_all
-from sst2.errors import StopRequestedError, UserError
-from sst2.modeling import load_tokenizer
-from sst2.reading import LabelledSentences
-from sst2.sample import sample_sentences, sample_tokenizer
-from sst2.scratch import BLOCK
-from sst2.sealed_folder import describe_file
+from sst2.config.arguments import parse_arguments
+from sst2.data.readers import LabelledSentences
+from sst2.data.sample import sample_sentences, sample_tokenizer
+from sst2.data.splits import Split, load_sentences, tokenize, tokenize_all
+from sst2.models.loading import load_tokenizer
+from sst2.utils.atomic_folder import describe_file
+from sst2.utils.errors import StopRequestedError, UserError
+from sst2.utils.scratch import BLOCK
 
 SENTENCES = ["a gripping , funny film ", "Naïve\tand   moving — xyzzy", "dull", "a dull film " * 20, "bad"]
 LABELS = [1, 1, 0, 0, 0]

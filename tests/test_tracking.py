@@ -14,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from sst2.checkpointing import SavedTimes
-from sst2.logs import start_logging
-from sst2.run_folder import RunFolder
-from sst2.trackers import ExternalTrackers
-from sst2.tracking import Tracker, drop_later_lines, flatten
-from sst2.training_state import TrainingState
+from sst2.checkpoints.checkpointer import SavedTimes
+from sst2.checkpoints.training_state import TrainingState
+from sst2.runs.run_folder import RunFolder
+from sst2.tracking.external import ExternalTrackers
+from sst2.tracking.tracker import Tracker, drop_later_lines, flatten
+from sst2.utils.logs import start_logging
 
 SETTINGS: dict[str, Any] = {"learning_rate": 2e-5, "seed": 42, "load_best_model_at_end": True, "batching": "packed"}
 SETTINGS |= {"max_train_steps": None, "step_timeout": 300.0}

@@ -28,9 +28,9 @@ from transformers import (
 
 import train_sst2
 from conftest import REPOSITORY, Finished, without_times
-from sst2 import environment
-from sst2.data import Split
-from sst2.job import Job
+from sst2.data.splits import Split
+from sst2.tracking import environment
+from sst2.training.trainer import Job
 
 Train = Callable[..., Finished]
 
@@ -399,7 +399,7 @@ def test_a_broken_model_ends_the_run_after_ten_steps(
 def test_garbage_is_collected_at_the_same_steps_on_all_ranks(
     train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sst2.job.STEPS_BETWEEN_COLLECTIONS", 5)
+    monkeypatch.setattr("sst2.training.trainer.STEPS_BETWEEN_COLLECTIONS", 5)
     steps = []
 
     def note(phase: str, info: dict[str, int]) -> None:
@@ -577,7 +577,7 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_without_end(
         fsync(descriptor)
 
     monkeypatch.setattr("os.fsync", hang)
-    monkeypatch.setattr("sst2.job.SHORTEST_PATIENCE", 1.0)
+    monkeypatch.setattr("sst2.training.trainer.SHORTEST_PATIENCE", 1.0)
     done = train_here(*small_job, "--step_timeout", 0.1)
     was_given_up = not answered.is_set() and writers[0].is_alive()
     answered.set()

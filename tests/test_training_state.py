@@ -6,7 +6,7 @@ from math import isnan
 
 import pytest
 
-from sst2.training_state import TrainingState
+from sst2.checkpoints.training_state import TrainingState
 
 
 def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_of_the_loss() -> None:

@@ -124,7 +124,7 @@ def test_sources_are_named(stored: NotebookNode) -> None:
 
 
 def test_its_flags_and_commands_exist(stored: NotebookNode) -> None:
-    from sst2.settings import Settings
+    from sst2.config.settings import Settings
 
     sources = "\n".join(cell.source for cell in stored.cells)
     flags = set(re.findall(r"--([a-z_]+)", sources))

@@ -6,7 +6,7 @@ import time
 import psutil
 
 from processes import start
-from sst2.waiting import RunningTime, deadline, wait_until, within
+from sst2.utils.waiting import RunningTime, deadline, wait_until, within
 
 
 def look_for(seconds: float, longest: float) -> tuple[float, float, float]:

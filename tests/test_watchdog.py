@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sst2.watchdog import Watchdog
+from sst2.distributed.watchdog import Watchdog
 
 STANDING_STILL = """
 import logging, sys, time
 import torch
 from torch import distributed
-from sst2.watchdog import Watchdog
+from sst2.distributed.watchdog import Watchdog
 
 logging.basicConfig(format="%(message)s")
 distributed.init_process_group("gloo")
@@ -62,7 +62,7 @@ def wait_for_reports(caplog: pytest.LogCaptureFixture, count: int) -> None:
 
 
 def reports(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "sst2.watchdog"]
+    return [record.getMessage() for record in caplog.records if record.name == "sst2.distributed.watchdog"]
 
 
 @pytest.mark.slow
@@ -84,8 +84,8 @@ PREPARING = """
 import os, time
 import torch
 from torch import distributed
-from sst2 import watchdog
-from sst2.waiting import RunningTime
+from sst2.distributed import watchdog
+from sst2.utils.waiting import RunningTime
 
 class Hours(RunningTime):  # in which the watchdog looks at the clock: a second counts as twenty minutes
     def look(self):

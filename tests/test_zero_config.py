@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from conftest import REPOSITORY
-from sst2.environment import Launcher, read_launcher
-from sst2.errors import UserError
-from sst2.settings import Settings
-from sst2.strategies.zero_config import deepspeed_config, deepspeed_plugin, precision_of_file
+from sst2.config.settings import Settings
+from sst2.distributed.launcher import Launcher, read_launcher
+from sst2.distributed.strategies.zero_config import deepspeed_config, deepspeed_plugin, precision_of_file
+from sst2.utils.errors import UserError
 
 SETTINGS = Settings(output_dir="/nonexistent", max_grad_norm=0.7, per_device_train_batch_size=12)
 

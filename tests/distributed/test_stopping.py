@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, run_to_the_end, running
-from sst2.checkpoint_folder import newest_checkpoint
-from sst2.sealed_folder import verify_sealed
+from sst2.checkpoints.folders import newest_checkpoint
+from sst2.utils.atomic_folder import verify_sealed
 
 pytestmark = pytest.mark.slow
 

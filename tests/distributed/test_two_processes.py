@@ -55,9 +55,9 @@ ANOTHER_CACHE = """
 import os
 
 if os.environ.get("RANK") == "1":
-    import sst2.errors
+    import sst2.utils.errors
 
-    sst2.errors.SECONDS_FOR_OTHERS = 1.0
+    sst2.utils.errors.SECONDS_FOR_OTHERS = 1.0
     os.environ["HF_DATASETS_CACHE"] = "/dev/null/cache"
 """
 

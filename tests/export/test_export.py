@@ -17,20 +17,20 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from benchmarks.onnx_variants import count_overflows
 from conftest import REPOSITORY
-from sst2.arguments import write_settings
-from sst2.classes import are_generic, names_in_order
-from sst2.errors import UserError, exit_codes
-from sst2.export.card import onnx_card
-from sst2.export.command import PROGRAM, check_output_dir, locate, main
-from sst2.export.figures import TOLERANCE, padded, probe_batches, require_same_logits
-from sst2.export.onnx_model import onnx_classifier, torch_classifier
-from sst2.model_folder import stock_classifier
-from sst2.modeling import load_classifier
-from sst2.reading import read_file
-from sst2.run_folder import RunFolder
-from sst2.sample import sample_config, sample_sentences, sample_tokenizer
-from sst2.sealed_folder import verify_sealed
-from sst2.settings import SAMPLE, Settings
+from sst2.config.arguments import write_settings
+from sst2.config.class_names import are_generic, names_in_order
+from sst2.config.settings import SAMPLE, Settings
+from sst2.data.readers import read_file
+from sst2.data.sample import sample_config, sample_sentences, sample_tokenizer
+from sst2.inference.export.card import onnx_card
+from sst2.inference.export.command import PROGRAM, check_output_dir, locate, main
+from sst2.inference.export.figures import TOLERANCE, padded, probe_batches, require_same_logits
+from sst2.inference.export.onnx_model import onnx_classifier, torch_classifier
+from sst2.models.export import stock_classifier
+from sst2.models.loading import load_classifier
+from sst2.runs.run_folder import RunFolder
+from sst2.utils.atomic_folder import verify_sealed
+from sst2.utils.errors import UserError, exit_codes
 
 FILES = {"model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "export.json"}
 
@@ -205,7 +205,7 @@ def test_a_mismatch_leaves_the_folder_as_it_was(
     exported: tuple[Path, Any], run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # The two add up in different orders: no difference at all is more than they can do.
-    monkeypatch.setattr("sst2.export.folder.TOLERANCES", {"onnx_float32": 0.0})
+    monkeypatch.setattr("sst2.inference.export.folder.TOLERANCES", {"onnx_float32": 0.0})
     shutil.copytree(exported[0], tmp_path / "out")
     before = (tmp_path / "out" / "export.json").read_bytes()
     assert exit_of(run, "--output_dir", tmp_path / "out", "--overwrite_output_dir") == 1

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.arguments import parse_arguments
-from sst2.attention import by_flash, flash_works, in_grids
-from sst2.packing import Pack
-from sst2.preemption import Requests
-from sst2.run_folder import RunFolder
+from sst2.config.arguments import parse_arguments
+from sst2.data.packing import Pack
+from sst2.distributed.stop_requests import Requests
+from sst2.models.attention import by_flash, flash_works, in_grids
+from sst2.runs.run_folder import RunFolder
 from train_sst2 import setup, train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.modeling import load_classifier
-from sst2.predict.classifier import Classifier
-from sst2.predict.explain import Explainer
-from sst2.sample import sample_sentences
-from sst2.settings import Precision
+from sst2.config.settings import Precision
+from sst2.data.sample import sample_sentences
+from sst2.inference.predict.classifier import Classifier
+from sst2.inference.predict.explain import Explainer
+from sst2.models.loading import load_classifier
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 

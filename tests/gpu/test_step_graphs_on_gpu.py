@@ -9,10 +9,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from sst2.arguments import parse_arguments
-from sst2.job import Job
-from sst2.preemption import Requests
-from sst2.run_folder import RunFolder
+from sst2.config.arguments import parse_arguments
+from sst2.distributed.stop_requests import Requests
+from sst2.runs.run_folder import RunFolder
+from sst2.training.trainer import Job
 from train_sst2 import setup, train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]

@@ -15,13 +15,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import terminal
 from odd_checkpoints import FAST, Form
-from sst2.errors import UserError, exit_codes
-from sst2.modeling import load_classifier
-from sst2.predict import command
-from sst2.predict.classifier import Classifier
-from sst2.predict.explain import TOLERANCE, Explainer
-from sst2.predict.highlight import Word, in_colour, in_plain, page_row
-from sst2.sample import sample_sentences
+from sst2.data.sample import sample_sentences
+from sst2.inference.predict import command
+from sst2.inference.predict.classifier import Classifier
+from sst2.inference.predict.explain import TOLERANCE, Explainer
+from sst2.inference.predict.highlight import Word, in_colour, in_plain, page_row
+from sst2.models.loading import load_classifier
+from sst2.utils.errors import UserError, exit_codes
 
 SENTENCES = sample_sentences("validation")[0][:12]
 NASTY = "<script>alert(1)</script> & \"quotes\" aren't 'markup'"

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.modeling import load_classifier
-from sst2.packed import CPU_TOKENS
-from sst2.predict import linear
-from sst2.predict.classifier import Classifier
-from sst2.sample import sample_sentences
-from sst2.settings import Precision
+from sst2.config.settings import Precision
+from sst2.data.sample import sample_sentences
+from sst2.inference.predict import linear
+from sst2.inference.predict.classifier import Classifier
+from sst2.models.loading import load_classifier
+from sst2.models.packed_classifier import CPU_TOKENS
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 LINEARS_IN_A_BLOCK = 6

@@ -30,14 +30,14 @@ from transformers import (
 
 from conftest import terminal
 from hub_server import HubServer
-from sst2.arguments import MARK
-from sst2.errors import UserError, exit_codes
-from sst2.modeling import load_classifier
-from sst2.predict import command
-from sst2.predict.classifier import Classifier, slices
-from sst2.predict.incoming import CHUNK_CHARACTERS, chunks
-from sst2.predict.sinks import NewFile
-from sst2.sample import sample_sentences
+from sst2.config.arguments import MARK
+from sst2.data.sample import sample_sentences
+from sst2.inference.predict import command
+from sst2.inference.predict.classifier import Classifier, slices
+from sst2.inference.predict.incoming import CHUNK_CHARACTERS, chunks
+from sst2.inference.predict.sinks import NewFile
+from sst2.models.loading import load_classifier
+from sst2.utils.errors import UserError, exit_codes
 
 LONG = "a gripping , funny film " * 200  # 1,000 words: more than the model takes
 SENTENCES = [*sample_sentences("validation")[0][:150], LONG, 'commas, "quotes" and\ttabs', "umlauts: äöü, 电影", "x"]
@@ -413,7 +413,7 @@ def test_the_bar_is_for_terminals(
 
 def test_a_mistake_is_answered_without_torch() -> None:
     code = (
-        "import sys\nfrom sst2.predict import command\n"
+        "import sys\nfrom sst2.inference.predict import command"
         "try: command.main(['nowhere', 'x', '--max_length', 'many'])\n"
         "except command.UserError: sys.exit('torch' in sys.modules)"
     )

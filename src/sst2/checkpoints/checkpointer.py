@@ -1,0 +1,334 @@
+"""What is in a checkpoint, saved off the critical path and loaded back.
+
+A checkpoint holds `model.safetensors`, `training.pt` (optimizer, schedule, loss scale and the random states of every
+rank; read with `weights_only=True`, so that no foreign code can run), `state.json` (how far the run is, its settings,
+fingerprints of its data and of the model that it began with), that model's configuration and tokenizer, and the
+manifest of `checkpoint_folder`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LRScheduler
+
+from sst2.checkpoints.base_model import FINGERPRINT, BaseModel, same_name
+from sst2.checkpoints.compatibility import refuse_another_length, refuse_another_run
+from sst2.checkpoints.files import (
+    UNREADABLE,
+    damaged,
+    read_state,
+    read_training,
+    read_weights,
+    require_moments_of_the_weights,
+    write_checkpoint,
+)
+from sst2.checkpoints.folders import (
+    checkpoint_name,
+    find_latest,
+    folder_bytes,
+    last_good,
+    list_checkpoints,
+    recover,
+    rotate,
+    to_adopt,
+)
+from sst2.checkpoints.host_copy import HostCopy
+from sst2.checkpoints.random_states import random_state, restore_random_state
+from sst2.checkpoints.rescue import save_or_rescue
+from sst2.checkpoints.training_state import TrainingState
+from sst2.config.settings import Settings
+from sst2.data.splits import Split
+from sst2.distributed.ranks import on_main, read_on_main
+from sst2.distributed.strategies import DataParallel
+from sst2.runs.origin import origin
+from sst2.runs.run_folder import RunFolder, is_finished
+from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
+from sst2.utils.errors import UserError
+from sst2.utils.waiting import within
+
+logger = logging.getLogger(__name__)
+
+SECONDS_TO_LOOK = 5.0  # for the last good checkpoint, on a disk that may not answer
+
+
+@dataclass(frozen=True)
+class SavedTimes:
+    """What one checkpoint cost, in seconds: training stood still for `pause`, and it was on disk after `total`."""
+
+    step: int
+    pause: float
+    total: float
+
+
+class Checkpointer:
+    """Saves and loads one run.
+
+    Saving copies everything to host memory, which is all that training waits for; a thread of the main process writes
+    the copy. The next save waits for the last.
+
+    Args:
+        folder: the run's checkpoints. All ranks must see the same one.
+        strategy: knows weights and optimizer, wherever they lie.
+        base: the model that training begins with; None leaves it out of checkpoints, and out of account.
+        settings: of the run, with everything that the flags left open filled in.
+        splits: the data. What was trained and selected on must be the same when the run goes on.
+
+    Attributes:
+        is_given_up: whether the last save was waited for in vain; known to the main process.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        strategy: DataParallel,
+        schedule: LRScheduler,
+        base: BaseModel | None,
+        settings: Settings,
+        splits: Mapping[str, Split],
+    ) -> None:
+        self.folder = folder
+        self.is_given_up = False
+        self._accelerator = accelerator
+        self._strategy = strategy
+        self._schedule = schedule
+        self._base = base
+        self._settings = settings
+        self._fingerprints = {name: split.fingerprint for name, split in splits.items() if name != "test"}
+        self._host_copy = HostCopy()
+        self._writer: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._saved: TrainingState | None = None
+        self._times: list[SavedTimes] = []
+
+    def save(self, state: TrainingState, started: float | None = None) -> None:
+        """Save the run as it is now, unless that has been saved already. All ranks call it.
+
+        Returns after the copy. Whether it could be written shows in `has_failed`, at the latest after `wait`.
+
+        Args:
+            started: by `time.perf_counter`, when training began to stand still; now, if None.
+        """
+        if state == self._saved:
+            return
+        started = time.perf_counter() if started is None else started
+        self._saved = replace(state)
+        random_states = gather_object([random_state(self._accelerator.device)])
+        state_to_copy = self._strategy.weights(), self._strategy.training_state()
+        if not self._accelerator.is_main_process:
+            return
+        self.wait()  # ranks that must not wait in a collective operation for long ask `is_writing` before
+        content = {
+            "training_state": asdict(state),
+            "settings": self._settings.values(),
+            "fingerprints": self._fingerprints,
+            FINGERPRINT: self._base.fingerprint if self._base else None,
+            "world_size": self._accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+        }
+        weights, training = self._host_copy(state_to_copy)
+        training |= {"schedule": self._schedule.state_dict(), "random_states": random_states}
+        pause = time.perf_counter() - started
+        arguments = (replace(state), weights, training, content, started, pause)
+        self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint writer")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk, or has failed."""
+        if self._writer is not None:
+            self._writer.join()
+
+    def give_up(self, seconds: float) -> None:
+        """Wait no longer for the save that is being written: its disk does not answer.
+
+        Args:
+            seconds: for which it was waited for.
+        """
+        if self._writer is not None and self._saved is not None:
+            place = self.folder / checkpoint_name(self._saved.step)
+            self._failure = TimeoutError(f"checkpoint {place} is not on disk after {seconds:.0f} s: see to that disk")
+            self._writer, self.is_given_up = None, True
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the last save is still being written; known to the main process."""
+        return self._writer is not None and self._writer.is_alive()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save could not be written; known to the main process."""
+        return self._failure is not None
+
+    def failure(self) -> UserError:
+        """The error to raise on every rank when a save has failed on the main process."""
+        if self._failure is None:
+            return UserError("a checkpoint could not be written; the main process says why")
+        last = within(SECONDS_TO_LOOK, lambda: last_good(self.folder), "its folder does not answer")
+        return UserError(f"{self._failure}; {last}")
+
+    def take_times(self) -> list[SavedTimes]:
+        """What the saves written since the last call have cost."""
+        times, self._times = self._times, []
+        return times
+
+    def bytes_to_write(self, place: Path | None, state: TrainingState) -> int:
+        """Room that this start needs beside the checkpoints that are there: for those to come, and the export.
+
+        Args:
+            place: the checkpoint that the run resumes from, if any. One of another run, and the best beside it, are
+                copied, and count among those to keep.
+            state: what was in it.
+        """
+        settings = self._settings
+        kept = 1
+        if settings.checkpointing_steps or settings.load_best_model_at_end:
+            kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
+        weights = self._base.num_bytes if self._base else 0
+        checkpoint = 3 * weights  # AdamW has two moments
+        adopted = to_adopt(place, self.folder, state.step, state.best_step).values()
+        copies = [folder_bytes(source) for source in adopted if source.is_dir()]
+        there = len(list_checkpoints(self.folder)) + len(copies)
+        return weights + sum(copies) + max(1, kept - there) * checkpoint
+
+    def find(self, requested: str | None) -> Path | None:
+        """The whole checkpoint to resume from; None to start from the beginning. For the main process.
+
+        Args:
+            requested: a checkpoint's folder, `auto` for the run's newest, or None.
+
+        Raises:
+            UserError: there is none that is whole.
+        """
+        recover(self.folder)
+        if requested is None:
+            return None
+        if requested != "auto":
+            try:
+                verify_sealed(Path(requested))
+            except DamagedFolderError as error:
+                raise damaged(Path(requested), error) from None
+            return Path(requested)
+        place = find_latest(self.folder)
+        if place is None:
+            run, stands_for_base = RunFolder(self.folder.parent), self._base.checkpoint if self._base else None
+            if stands_for_base in (None, run.model) and is_finished(run):
+                return None  # which ends the start as well
+            if stands_for_base:
+                raise UserError(f"--resume_from_checkpoint: {stands_for_base} is gone meanwhile: start again")
+            if began_with := origin(self.folder):
+                raise UserError(
+                    f"--resume_from_checkpoint: {self.folder} has lost the checkpoints of a run that began with "
+                    f"{began_with[1]}: begin with that once more in another --output_dir"
+                )
+            logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
+        return place
+
+    def load(self, place: Path) -> TrainingState:
+        """Bring everything back to where it was when it was saved. All ranks call it, one reads the files.
+
+        Args:
+            place: a checkpoint that `find` has verified.
+
+        Raises:
+            UserError: it comes from a run with other settings, data or base model, or does not fit the model.
+        """
+        rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
+        content = on_main(self._accelerator, lambda: read_state(place))
+        try:
+            state = TrainingState.of(content["training_state"])
+            settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
+            before, base = (content["world_size"], content["threads"]), content.get(FINGERPRINT)
+        except UNREADABLE as error:
+            raise damaged(place, error) from None
+        refuse_another_run(place, settings, self._settings)
+        if fingerprints != self._fingerprints:
+            raise UserError(
+                f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
+                "go on, or start a new run in another --output_dir"
+            )
+        on_main(self._accelerator, lambda: self._refuse_another_model(place, settings, base))  # names differ by node
+        refuse_another_length(place, settings, self._settings)
+        load_weights(place, self._strategy)
+        training = read_on_main(lambda: read_training(place))
+        try:
+            require_moments_of_the_weights(training["optimizer"], self._strategy.optimizer_shapes())
+            self._strategy.load_training_state(training)
+            self._schedule.load_state_dict(training["schedule"])
+            device, seed = self._accelerator.device, self._settings.seed
+            restore_random_state(training["random_states"], device, rank, world_size, seed, state.step)
+        except UNREADABLE as error:
+            raise damaged(place, error) from None
+        now = world_size, torch.get_num_threads()
+        if before != now:
+            logger.info(
+                "saved by %d x %d threads, resumed by %d x %d (processes x threads): the last bits differ",
+                *before,
+                *now,
+            )
+        self._saved = replace(state)
+        logger.info("resuming from %s", place)
+        return state
+
+    def _refuse_another_model(self, place: Path, saved: dict[str, Any], fingerprint: dict[str, str] | None) -> None:
+        """By content, where the checkpoint tells; one of an earlier version has the name alone."""
+        if self._base is None:
+            return
+        settings = self._settings
+        if fingerprint is None and same_name(saved, vars(settings)):
+            return
+        if fingerprint != self._base.fingerprint:
+            name, revision = saved["model_name_or_path"], saved["model_revision"]
+            raise UserError(
+                f"--model_name_or_path {settings.model_name_or_path} (--model_revision {settings.model_revision}) is "
+                f"another model than {place} was trained from: give --model_name_or_path {name} --model_revision "
+                f"{revision} to go on, or start a new run in another --output_dir"
+            )
+
+    def _write(
+        self,
+        state: TrainingState,
+        weights: dict[str, torch.Tensor],
+        training: dict[str, Any],
+        content: dict[str, Any],
+        started: float,
+        pause: float,
+    ) -> None:
+        place = self.folder / checkpoint_name(state.step)
+
+        def write_files(folder: Path) -> None:
+            write_checkpoint(folder, weights, training, content)
+            if self._base:
+                self._base.save(folder)
+
+        try:
+            exported = self._settings.load_best_model_at_end and state.best_step is not None
+            best = self.folder / checkpoint_name(state.best_step or 0) if exported else None
+            save_or_rescue(place, write_files, best)
+            rotate(self.folder, place, self._settings.checkpoints_total_limit, state.best_step)
+        except Exception as error:  # whatever it is, the main thread must learn of it
+            self._failure = error
+            return
+        times = SavedTimes(state.step, pause, time.perf_counter() - started)
+        self._times.append(times)
+        logger.info("%s: training paused %.3f s, written after %.3f s", place.name, times.pause, times.total)
+
+
+def load_weights(place: Path, strategy: DataParallel) -> None:
+    """Load a checkpoint's weights alone. All ranks call it, one reads the file.
+
+    Raises:
+        UserError: the file is missing or damaged, or belongs to another model.
+    """
+    weights = read_on_main(lambda: read_weights(place))
+    try:
+        strategy.load_weights(weights)
+    except UNREADABLE as error:
+        raise damaged(place, error) from None

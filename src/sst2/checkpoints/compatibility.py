@@ -1,0 +1,86 @@
+"""Whether a checkpoint belongs to the run that its settings describe, and what those leave to the checkpoint."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sst2.checkpoints.folders import newest_checkpoint
+from sst2.config.settings import LABEL_NAMES, Precision, Settings
+from sst2.utils.errors import UserError
+
+# Settings that a run cannot change on its way and still be the run that it was, as `resolved.yaml` has them. Data and
+# base model have fingerprints instead: they may have moved.
+BINDING_SETTINGS = (
+    "smoke dropout max_length max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate "
+    "weight_decay lr_scheduler_type max_grad_norm gradient_compression mixed_precision batching seed label_names"
+).split()
+# Those that follow from the data as well: each with the flags that it is worked out from, the strongest first.
+BINDING_LENGTHS = {
+    "max_train_steps": ("max_train_steps", "num_train_epochs"),
+    "num_warmup_steps": ("num_warmup_steps", "warmup_ratio"),
+}
+_CONSEQUENCES = {"max_train_steps": "optimizer steps", "num_warmup_steps": "optimizer steps of warm-up"}
+
+
+def refuse_another_run(place: Path, saved: dict[str, Any], settings: Settings) -> None:
+    """Compare a checkpoint's settings with the present ones, but for the lengths that follow from the data.
+
+    Raises:
+        UserError: one differs.
+    """
+    for name in BINDING_SETTINGS:
+        value, own = _saved(saved, name), getattr(settings, name)
+        if own != value:
+            flag, ours, theirs = f"--{name}", _words(own), _words(value)
+            way_out = f"leave {flag} out" if value is None else f"give {flag} {theirs}"
+            raise UserError(
+                f"{flag} is {ours} but {place} was trained with {theirs}: {way_out} to go on, or start a new run in "
+                "another --output_dir"
+            )
+
+
+def refuse_another_length(place: Path, saved: dict[str, Any], settings: Settings) -> None:
+    """Compare how long a run trains and warms up: what the learning rate of each step follows from.
+
+    To be called when the data are known to be the same.
+
+    Raises:
+        UserError: one differs; it names the flag that was given.
+    """
+    for name, flags in BINDING_LENGTHS.items():
+        value, own = _saved(saved, name), getattr(settings, name)
+        if own == value:
+            continue
+        flag = next((flag for flag in flags if flag in settings.given), flags[-1])
+        model = settings.run_dir / "model"
+        further = f"to train its model further, start one with --model_name_or_path {model} in another --output_dir"
+        raise UserError(
+            f"--{flag} {getattr(settings, flag):g} makes {own} {_CONSEQUENCES[name]}, but the run of {place} has "
+            f"{value}, which its learning rates follow from: give --{name} {value} to go on; "
+            + (further if model.is_dir() else "or start a new run in another --output_dir")
+        )
+
+
+def _saved(saved: dict[str, Any], name: str) -> Any:
+    """A setting that came later had its default."""
+    return saved.get(name, list(LABEL_NAMES) if name == "label_names" else getattr(Settings, name, None))
+
+
+def _words(value: Any) -> Any:
+    return " ".join(value) if isinstance(value, list) else value
+
+
+def saved_precision(settings: Settings) -> Precision | None:
+    """The precision of the run that `--resume_from_checkpoint` goes on with; None for a new one.
+
+    Nothing is verified: that comes when the checkpoint is loaded, and one that cannot be read is refused then.
+    """
+    if settings.resume_from_checkpoint is None:
+        return None
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
+        of_run = newest_checkpoint(settings.run_dir / "checkpoints")
+        place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
+        if place is not None and (place / "state.json").is_file():
+            return json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]["mixed_precision"]
+    return None

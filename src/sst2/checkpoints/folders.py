@@ -1,0 +1,165 @@
+"""The checkpoints of a run: sealed folders `step-00000123`, of which the newest whole one is found and old ones go."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+from sst2.runs.origin import ORIGIN
+from sst2.utils.atomic_folder import MANIFEST, DamagedFolderError, commit, verify_sealed, write_sealed
+from sst2.utils.errors import UserError
+from sst2.utils.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_name, put_aside
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in order of their steps. Unfinished ones have another name and are not seen."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    return max(list_checkpoints(folder), default=None)
+
+
+def last_good(folder: Path) -> str:
+    """What the message of a checkpoint that could not be written ends with."""
+    good = newest_checkpoint(folder)
+    return f"the last good checkpoint is {good}" if good else "there is no earlier one"
+
+
+def adopt_checkpoints(place: Path | None, folder: Path, step: int, best_step: int | None) -> None:
+    """Copy a checkpoint of another run, and the best one beside it, into this run's folder: it stands on its own.
+
+    Where the run has no checkpoints yet, all appears at once, with a note of where it comes from: a kill before leaves
+    an empty run, a kill after it one that goes on from the copy.
+
+    Args:
+        place: the checkpoint that the run resumes from, of any name; None, or one of the run's own, is nothing to copy.
+        step: after which it was saved.
+        best_step: that of the best model so far.
+    """
+    sources = to_adopt(place, folder, step, best_step)
+    if place is None or not sources:
+        return
+    target = folder if folder.exists() else hidden_name(folder, UNFINISHED)
+    try:
+        for name, source in sources.items():
+            try:
+                verify_sealed(source)
+            except DamagedFolderError as error:
+                logger.warning("not copying %s: %s", source, error)
+                continue
+            write_sealed(target / name, partial(copy_files, source))
+        if target != folder:
+            note = json.dumps({"checkpoint": str(place.resolve()), "named": os.path.abspath(place)})
+            (target / ORIGIN).write_text(note + "\n", encoding="utf-8")
+            commit(target, folder)
+    finally:
+        if target != folder:
+            discard(target)
+
+
+def to_adopt(place: Path | None, folder: Path, step: int, best_step: int | None) -> dict[str, Path]:
+    """What `adopt_checkpoints` copies: the checkpoints by the names that they have in this run's folder."""
+    if place is None or place.resolve() in [own.resolve() for own in list_checkpoints(folder)]:
+        return {}
+    sources = {checkpoint_name(step): place}
+    if best_step is not None and best_step != step:
+        best = checkpoint_name(best_step)
+        beside = [place.with_name(best), place.resolve().with_name(best)]  # of a link, and of what it points to
+        sources[best] = next((path for path in beside if path.is_dir()), beside[0])
+    return sources
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy contents alone: the modes of a read-only copy would keep this run from removing it."""
+    for file in [file for file in source.rglob("*") if file.is_file() and file != source / MANIFEST]:
+        copy = folder / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def find_latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None where there is none at all. Says which it passes over, and why.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    found = list_checkpoints(folder)
+    for place in reversed(found):
+        try:
+            verify_sealed(place)
+            return place
+        except DamagedFolderError as error:
+            logger.warning("passing over %s: %s", place, error)
+    if found:
+        raise UserError(
+            f"--resume_from_checkpoint auto: all {len(found)} checkpoints in {folder} are damaged: "
+            "remove them to start from the beginning"
+        )
+    return None
+
+
+def rotate(folder: Path, newest: Path, limit: int, best_step: int | None) -> None:
+    """Keep the `limit` newest checkpoints up to `newest`, and the best. One that cannot be deleted is warned of."""
+    best = checkpoint_name(best_step) if best_step is not None else None
+    try:
+        earlier = _leftovers(folder, REMOVED)
+        for abandoned in [path for path in list_checkpoints(folder) if path.name > newest.name]:
+            _remove(abandoned)  # of the way that the run took before it was resumed from an earlier step
+        for old in [path for path in list_checkpoints(folder)[:-limit] if path.name != best]:
+            _remove(old)
+        for leftover in earlier:  # whoever read its files may have closed them by now
+            discard(leftover)
+    except OSError as error:
+        logger.warning("old checkpoints in %s cannot be removed: %s", folder, error)
+
+
+def recover(folder: Path) -> None:
+    """Finish what a kill has interrupted, and remove what it has left behind, as far as the file system lets it."""
+    for replaced in _leftovers(folder, REPLACED):
+        place = folder / replaced.name[1 : 1 + len(checkpoint_name(0))]
+        if place.exists():
+            _discard(replaced)
+        else:
+            _bring_back(replaced, place)
+    for leftover in (*_leftovers(folder, UNFINISHED), *_leftovers(folder, REMOVED)):
+        _discard(leftover)
+
+
+def _leftovers(folder: Path, suffix: str) -> list[Path]:
+    return sorted(path for path in folder.glob(f".step-*.{suffix}") if _NAME.search(path.name))
+
+
+def _bring_back(replaced: Path, place: Path) -> None:
+    try:
+        os.rename(replaced, place)
+    except OSError as error:
+        logger.warning("%s cannot be renamed to %s (%s)", replaced, place.name, error.strerror)
+
+
+def _remove(place: Path) -> None:
+    """Delete a checkpoint under another name: a kill in the middle must not leave half of one under its own."""
+    aside = put_aside(place)
+    if aside == place:  # it goes under its own name: what stays of it must not pass for whole
+        discard(place / MANIFEST)
+    _discard(aside)
+
+
+def _discard(path: Path) -> None:
+    if reason := discard(path):
+        logger.warning("%s cannot be removed (%s): it stays, which costs room", path, reason)

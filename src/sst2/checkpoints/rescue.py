@@ -1,0 +1,95 @@
+"""A checkpoint that its disk does not take: it is tried again, and then written somewhere else and named."""
+
+import errno
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from sst2.checkpoints.folders import copy_files
+from sst2.utils.atomic_folder import verify_sealed, write_sealed
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BEFORE_RETRIES = (1.0, 4.0)  # short enough for the grace time of a job that was asked to stop
+
+WriteFiles = Callable[[Path], None]
+
+
+class SaveError(Exception):
+    """The checkpoint could not be written. The message says where, why, and where it is instead, if anywhere."""
+
+
+def save_or_rescue(place: Path, write_files: WriteFiles, best: Path | None = None) -> None:
+    """Write a sealed folder. Network disks have their moments: a failure is tried again after a while.
+
+    Args:
+        place: of the checkpoint, in a folder of its run's folder, which must be there.
+        write_files: writes all files into the folder that it is given; may be called again.
+        best: the checkpoint that the run will export, if it is another one: where this one is written somewhere else,
+            that is copied beside it.
+
+    Raises:
+        SaveError: all tries have failed. What was at `place` before is still there.
+    """
+    for pause in SECONDS_BEFORE_RETRIES:
+        try:
+            return _save(place, write_files)
+        except Exception as error:
+            logger.warning("%s could not be written (%s): trying again in %g s", place.name, error, pause)
+            time.sleep(pause)
+    try:
+        return _save(place, write_files)
+    except Exception as error:
+        raise _failure(place, error, write_files, best) from error
+
+
+def _save(place: Path, write_files: WriteFiles) -> None:
+    run_dir = place.parent.parent
+    if not run_dir.is_dir():  # removed meanwhile: a new one would hold a checkpoint and nothing else of a run
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run_dir))
+    write_sealed(place, write_files)
+
+
+def _failure(place: Path, error: Exception, write_files: WriteFiles, best: Path | None) -> SaveError:
+    message = f"checkpoint {place} could not be written ({error}): make room or name another --output_dir"
+    rescued = _rescue(place.name, write_files)
+    if rescued:
+        message += (
+            f"; it is saved in {rescued} on {socket.gethostname()} instead: --resume_from_checkpoint with that folder, "
+            "and another --output_dir, goes on from there"
+        )
+        if best is not None and best != place and not _copy_beside(rescued, best):
+            message += f", with the best model so far if you copy {best} beside it before"
+    return SaveError(message)
+
+
+def _copy_beside(rescued: Path, best: Path) -> bool:
+    try:
+        verify_sealed(best)
+        write_sealed(rescued.with_name(best.name), partial(copy_files, best))
+        return True
+    except Exception as error:
+        logger.warning("%s cannot be copied to %s (%s)", best, rescued.parent, error)
+        return False
+
+
+def _rescue(name: str, write_files: WriteFiles) -> Path | None:
+    """Write to a new folder in the host's own temporary one, $TMPDIR. Returns where, or None."""
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="sst2-rescued-"))
+        write_sealed(folder / name, write_files)
+        return folder / name
+    except Exception as error:
+        logger.warning("nor can it be written to %s (%s)", folder or "a temporary folder", error)
+        if folder:
+            with suppress(OSError):
+                shutil.rmtree(folder)
+    return None

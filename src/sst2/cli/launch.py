@@ -1,0 +1,146 @@
+"""`accelerate launch` with the signals and exit codes that a job needs which may be preempted.
+
+    python -m sst2.launch [flags of accelerate launch] train_sst2.py [flags of the script]
+
+It is the same launcher with the same flags, in this very process. Left to itself, it dies of SIGUSR1 and leaves its
+processes behind, gives them 30 seconds after SIGTERM, passes nothing on to a single process, dies of SIGHUP in spite of
+nohup, and turns every exit code but 0 into 1. Here a signal that asks the job to stop, or to quit, goes to every
+process that it started, they take the time that they need, and their exit code becomes the launcher's. `--max_restarts`
+has no effect: who starts the job again also chooses with how many processes.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from sst2.distributed.stop_requests import SIGNALS, is_ignored
+from sst2.utils.console import standard_output
+from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, print_line
+
+_WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
+_forwarded: set[int] = set()
+_begun = threading.Event()  # set when the first worker is about to start
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Launch, forward signals, and exit as the processes did.
+
+    Args:
+        argv: flags of `accelerate launch`, the script, its flags; `sys.argv` if None.
+
+    Raises:
+        SystemExit: with the exit code of the process that ended first in failure, where another one that ended with it
+            says no more; 128 + the signal if one killed it; 75 if it was a forwarded request to stop, which strikes
+            only a process that has not begun to listen.
+    """
+    sys.addaudithook(_watch_for_workers)
+    for number in (*SIGNALS, signal.SIGQUIT):
+        if not is_ignored(number):
+            signal.signal(number, _forward)
+    if not is_ignored(signal.SIGTSTP):
+        signal.signal(signal.SIGTSTP, _suspend)
+    # Only now, since they take seconds in which a signal may come.
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    # None by torchrun's own handlers, which give the processes 30 seconds, and are set even for a signal that nohup has
+    # had ignored. Read by its argument parser.
+    os.environ["PET_SIGNALS_TO_HANDLE"] = ""
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    arguments = launch_command_parser().parse_args(argv)
+    if arguments.config_file and not os.path.isfile(arguments.config_file):
+        print_line(f"sst2.launch: error: --config_file {arguments.config_file} does not exist: check its name")
+        sys.exit(EXIT_USER_ERROR)
+    arguments.quiet = False  # the quiet launcher of one process drops the exit code
+    arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"
+    arguments.max_restarts = 0  # it would start what has stopped on request once more
+    try:
+        launch_command(arguments)
+    except subprocess.CalledProcessError as error:
+        sys.exit(_exit_code(error.returncode))
+    except (DistError, RendezvousError) as error:
+        # of the launchers on several machines, before any process has started
+        print_line(
+            f"sst2.launch: error: not all machines have come ({error}): start the same command on each of them, with "
+            "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer"
+        )
+        sys.exit(EXIT_FAILED)
+    except ChildFailedError as error:
+        code = _exit_code_of(list(error.failures.values()))
+        if code not in EXIT_CODES.values():  # those have said in one line what there is to say
+            print(error, file=sys.stderr)
+        sys.exit(code)
+
+
+def _forward(number: int, frame: FrameType | None) -> None:
+    _forwarded.add(number)
+    if _send(number):
+        return
+    if not _begun.is_set():  # so nothing can be lost
+        sys.exit(_exit_code(-number))
+    # The workers have ended, and their exit codes are what counts: a launcher that left now would have those of the
+    # other machines wait for it. Or the first one starts in this very moment.
+    again = threading.Timer(1.0, _send, (number,))
+    again.daemon = True
+    again.start()
+
+
+def _suspend(number: int, frame: FrameType | None) -> None:
+    """Stand still, with all processes, until SIGCONT: those of torchrun have no terminal that would stop them."""
+    _send(signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _send(signal.SIGCONT)
+
+
+def _send(number: int) -> bool:
+    """Send a signal to all workers. Returns whether there were any."""
+    workers = [child for child in psutil.Process().children() if _is_worker(child)]
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.send_signal(number)
+    return bool(workers)
+
+
+def _watch_for_workers(event: str, arguments: tuple[Any, ...]) -> None:
+    """Hear from Python itself of the processes that it starts: whether there have been any cannot be seen later."""
+    if event == "subprocess.Popen" and _is_of_worker(arguments[3] or ()):
+        _begun.set()
+
+
+def _is_worker(child: psutil.Process) -> bool:
+    """Whether it is one of the job's processes: accelerate also asks nvidia-smi before it starts them."""
+    with suppress(psutil.Error):
+        return _is_of_worker(child.environ())
+    return False
+
+
+def _is_of_worker(environment: Iterable[str]) -> bool:
+    return not _WORKER_VARIABLES.isdisjoint(environment)
+
+
+def _exit_code_of(failures: list[Any]) -> int:
+    """Of processes that have ended at once, by torchrun's records of them: a code that says why, before a mere 1."""
+    codes = [_exit_code(failure.exitcode) for failure in sorted(failures, key=lambda failure: failure.timestamp)]
+    return next((code for code in codes if code in EXIT_CODES.values() and code != EXIT_FAILED), codes[0])
+
+
+def _exit_code(code: int) -> int:
+    if -code in _forwarded and -code in SIGNALS:
+        return EXIT_STOPPED
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    with standard_output():
+        main()

@@ -1,0 +1,115 @@
+"""The variables by which a launcher tells each process its place, without what somebody else has left in them.
+
+Nothing heavy is imported here: a process that must not speak knows it before it has imported torch.
+"""
+
+import os
+from contextlib import suppress
+
+import psutil
+
+from sst2.utils.errors import UserError
+
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# As `python -m` names them, and as a program is called.
+_LAUNCHERS = ("sst2.launch", "accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
+_LAUNCHER_PROGRAMS = ("accelerate-launch", "torchrun")
+_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # which accelerate reads
+
+
+def read_number(variable: str, default: int) -> int:
+    """A variable that is empty counts as not set.
+
+    Raises:
+        UserError: it holds no number.
+    """
+    value = os.environ.get(variable) or default
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"{variable} is {value}, which is no number: unset it, or start with a launcher") from None
+
+
+def is_set(variable: str) -> bool:
+    """Whether a variable that is a switch is on."""
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
+
+
+def launched_by() -> str:
+    """What has started this process: `accelerate launch`, `torchrun`, `accelerate launch (torchrun)`, or `python`.
+
+    ACCELERATE_MIXED_PRECISION alone does not tell, since people export it.
+    """
+    if _has_place_of_torchrun():
+        return "accelerate launch (torchrun)" if os.environ.get("ACCELERATE_MIXED_PRECISION") else "torchrun"
+    return "accelerate launch" if _is_child_of_launcher() else "python"
+
+
+def _has_place_of_torchrun() -> bool:
+    return bool(os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("WORLD_SIZE"))
+
+
+def _is_child_of_launcher() -> bool:
+    with suppress(psutil.Error, OSError):
+        words = psutil.Process(os.getppid()).cmdline()
+        programs = [os.path.basename(word) for word in words]
+        by_name = not {*_LAUNCHERS}.isdisjoint(words) or not {*_LAUNCHER_PROGRAMS}.isdisjoint(programs)
+        return by_name or ("accelerate", "launch") in zip(programs, words[1:], strict=False)
+    return False
+
+
+def process_rank() -> int:
+    """Number of this process among all of the job; 0 where it is alone, whatever RANK is left of.
+
+    Raises:
+        UserError: a variable holds no number, or a rank that cannot be.
+    """
+    size = read_number("WORLD_SIZE", 1)
+    rank = read_number("RANK", 0) if size > 1 else 0
+    if not 0 <= rank < max(size, 1):
+        raise UserError(f"RANK is {rank}, but there are {size} processes (WORLD_SIZE): unset both, or use a launcher")
+    return rank
+
+
+def is_reporting_process() -> bool:
+    """Whether this process speaks for its node (the launchers number a node's processes in LOCAL_RANK)."""
+    with suppress(UserError):  # which this very process will say, then
+        return read_number("WORLD_SIZE", 1) <= 1 or read_number("LOCAL_RANK", 0) <= 0
+    return True
+
+
+def forget_leftovers() -> None:
+    """Unset what would have accelerate look for other processes where no launcher has started any.
+
+    Raises:
+        UserError: MPI has started several processes, none of which would know of the others.
+    """
+    for name in _PLACE:
+        if os.environ.get(name) == "":
+            del os.environ[name]
+    needs_group = is_set("ACCELERATE_USE_DEEPSPEED") or is_set("ACCELERATE_USE_FSDP")
+    if read_number("WORLD_SIZE", 1) > 1 or _has_place_of_torchrun() or needs_group:
+        return
+    for name in _PLACE:
+        os.environ.pop(name, None)
+    for name in _MPI_SIZES:
+        if read_number(name, 1) > 1:
+            raise UserError(
+                f"{name} is {os.environ[name]}, and MPI does not tell its processes of each other: start them with "
+                f"accelerate launch or torchrun, or unset {name} to run one"
+            )
+
+
+def threads_are_chosen() -> bool:
+    """Whether OMP_NUM_THREADS is somebody's decision, and not what a launcher sets where it finds nothing.
+
+    That is 1, or on a CPU under `accelerate launch` the number of cores. The launcher's own environment tells, as it
+    was started, and its command line.
+    """
+    if launched_by() == "python":
+        return "OMP_NUM_THREADS" in os.environ
+    with suppress(psutil.Error, OSError):
+        parent = psutil.Process(os.getppid())
+        flags = [word.split("=")[0].replace("-", "_") for word in parent.cmdline()]
+        return "OMP_NUM_THREADS" in parent.environ() or "__num_cpu_threads_per_process" in flags
+    return False

@@ -1,0 +1,120 @@
+"""YAML files of `--config`: flags by name, whose values are taken as they are written.
+
+Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
+"""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sst2.config.command_line import FlagParser
+from sst2.config.settings import NAMES
+from sst2.runs.run_folder import MARK
+from sst2.utils.errors import UserError
+
+RESOLVED_MARK = "# Every setting of a run, with what was worked out; config.yaml holds what was asked for"
+# A flag on the command line overrides what a file says of the other: the two cannot hold at once.
+_OVERRIDES = {
+    "num_train_epochs": "max_train_steps",
+    "warmup_ratio": "num_warmup_steps",
+    "global_batch_size": "gradient_accumulation_steps",
+    "gradient_accumulation_steps": "global_batch_size",
+}
+# What a run works out, and the flags that it follows from.
+_WARMUP_FOLLOWS = {"num_train_epochs", "max_train_steps", "lr_scheduler_type"}
+_SIZES = {"global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"}
+_SIZES |= {"train_file", "dataset_name", "dataset_config_name", "max_train_samples", "holdout_fraction", "smoke"}
+_FOLLOWS = {"max_train_steps": _SIZES, "num_warmup_steps": _SIZES | _WARMUP_FOLLOWS}
+_LONGEST_QUOTE = 100  # characters of a value, or of a library's message
+
+
+class _Null(str):
+    """YAML's word for nothing, as it was written: null, ~ or no word at all."""
+
+
+class _AsWritten(yaml.BaseLoader):
+    """Every scalar is its text: YAML 1.1 reads 1.10 as 1.1, 010 as 8 and no as false."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in set(names):
+            if names.count(name) > 1:
+                raise ValueError(f"{_quote(name)} stands there twice: leave one")
+        return super().construct_mapping(node, deep)
+
+
+_NULL = "tag:yaml.org,2002:null"
+_AsWritten.add_implicit_resolver(_NULL, re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_AsWritten.add_constructor(_NULL, lambda loader, node: _Null(node.value))
+
+
+def read_config(parser: FlagParser, file: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """The settings that a file gives, checked by the same rules as the command line's.
+
+    Args:
+        parser: knows the flags.
+        file: its path.
+        given: names of the flags on the command line. What the file says against them is left out.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, has a name or a value that cannot be, or was written by an
+            earlier version, and what was worked out in it would not follow a flag that is given.
+    """
+    try:
+        content = Path(file).read_bytes()
+        if content.decode("utf-8", errors="replace").startswith(RESOLVED_MARK):
+            raise ValueError("it holds what was worked out for one run: give the config.yaml beside it")
+        settings = yaml.load(content, _AsWritten)  # which makes nothing but text, lists and dicts
+        if not isinstance(settings, dict):
+            raise ValueError("it must hold lines of the form 'learning_rate: 3e-5'")
+        values = {name: value for name, written in settings.items() if (value := _value(parser, name, written)) != []}
+        is_old = content.startswith(MARK.encode()) and names_what_was_worked_out(values)
+        for name in given:
+            values.pop(_OVERRIDES.get(name, ""), None)
+        if is_old:
+            _require_followed(values, given)
+        return values
+    except OSError as error:
+        raise UserError(f"--config {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        raise UserError(f"--config {file} is not YAML: {_quote(' '.join(str(error).split()), 300)}") from None
+    except (UserError, ValueError) as error:
+        raise UserError(f"--config {file}: {error}") from None
+
+
+def names_what_was_worked_out(names: Collection[str]) -> bool:
+    """Whether these are the settings in a config.yaml of earlier versions, which held what resolved.yaml holds now."""
+    return {*_OVERRIDES.keys(), *_OVERRIDES.values()} <= set(names)
+
+
+def _require_followed(values: dict[str, Any], given: Collection[str]) -> None:
+    for name, flags in _FOLLOWS.items():
+        if name in values and name not in given and (flag := next((flag for flag in given if flag in flags), None)):
+            raise ValueError(
+                f"{name} {values[name]} in it was worked out by an earlier version, and would not follow --{flag}: "
+                f"take that line out of the file, or give --{name} as well"
+            )
+
+
+def _value(parser: FlagParser, name: str, written: Any) -> Any:
+    """What a flag's type makes of a value as it is written; an empty list where it is left open."""
+    if name not in NAMES:
+        raise ValueError(f"{_quote(name)} is not a setting{parser.hint(name)}")
+    action = parser.action(name)
+    if isinstance(written, _Null) and (not written or not isinstance(action.default, str)):
+        return []
+    takes_several = action.nargs == "+"
+    words = written if takes_several and isinstance(written, list) else [written]
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{name} takes {'words' if takes_several else 'one value'}, not a list or a mapping there")
+    if isinstance(action.default, bool):
+        words = [{"on": "true", "off": "false"}.get(word.lower(), word) for word in words]
+    values = [parser.given([f"--{name}={word}"])[name] for word in words]
+    return [word for value in values for word in value] if takes_several else values[0]
+
+
+def _quote(text: str, longest: int = _LONGEST_QUOTE) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"

@@ -1,0 +1,252 @@
+"""Sentences from the hub, files or the embedded sample: split, compared, tokenised once and cached."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from sst2.config.settings import LABEL_NAMES, SAMPLE, Settings
+from sst2.data.hub import reading_from_hub, require_revision
+from sst2.data.readers import LabelledSentences, read_dataset, read_file
+from sst2.data.records import Columns
+from sst2.data.sample import sample_sentences
+from sst2.data.staging import local_copy
+from sst2.data.tokenization import map_tokens, num_cut, require_tokens
+from sst2.utils.errors import UserError, first_line, quoted
+from sst2.utils.scratch import Scratch, blocks, spool
+
+logger = logging.getLogger(__name__)
+
+GLUE_SST2 = {"train": 67_349, "validation": 872}  # sentences that the published data set has
+
+
+@dataclass
+class Split:
+    """One split, tokenised. Token ids lie end to end in one array, so that a batch is an indexing away.
+
+    The arrays are pages of files, which the kernel reads when they are asked for and takes back when it needs the room:
+    what a process has for itself does not grow with the data.
+
+    Attributes:
+        name: `train`, `validation`, `holdout` or `test`.
+        sentences: the texts; a slice of them is a list.
+        labels: (sentences,) int64; 0 negative, 1 positive, -1 unknown.
+        input_ids: (tokens,) int32, with [CLS] and [SEP].
+        offsets: (sentences + 1,) int64; sentence i is input_ids[offsets[i]:offsets[i + 1]].
+        label_names: what 0 and 1 stand for.
+        num_cut: sentences that had more tokens than are kept.
+    """
+
+    name: str
+    sentences: Sequence[str]
+    labels: np.ndarray
+    input_ids: np.ndarray
+    offsets: np.ndarray
+    label_names: Sequence[str] = LABEL_NAMES
+    num_cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(sentences,) int64, tokens per sentence."""
+        return spool((self.offsets[1:][block] - self.offsets[:-1][block] for block in blocks(len(self))), "<i8")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells whether two splits hold the same token ids and labels."""
+        digest = hashlib.sha256()
+        for array in (self.input_ids, self.offsets, self.labels):
+            digest.update(array.data)  # page by page: nothing is copied
+        return digest.hexdigest()
+
+    @property
+    def is_labelled(self) -> bool:
+        return bool((self.labels >= 0).all())
+
+
+def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
+    """Read all splits: `train`, then `holdout`, `validation` and `test` where there are any.
+
+    Raises:
+        UserError: data that cannot be had or used, with file and row where there is one.
+    """
+    if settings.dataset_name == SAMPLE:
+        splits = {name: LabelledSentences.of(*sample_sentences(name)) for name in ("train", "validation")}
+    elif settings.train_file:
+        splits = _from_files(settings)
+    else:
+        splits = _from_dataset(settings)
+    splits["train"] = _first(splits["train"], settings.max_train_samples)
+    _warn_of_one_class(splits["train"], settings.label_names)
+    if settings.holdout_fraction:
+        splits = _cut_holdout(splits, settings.holdout_fraction, settings.seed)
+    for name in [name for name in splits if name != "train"]:
+        splits[name] = _first(splits[name], settings.max_eval_samples)
+        _warn_of_missing_labels(name, splits[name])
+        if name != "holdout":  # which is cut so that it shares none
+            _warn_of_shared_sentences(splits["train"], name, splits[name])
+    return splits
+
+
+def tokenize_all(
+    sentences: dict[str, LabelledSentences],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    check_stop: Callable[[], object] = lambda: None,
+) -> dict[str, Split]:
+    """Every split of a run, tokenised by `tokenize`."""
+    splits = {}
+    for name, data in sentences.items():
+        split = tokenize(
+            name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir, check_stop=check_stop
+        )
+        splits[name] = replace(split, label_names=settings.label_names)
+        if split.num_cut:
+            logger.warning(
+                "%s: %d of %d sentences have more than --max_length %d tokens: their ends are cut off",
+                *(name, split.num_cut, len(split), settings.max_length),
+            )
+    return splits
+
+
+def tokenize(
+    name: str,
+    data: LabelledSentences,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache_dir: Path | None = None,
+    stage_dir: str | None = None,
+    check_stop: Callable[[], object] = lambda: None,
+) -> Split:
+    """Tokenise a split, or map the token ids that an earlier start left in the datasets cache.
+
+    Any number of processes may call this at once: one of them tokenises.
+
+    Args:
+        max_length: tokens per sentence at most.
+        cache_dir: where token ids are kept; the datasets cache if None.
+        stage_dir: folder of the node's own disk to map a copy in; what is in the cache if None.
+        check_stop: called now and then; what it raises ends the work, or the waiting for a process that does it.
+
+    Raises:
+        UserError: one of the folders cannot be written, or has no room.
+    """
+    cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "sst2-tokenized"
+    folder = require_tokens(name, data.sentences, tokenizer, max_length, cache_dir, check_stop)
+    if stage_dir is not None:
+        folder = local_copy(folder, stage_dir, check_stop=check_stop)
+    return Split(name, data.sentences, data.labels, *map_tokens(folder), num_cut=num_cut(folder))
+
+
+def _from_files(settings: Settings) -> dict[str, LabelledSentences]:
+    files = {"train": settings.train_file, "validation": settings.validation_file, "test": settings.test_file}
+    columns = _columns(settings)
+    return {name: read_file(file, name != "test", columns) for name, file in files.items() if file}
+
+
+def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
+    name = str(settings.dataset_name)
+    if Path(name).is_dir():
+        try:
+            loaded = datasets.load_from_disk(name)
+        except Exception as error:  # of any kind, as its files may be
+            raise UserError(f"--dataset_name {name} was not written by save_to_disk: {first_line(error)}") from None
+    else:
+        config_name, revision = settings.dataset_config_name, settings.dataset_revision
+        with reading_from_hub("--dataset_name", name, "dataset", revision):
+            try:
+                loaded = datasets.load_dataset(name, config_name, revision=revision)
+            except ValueError as error:
+                raise UserError(f"--dataset_config_name {config_name} of {name}: {error}") from None
+            require_revision(name, revision, loaded)
+    if not isinstance(loaded, datasets.DatasetDict) or "train" not in loaded:
+        raise UserError(f"--dataset_name {name} has no split named train: save a DatasetDict with train and validation")
+    if "validation" not in loaded and not settings.holdout_fraction:
+        raise UserError(f"--dataset_name {name} has no split named validation: add --holdout_fraction 0.1 to cut one")
+    splits = {
+        split: read_dataset(loaded[split], f"{name} {split}", split != "test", _columns(settings))
+        for split in ("train", "validation", "test")
+        if split in loaded
+    }
+    if name == "nyu-mll/glue":
+        for split, expected in GLUE_SST2.items():
+            if split in splits and len(splits[split]) != expected:
+                logger.warning("%s %s has %d sentences, SST-2 has %d", name, split, len(splits[split]), expected)
+    return splits
+
+
+def _columns(settings: Settings) -> Columns:
+    return Columns(settings.sentence_column, settings.label_column, tuple(settings.label_names))
+
+
+def _first(data: LabelledSentences, count: int | None) -> LabelledSentences:
+    return data.take(range(count)) if count and count < len(data) else data
+
+
+def _warn_of_missing_labels(name: str, evaluated: LabelledSentences) -> None:
+    unlabelled = int((evaluated.labels < 0).sum())
+    if 0 < unlabelled < len(evaluated):
+        logger.warning("%d of %d %s sentences have no label: none is scored", unlabelled, len(evaluated), name)
+
+
+def _warn_of_one_class(train: LabelledSentences, label_names: list[str]) -> None:
+    if train.labels.min() == train.labels.max():
+        name = label_names[int(train.labels[0])]
+        logger.warning("all %d training sentences are %s: nothing can be learned of the other class", len(train), name)
+
+
+def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: LabelledSentences) -> None:
+    """Say when metrics would be flattered by sentences that training has seen."""
+    texts = {sentence.strip() for sentence in evaluated.sentences}  # the few of the two; training streams by
+    seen = {text for text in map(str.strip, train.sentences) if text in texts}
+    shared = [sentence for sentence in evaluated.sentences if sentence.strip() in seen]
+    if shared:
+        logger.warning(
+            "%d of %d %s sentences stand in the training data as well, %s for one: their metrics flatter",
+            len(shared),
+            len(evaluated),
+            name,
+            quoted(shared[0]),
+        )
+
+
+def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: int) -> dict[str, LabelledSentences]:
+    train = splits["train"]
+    size = round(len(train) * fraction)
+    is_held = _draw_holdout(train, size, seed)
+    if not 0 < is_held.sum() < len(train):
+        raise UserError(
+            f"--holdout_fraction {fraction} of {len(train)} training sentences leaves a part empty: give another share"
+        )
+    parts = {"train": train.take(np.flatnonzero(~is_held)), "holdout": train.take(np.flatnonzero(is_held))}
+    return parts | {name: data for name, data in splits.items() if name != "train"}
+
+
+def _draw_holdout(train: LabelledSentences, size: int, seed: int) -> np.ndarray:
+    """Whole groups of equal texts, drawn until they make `size` rows: copies of a sentence stay on one side.
+
+    Returns:
+        (sentences,) bool: whether a row is held out.
+    """
+    # Hashes in place of texts, 8 bytes each: two of a million texts meet with a chance of 3e-8, and then stay together.
+    hashes = Scratch("<u8")
+    for sentence in train.sentences:
+        hashes.append(hashlib.blake2b(sentence.strip().encode(), digest_size=8).digest())
+    _, first_rows, text_of_row, copies = np.unique(
+        hashes.finish(), return_index=True, return_inverse=True, return_counts=True
+    )
+    by_appearance = np.argsort(first_rows)
+    # a stream of its own: the epochs' orders draw from [seed, epoch]
+    drawn = by_appearance[np.random.default_rng([seed, 2**32]).permutation(len(by_appearance))]
+    rows_before = np.cumsum(copies[drawn]) - copies[drawn]
+    is_held = np.zeros(len(drawn), dtype=bool)
+    is_held[drawn[rows_before < size]] = True
+    return is_held[text_of_row]

@@ -1,0 +1,174 @@
+"""Token ids on disk: written once for the same sentences, tokenizer and length, verified, and mapped.
+
+A folder `KEY.tokens` holds all ids end to end, where each sentence begins and how many of them were cut, as plain
+little-endian numbers. It is a sealed folder: whole or absent, with the size and SHA-256 of each file.
+"""
+
+import copy
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from sst2.data.sentences import Sentences
+from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed, write_sealed
+from sst2.utils.errors import UserError
+from sst2.utils.file_system import wait_for_lock
+from sst2.utils.removal import discard, put_aside
+from sst2.utils.scratch import blocks
+
+logger = logging.getLogger(__name__)
+
+CACHE_FORMAT = 3  # part of the key: raise it when the content of the files changes
+INPUT_IDS, OFFSETS, CUT = "input_ids.int32", "offsets.int64", "cut.int64"
+
+
+def require_tokens(
+    name: str,
+    sentences: Sentences,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache_dir: Path,
+    check_stop: Callable[[], object],
+) -> Path:
+    """The folder with the token ids of these sentences, which is written if it is not there or not whole.
+
+    Any number of processes may call this at once: the first takes a file lock and writes, the others wait at the lock.
+    No collective is involved, so that a long tokenisation cannot run into a process group's timeout.
+
+    Args:
+        name: of the split, for messages.
+        max_length: tokens per sentence at most.
+        cache_dir: where the folder is looked for. It need not be writable if the folder is there.
+        check_stop: called now and then while waiting and while writing; what it raises ends both.
+
+    Raises:
+        UserError: the folder cannot be written, or has no room.
+    """
+    encoder = encoder_of(tokenizer, max_length)
+    folder = cache_dir / f"{_cache_key(sentences, encoder)}.tokens"
+    damage = partial(_damage, folder, len(sentences), max(encoder.get_vocab().values()))
+    if damage():  # seen without the lock: those that only read need not wait for each other
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with open(f"{folder}.lock", "w") as lock:
+                is_alone = wait_for_lock(lock, f"tokenises the {name} split", check_stop=check_stop)
+                if found := damage():
+                    if folder.exists():
+                        logger.warning("%s: tokenising anew, %s is damaged: %s", name, folder, found)
+                    logger.info("%s: tokenising %d sentences", name, len(sentences))
+                    put_in_place = write_sealed if is_alone else _write_beside_others
+                    put_in_place(folder, partial(_write, sentences, encoder, check_stop))
+                    return folder
+        except OSError as error:
+            raise UserError(
+                f"token ids cannot be written to {cache_dir} ({error.strerror or error}): make room, or name a folder "
+                "that has some in the environment variable HF_DATASETS_CACHE"
+            ) from None
+    logger.info("%s: %d sentences, tokenised earlier (%s)", name, len(sentences), folder)
+    return folder
+
+
+def map_tokens(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids, (tokens,) int32, and offsets, (sentences + 1,) int64, as pages of their files: read-only.
+
+    Raises:
+        OSError, ValueError: a file is missing, empty, or ends within a number.
+    """
+    # plain arrays: indexing a memmap makes another memmap each time, which is slow
+    return (
+        np.asarray(np.memmap(folder / INPUT_IDS, "<i4", mode="r")),
+        np.asarray(np.memmap(folder / OFFSETS, "<i8", mode="r")),
+    )
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
+    """What encodes sentences in training and prediction: without padding and what earlier calls have left in it."""
+    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder.no_padding()
+    encoder.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    return encoder
+
+
+def num_cut(folder: Path) -> int:
+    """How many of the sentences had more tokens than `max_length`."""
+    return int(np.fromfile(folder / CUT, "<i8")[0])
+
+
+def encode(encoder: Tokenizer, sentences: Sequence[str]) -> tuple[list[list[int]], int]:
+    """Token ids of each sentence, and how many sentences were cut. On all cores, in threads of the library's own."""
+    encodings = encoder.encode_batch_fast(sentences)  # `fast` leaves out where in the text a token stands
+    return [encoding.ids for encoding in encodings], sum(1 for encoding in encodings if encoding.overflowing)
+
+
+def _cache_key(sentences: Sentences, encoder: Tokenizer) -> str:
+    key = hashlib.sha256(f"{CACHE_FORMAT} {len(sentences)} {encoder.to_str()}".encode())
+    key.update(sentences.offsets.data)
+    key.update(sentences.text.data)
+    return key.hexdigest()[:32]
+
+
+def _damage(folder: Path, num_sentences: int, largest_id: int) -> str:
+    """What is wrong with the folder, in words; nothing if it may be used."""
+    try:
+        verify_sealed(folder)
+        input_ids, offsets = map_tokens(folder)
+    except (DamagedFolderError, OSError) as error:
+        return str(error)
+    except ValueError:
+        return f"{INPUT_IDS} or {OFFSETS} does not hold whole numbers"
+    if len(offsets) != num_sentences + 1:
+        return f"{OFFSETS} is of {len(offsets) - 1} sentences instead of {num_sentences}"
+    if offsets[0] != 0 or offsets[-1] != len(input_ids) or (offsets[1:] < offsets[:-1]).any():
+        return f"{OFFSETS} does not divide the {len(input_ids)} ids of {INPUT_IDS}"
+    if input_ids.min() < 0 or input_ids.max() > largest_id:
+        return f"{INPUT_IDS} holds ids that are not between 0 and {largest_id}"
+    return ""
+
+
+def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> None:
+    """`write_sealed` where there are no locks: each process writes a folder of its own, and the first takes the place.
+
+    Raises:
+        OSError: as there.
+    """
+    own = folder.with_name(f"{folder.stem}-{socket.gethostname()}-{os.getpid()}.tokens")
+    write_sealed(own, write_files)
+    try:
+        os.rename(own, folder)
+    except OSError:  # there is one: of another process, which was first, or damaged
+        try:
+            verify_sealed(folder)
+        except DamagedFolderError:
+            discard(put_aside(folder))
+            os.rename(own, folder)
+    discard(own)
+
+
+def _write(sentences: Sentences, encoder: Tokenizer, check_stop: Callable[[], object], folder: Path) -> None:
+    end = cut = 0
+    with (
+        open(folder / INPUT_IDS, "wb") as ids_file,
+        open(folder / OFFSETS, "wb") as offsets_file,
+        tqdm(total=len(sentences), desc="Tokenising", unit=" sentences", unit_scale=True, disable=None) as bar,
+    ):
+        offsets_file.write(bytes(8))
+        for block in blocks(len(sentences)):
+            check_stop()
+            ids, cut_here = encode(encoder, sentences[block])
+            cut += cut_here
+            ends = end + np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)))
+            ids_file.write(np.fromiter(chain.from_iterable(ids), "<i4").tobytes())
+            offsets_file.write(ends.astype("<i8").tobytes())
+            end = int(ends[-1])
+            bar.update(len(ids))
+    (folder / CUT).write_bytes(cut.to_bytes(8, "little"))

@@ -1,0 +1,61 @@
+"""Which devices there are, and what has been said of them."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from sst2.config.launcher_variables import is_set
+
+# By which libraries compute float32 products with fewer digits than float32 has, and the values that do not say so.
+_LOOSE_FLOAT32 = {
+    "NVIDIA_TF32_OVERRIDE": "0",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
+    "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
+}
+
+
+def runs_on_cpu() -> bool:
+    """Whether the job runs on the CPU, by the launcher's word or for want of anything else.
+
+    accelerate must be told: processes on a host without a GPU would otherwise each train alone. Under DeepSpeed it must
+    not be told, since it then leaves DeepSpeed out.
+    """
+    if is_set("ACCELERATE_USE_CPU"):
+        return True
+    return not torch.accelerator.is_available() and not is_set("ACCELERATE_USE_DEEPSPEED")
+
+
+def computes_on_cpu() -> bool:
+    """Whether it does, under DeepSpeed as well."""
+    return is_set("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def overlooks_gpus(devices: Path = Path("/dev")) -> bool:
+    """Whether there are NVIDIA GPUs that torch does not see and that nobody has hidden."""
+    is_meant = is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ
+    return not (is_meant or torch.cuda.is_available()) and any(devices.glob("nvidia[0-9]*"))
+
+
+def loosens_float32() -> str:
+    """The variable that has float32 products computed with fewer digits, with its value; empty if there is none."""
+    for name, strict in _LOOSE_FLOAT32.items():
+        if os.environ.get(name, strict).upper() not in (strict, ""):
+            return f"{name}={os.environ[name]}"
+    return ""
+
+
+def processor() -> str:
+    """The name of the machine's processor."""
+    return _cpu_info("model name") or platform.processor()
+
+
+def _cpu_info(key: str) -> str:
+    """What Linux says of the first processor, or nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")

@@ -1,0 +1,112 @@
+"""What ranks do together, or one for all."""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import distributed
+
+from sst2.utils.errors import EXIT_CODES, UserError, broken_disk, disk_error
+
+Result = TypeVar("Result")
+
+
+@lru_cache
+def group_of_hosts() -> distributed.ProcessGroup | None:
+    """A group of all ranks for small messages between their hosts. The first call is for all ranks together.
+
+    It is gloo, which works on host memory: in NCCL's group, a message would wait for all that the GPU has to do, and
+    the host for the message. None, the default group, where that is gloo.
+    """
+    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Do `work` on the main process. All ranks call it, and get what it returns.
+
+    Raises:
+        UserError, StopRequestedError: the one that `work` has raised, on every rank: none is left waiting for the
+            others. A UserError also says that a disk or a path has failed.
+    """
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        answer = _attempt(work)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+def _attempt(work: Callable[[], Any]) -> list[Any]:
+    """What `work` returns, and the error that all ranks are to raise for it: one of them is None."""
+    try:
+        return [work(), None]
+    except tuple(EXIT_CODES) as error:  # a LocalError is everybody's by now
+        return [None, UserError(str(error)) if isinstance(error, UserError) else error]
+    except Exception as error:
+        if (disk := disk_error(error)) is None:
+            raise
+        return [None, UserError(broken_disk(disk))]
+
+
+def read_on_main(read: Callable[[], Result]) -> Result:
+    """What `read` gives on the main process, sent to all ranks: a file on a shared disk is read once for all of them.
+
+    Args:
+        read: gives nested dicts, lists and tuples that may hold tensors in host memory.
+
+    Raises:
+        UserError, StopRequestedError: as `on_main`.
+    """
+    if not distributed.is_initialized():
+        return read()
+    answer: list[Any] = [None, None]
+    tensors: Iterator[torch.Tensor] = iter(())
+    if distributed.get_rank() == 0:
+        content, error = _attempt(read)
+        stripped, taken = _without_tensors(content)
+        answer, tensors = [stripped, error], iter(taken)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return _with_tensors(answer[0], tensors)
+
+
+class _Missing(tuple):
+    """Shape and dtype of a tensor that is sent by itself."""
+
+
+def _without_tensors(tree: Any) -> tuple[Any, list[torch.Tensor]]:
+    taken = []
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            taken.append(value)
+            return _Missing((value.shape, value.dtype))
+        return _rebuilt(value, strip)
+
+    return strip(tree), taken
+
+
+def _with_tensors(tree: Any, own: Iterator[torch.Tensor]) -> Any:
+    def fill(value: Any) -> Any:
+        if isinstance(value, _Missing):
+            shape, dtype = value
+            tensor = next(own, None)  # the main process has them
+            tensor = torch.empty(shape, dtype=dtype) if tensor is None else tensor.contiguous()
+            distributed.broadcast(tensor, src=0, group=group_of_hosts())
+            return tensor
+        return _rebuilt(value, fill)
+
+    return fill(tree)
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: change(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(change, value))
+    return value

@@ -1,0 +1,34 @@
+"""How a model is spread over the ranks. The training loop asks `DataParallel`'s methods of any strategy."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from sst2.distributed.cpu import limit_threads
+from sst2.distributed.strategies.data_parallel import DataParallel
+
+
+def prepare(
+    accelerator: Accelerator, bare_model: nn.Module, optimizer: torch.optim.Optimizer, compress: bool = False
+) -> DataParallel:
+    """Spread model and optimizer as the launcher has asked for. All ranks call it.
+
+    Args:
+        compress: whether gradients are rounded to bf16 on their way between ranks. DeepSpeed's configuration says so
+            itself.
+    """
+    names = {id(parameter): name for name, parameter in bare_model.named_parameters()}
+    groups = [{"params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
+    if accelerator.device.type == "cpu":
+        limit_threads(bare_model)
+    model, prepared = accelerator.prepare(bare_model, optimizer)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from sst2.distributed.strategies.zero import Zero  # which needs DeepSpeed, and so not every host has it
+
+        return Zero(accelerator, bare_model, model, optimizer, groups)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        from sst2.distributed.strategies.fully_sharded import FullySharded
+
+        return FullySharded(accelerator, model, prepared, groups)
+    return DataParallel(accelerator, bare_model, model, prepared, compress)

@@ -1,0 +1,84 @@
+"""Logits as probabilities, as a line for a person, and as a run's predictions.csv, which is read here as well."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sst2.utils.atomic_file import put_in_place
+from sst2.utils.csv_cells import PREDICTIONS, from_cell, to_cell
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """(sentences, 2) logits to (sentences, 2) logarithms of the classes' probabilities, in float64."""
+    # as scipy.special.log_softmax does it, bit for bit
+    below_highest = np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True)
+    return below_highest - np.log(np.exp(below_highest).sum(axis=1, keepdims=True))
+
+
+def probability_positive(logits: np.ndarray) -> np.ndarray:
+    """(sentences, 2) logits to (sentences,) probabilities of POSITIVE, in float64."""
+    return np.exp(log_probabilities(logits))[:, 1]
+
+
+def in_order_of_rows(rows: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:
+    """Logits gathered from all ranks, in the order of the split.
+
+    Args:
+        rows: (sentences,) row number of each line of `logits`.
+        logits: (sentences, 2).
+        count: sentences of the split.
+
+    Raises:
+        RuntimeError: a sentence was not counted exactly once.
+    """
+    if not np.array_equal(np.sort(rows), np.arange(count)):
+        raise RuntimeError(
+            f"an evaluation of {count} sentences counted {len(rows)}, {len(set(rows))} of them different"
+        )
+    ordered = np.empty_like(logits)
+    ordered[rows] = logits
+    return ordered
+
+
+def in_words(metrics: dict[str, Any], split: str) -> str:
+    """One line for a person."""
+    low, high = metrics["accuracy_ci95"]
+    return (
+        f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), f1 {metrics['f1']:.4f}, "
+        f"loss {metrics['loss']:.4f} on {metrics['count']} {split} sentences"
+    )
+
+
+def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> None:
+    """One line per sentence: split, row, sentence, label (empty if unknown), prediction, probability of the class 1.
+
+    Texts are written as `to_cell` has them, so that a spreadsheet calculates none.
+
+    Args:
+        splits: pairs of a `Split` and its logits, (sentences, 2).
+    """
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    with open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(PREDICTIONS)
+        for split, logits in splits:
+            probabilities, predicted = probability_positive(logits), logits.argmax(axis=1)
+            names = [*map(to_cell, split.label_names), ""]  # -1, no label, is the last
+            for row, sentence in enumerate(split.sentences):
+                label, prediction = names[split.labels[row]], names[predicted[row]]
+                writer.writerow([split.name, row, to_cell(sentence), label, prediction, f"{probabilities[row]:.6f}"])
+    put_in_place(unfinished, file)
+
+
+def read_predictions(file: Path, split: str) -> list[dict[str, str]]:
+    """The lines of one split, by column, with the texts that were written.
+
+    Raises:
+        OSError, ValueError, LookupError, csv.Error: it cannot be read, or is no such file.
+    """
+    with open(file, encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["split"] == split]
+    return [row | {name: from_cell(row[name]) for name in ("sentence", "label", "prediction")} for row in rows]

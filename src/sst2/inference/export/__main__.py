@@ -1,0 +1,11 @@
+"""`python -m sst2.export`."""
+
+import sys
+
+from sst2.inference.export.command import PROGRAM, main
+from sst2.utils.console import standard_output
+from sst2.utils.errors import exit_codes
+
+if __name__ == "__main__":
+    with exit_codes(PROGRAM), standard_output():
+        main(sys.argv[1:])

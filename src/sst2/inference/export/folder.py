@@ -1,0 +1,113 @@
+"""The folder of an ONNX export: written, compared with torch, and described in `README.md` and `export.json`."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
+
+from sst2.config.class_names import names_in_order, positive_class
+from sst2.data.readers import LabelledSentences
+from sst2.distributed.devices import processor
+from sst2.inference.export.card import FILES, onnx_card
+from sst2.inference.export.figures import (
+    REFERENCE,
+    TOLERANCE,
+    Form,
+    figures_of,
+    probe_batches,
+    require_finite,
+    require_same_logits,
+)
+from sst2.inference.export.onnx_model import OPSET, onnx_classifier, quantise, torch_classifier, write_onnx
+from sst2.models.loading import num_bytes
+from sst2.utils.atomic_file import write_json
+
+TOLERANCES = {"onnx_float32": TOLERANCE, "onnx_int8": float("inf")}
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers")
+
+
+def versions() -> dict[str, str]:
+    """Of what writes and runs the models."""
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
+@contextmanager
+def _says(what: str) -> Iterator[None]:
+    """Have a terminal show what takes seconds, and how many it took. Nothing is said to a file or pipe."""
+    with tqdm(total=1, desc=what, bar_format="{desc}: {elapsed}", disable=None) as bar:
+        yield
+        bar.update()
+
+
+def write_files(
+    folder: Path,
+    model: DistilBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    title: str,
+    int8: bool,
+    data: tuple[str, LabelledSentences] | None,
+) -> dict[str, Any]:
+    """Write all files of the export, the card and the figures last, when the models have proved themselves.
+
+    Args:
+        folder: exists, and is empty.
+        model: in evaluation mode.
+        title: name of the model, for the card.
+        int8: whether a quantised model is wanted as well.
+        data: name of a file, and its sentences, labelled by the model's classes.
+
+    Returns:
+        What `export.json` holds.
+
+    Raises:
+        UserError: the model's logits are not finite.
+        RuntimeError: an exported model is not the model.
+    """
+    id2label: Any = model.config.id2label
+    labels = names_in_order(id2label)
+    tokenizer.save_pretrained(folder)  # before its first use, which would leave its padding in it
+    model.config.save_pretrained(folder)
+    batches, threads = probe_batches(tokenizer), torch.get_num_threads()
+    forms = {REFERENCE: Form(torch_classifier(model), num_bytes(model))}
+    require_finite(forms[REFERENCE].classify, batches)
+    with _says("writing the ONNX model"):
+        write_onnx(model, folder / FILES["onnx_float32"])
+    if int8:
+        with _says("quantizing it to int8"):
+            quantise(folder / FILES["onnx_float32"], folder / FILES["onnx_int8"])
+    differences = {}
+    for name in [*FILES][: 1 + int8]:
+        file = folder / FILES[name]
+        forms[name] = Form(onnx_classifier(file, threads), file.stat().st_size)
+        differences[name] = require_same_logits(
+            forms[REFERENCE].classify, forms[name].classify, batches, TOLERANCES[name]
+        )
+    with _says("measuring accuracy and latency" if data else "measuring latency"):
+        figures = figures_of(forms, tokenizer, data and data[1], positive=positive_class(labels))
+    report = {
+        "model": title,
+        "format": "onnx",
+        "opset": OPSET,
+        "labels": labels,
+        "max_length": tokenizer.model_max_length,
+        "probes": {
+            "batches": [list(inputs["input_ids"].shape) for inputs in batches],
+            "largest_logit_difference": differences,
+            "tolerance": TOLERANCE,
+        },
+        "measured_on": data[0] if data else "sentences of the project's sample, without labels",
+        "machine": f"{os.cpu_count()} x {processor()}",
+        "threads": threads,
+        "versions": {"python": platform.python_version()} | versions(),
+        "forms": figures,
+    }
+    (folder / "README.md").write_text(onnx_card(report), encoding="utf-8")
+    write_json(folder / "export.json", report)
+    return report

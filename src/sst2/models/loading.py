@@ -1,0 +1,236 @@
+"""The stock DistilBERT classifier and its tokenizer, to train or as it was trained: loaded safely and in float32."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, DistilBertConfig, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from sst2.config.class_names import are_generic, names_in_order, order_of_classes
+from sst2.config.settings import SAMPLE, Settings
+from sst2.data.hub import reading_from_hub
+from sst2.data.sample import sample_config, sample_tokenizer
+from sst2.models.packed_classifier import PackedClassifier
+from sst2.models.tokenizer import panics_as_errors, read_tokenizer
+from sst2.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+HEAD = ("pre_classifier.", "classifier.")
+KINDS = {"multi_label_classification": "several labels at once", "regression": "numbers"}  # by `problem_type`
+SIZES = ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim")
+ARCHITECTURE = (
+    "vocab_size max_position_embeddings sinusoidal_pos_embds n_layers n_heads dim hidden_dim dropout attention_dropout "
+    "activation initializer_range qa_dropout seq_classif_dropout pad_token_id"
+).split()
+
+
+def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, as `read_tokenizer` gives it.
+
+    Raises:
+        UserError: it cannot be had, the checkpoint is no DistilBERT, or the model does not fit the tokenizer or
+            `--max_length`.
+    """
+    name, revision = settings.model_name_or_path, settings.model_revision
+    if name == SAMPLE:
+        own = sample_tokenizer()
+        _check_fit(settings, sample_config(len(own)), own)
+        return own
+    config, tokenizer = _read_tokenizer("--model_name_or_path", name, revision)
+    _check_fit(settings, config, tokenizer)
+    return tokenizer
+
+
+def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weights: bool = True) -> PackedClassifier:
+    """DistilBERT with a two-class head, in float32 whatever the checkpoint was stored in.
+
+    Only safetensors are read and no remote code runs. The head is new, drawn from torch's random state, unless the
+    checkpoint has one of two classes: then its rows are put in the order of the run's classes, by their names.
+
+    Args:
+        with_weights: whether its weights are read; else all are drawn, for a checkpoint's to take their place.
+
+    Raises:
+        UserError: it cannot be had, is incomplete, or has a head of classes with other names.
+    """
+    labels = dict(enumerate(settings.label_names))
+    options: dict[str, Any] = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+    if settings.dropout is not None:
+        options |= dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), settings.dropout)
+    options["pad_token_id"] = tokenizer.pad_token_id  # whose embedding alone is not trained
+    name = settings.model_name_or_path
+    if name == SAMPLE or not with_weights:
+        config = sample_config(len(tokenizer)) if name == SAMPLE else DistilBertConfig.from_pretrained(name)
+        config.update(options)
+        model = PackedClassifier(config)
+        model.drawn = frozenset(model.state_dict())
+    else:
+        model, fresh, class_names = _read_weights("--model_name_or_path", name, settings.model_revision, options)
+        model.drawn = frozenset(fresh)
+        logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
+        if not fresh:
+            _order_classes(model, name, class_names, settings.label_names)
+    return model
+
+
+def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedTokenizerBase]:
+    """A trained classifier of two classes, with its own names of them, in float32; and its tokenizer.
+
+    Args:
+        flag: what gave the name, for messages.
+        name: on the hub, or a local folder, for which the hub is not asked.
+
+    Raises:
+        UserError: it cannot be had, or is no such classifier.
+    """
+    config, tokenizer = _read_tokenizer(flag, name, "main")
+    if config.num_labels != 2 or config.problem_type not in (None, "single_label_classification"):
+        kind = KINDS.get(str(config.problem_type)) if config.num_labels == 2 else f"{config.num_labels} classes"
+        raise UserError(f"{flag} {name} is a model of {kind}: give a classifier of two")
+    _check_vocabulary(flag, name, config, tokenizer)
+    model, fresh, _ = _read_weights(flag, name, "main", {})
+    if fresh:
+        raise UserError(f"{flag} {name} has no trained classification head ({fresh[0]} is missing): fine-tune it first")
+    return model, tokenizer
+
+
+def num_bytes(model: torch.nn.Module) -> int:
+    """Of the weights, before a strategy spreads them over the ranks."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def plain_config(config: DistilBertConfig) -> DistilBertConfig:
+    """Its architecture and names of classes. Whatever else stood in a config.json changes nothing that a run does.
+
+    `problem_type`, `output_attentions`, `return_dict`, `attn_implementation` and the like would change the loss, the
+    outputs, what `pipeline` makes of the export, or where transformers takes code from.
+    """
+    names = {name: getattr(config, name) for name in ARCHITECTURE}
+    return DistilBertConfig(**names, id2label=config.id2label, label2id=config.label2id)
+
+
+def _read_config(flag: str, name: str, revision: str) -> DistilBertConfig:
+    """All of a DistilBERT's config.json."""
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if config.model_type != "distilbert":
+        raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
+    if odd := [size for size in SIZES if getattr(config, size) < 1]:
+        raise UserError(f"{flag} {name}: its config.json has {odd[0]} {getattr(config, odd[0])}")
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"{flag} {name} is quantized: give the checkpoint that it was made from")
+    return config
+
+
+def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConfig, PreTrainedTokenizerBase]:
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        if (Path(name) / "model" / "config.json").is_file():
+            raise UserError(f"{flag} {name} is a run: give {Path(name) / 'model'}")
+        raise UserError(f"{flag} {name} has no config.json: give a folder written by save_pretrained")
+    with reading_from_hub(flag, name, "model", revision), panics_as_errors():
+        config = _read_config(flag, name, revision)
+        return config, read_tokenizer(flag, name, revision, config)
+
+
+def _order_classes(model: PackedClassifier, name: str, class_names: list[str], label_names: list[str]) -> None:
+    """Put the rows of a trained head in the order of the run's classes.
+
+    Args:
+        name: of the checkpoint, for messages.
+        class_names: what the checkpoint calls the classes of its rows.
+        label_names: what the run calls the classes 0 and 1.
+
+    Raises:
+        UserError: the two do not name the same classes.
+    """
+    mine, own = " and ".join(label_names), " and ".join(class_names)
+    if are_generic(class_names):
+        logger.warning("%s: its classes have no names (%s): they are taken for %s, by number", name, own, mine)
+        return
+    order = order_of_classes(class_names, label_names)
+    if order is None:
+        raise UserError(
+            f"--model_name_or_path {name} has a classification head for {own}, where the run's classes are {mine}: "
+            "call the run's classes so by --label_names, or rename the checkpoint's in id2label of its config.json "
+            "(LABEL_0 and LABEL_1 go by number)"
+        )
+    if order != sorted(order):
+        logger.info("%s: the rows of its head are for %s: put in the order %s", name, own, mine)
+        with torch.no_grad():
+            for parameter in model.classifier.parameters():
+                parameter.copy_(parameter[order].clone())
+
+
+def _read_weights(
+    flag: str, name: str, revision: str, options: dict[str, Any]
+) -> tuple[PackedClassifier, list[str], list[str]]:
+    """The model, the names of the weights of its head that the checkpoint lacks, and what it calls its classes.
+
+    Args:
+        options: of its config, in place of the checkpoint's.
+    """
+    with reading_from_hub(flag, name, "model", revision):
+        stored = _read_config(flag, name, revision)
+        names: Any = stored.id2label
+        class_names = names_in_order(names)
+        config = plain_config(stored)
+        config.update(options)
+        _require_own_safetensors(flag, name, revision)
+        try:
+            loaded: Any = PackedClassifier.from_pretrained(
+                name,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # a head of other classes is replaced
+                output_loading_info=True,
+            )
+        except SafetensorError as error:
+            raise UserError(f"{flag} {name}: its safetensors file is damaged ({error})") from None
+    model, report = loaded
+    fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    lost = sorted(key for key in fresh if not key.startswith(HEAD))
+    if lost:
+        raise UserError(f"{flag} {name} lacks {len(lost)} weights of a DistilBERT, {lost[0]} for one")
+    if idle := [key for key in report["unexpected_keys"] if ".layer." in key]:
+        logger.warning("%s: %d weights of more layers than the %d of its config", name, len(idle), config.n_layers)
+    return model, sorted(fresh), class_names
+
+
+def _require_own_safetensors(flag: str, name: str, revision: str) -> None:
+    """Raises UserError: the weights are not the checkpoint's own safetensors files alone."""
+
+    def find(file: str) -> str | None:
+        return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+    if find("adapter_config.json"):  # peft, where it is installed, would add its weights to another checkpoint's
+        raise UserError(f"{flag} {name} holds an adapter: merge it into its base model first (merge_and_unload)")
+    if (Path(name) / SAFE_WEIGHTS_NAME).is_file() or (index := find(SAFE_WEIGHTS_INDEX_NAME)) is None:
+        return
+    for file in json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values():
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(f"{flag} {name}: {SAFE_WEIGHTS_INDEX_NAME} names {file}: no safetensors file beside it")
+
+
+def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    name = settings.model_name_or_path
+    if settings.max_length > config.max_position_embeddings:
+        raise UserError(
+            f"--max_length {settings.max_length} is more than the {config.max_position_embeddings} positions of {name}"
+        )
+    _check_vocabulary("--model_name_or_path", name, config, tokenizer)
+
+
+def _check_vocabulary(flag: str, name: str, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    entries = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # some vocabularies leave ids out
+    if entries > config.vocab_size:
+        raise UserError(
+            f"{flag} {name}: the tokenizer has {entries} entries, the model {config.vocab_size}: "
+            "they do not belong together"
+        )

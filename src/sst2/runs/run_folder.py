@@ -1,0 +1,162 @@
+"""The folder of a run: what lies where, and files that are whole or absent."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sst2.models.export import WEIGHTS
+from sst2.utils.atomic_folder import describe_file
+from sst2.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from sst2.runs.run_folder import RunFolder
+
+
+import logging
+import time
+from contextlib import suppress
+from typing import TextIO
+
+from sst2.utils.file_system import SECONDS_BETWEEN_TRIES, NoLocksError, sync, try_lock, warn_once
+from sst2.utils.removal import discard, leftovers, put_aside
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths of one run, below `path`. Creating the object touches nothing; as a context it lets other jobs in again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.resolved = path / "resolved.yaml"
+        self.environment = path / "environment.json"
+        self.tensorboard = path / "tensorboard"
+        self.metrics_log = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.onnx = path / "onnx"  # made of it by python -m sst2.export
+        self.metrics = path / "metrics.json"
+        self.predictions = path / "predictions.csv"
+        self.log = path / "train.log"
+        self.trackers = path / "trackers.json"  # the runs that it has with the trackers of --report_to
+        self._lock: TextIO | None = None
+        self._is_new = False
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def lock(self, check_stop: Callable[[], object] = lambda: None, patience: float = 30.0) -> None:
+        """Create the folder if it is not there, and keep other jobs out of it until `release` or the process's end.
+
+        Args:
+            check_stop: called while waiting; what it raises ends the waiting.
+            patience: seconds to wait for a job that has been asked to stop and is still writing.
+
+        Raises:
+            UserError: another job works in the folder, or it cannot be written.
+        """
+        file, deadline, has_said = self.path / ".lock", time.monotonic() + patience, False
+        try:
+            while self._lock is None:
+                self._is_new |= not self.path.exists()
+                self.path.mkdir(parents=True, exist_ok=True)
+                opened = open(file, "w", encoding="utf-8")  # noqa: SIM115 (open until release)
+                if self._is_free(opened) and _is_at(file, opened):
+                    self._lock = opened
+                    return
+                opened.close()
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"--output_dir {self.path} is in use by another job: end that, or name another folder"
+                    )
+                if not has_said:
+                    logger.info("waiting %g s at most for another job to leave %s", patience, self.path)
+                    has_said = True
+                check_stop()
+                time.sleep(SECONDS_BETWEEN_TRIES)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _is_free(self, file: TextIO) -> bool:
+        try:
+            return try_lock(file)
+        except NoLocksError as error:
+            message = f"nothing keeps another job out of --output_dir {self.path}, whose file system has no locks"
+            warn_once("locks of runs", self.path, message, error)
+            return True
+
+    def release(self) -> None:
+        """Let other jobs in. Where this one has made the folder and put nothing into it, it is gone again."""
+        if self._lock is None:
+            return
+        with suppress(OSError):  # the folder may have been removed, and why the job ends is not to be hidden
+            if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
+                discard(self.path)
+        self._lock.close()
+        self._lock = None
+
+    def begin(self, overwrite: bool) -> None:
+        """Make the folder ready for a start that will write into it.
+
+        `metrics.json` goes first and comes back last: where it is, the run has finished and its model is whole.
+
+        Args:
+            overwrite: whether the run that is in the folder goes, that is all that bears the names above.
+                `config.yaml` stays until the new one replaces it: after a kill in between, the folder is still a run's.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        entries = [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]
+        going = [self.metrics, *(path for path in entries if path != self.config)] if overwrite else [self.metrics]
+        try:
+            for leftover in [path for entry in entries for path in leftovers(entry)]:
+                discard(leftover)
+            for entry in [path for path in going if os.path.lexists(path)]:
+                aside = put_aside(entry)
+                if (reason := discard(aside)) and aside == entry:
+                    raise OSError(None, reason)
+                sync(self.path)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"--output_dir {self.path} cannot be written ({error.strerror}): name another")
+
+
+def _is_at(place: Path, file: TextIO) -> bool:
+    """Whether the open file is still the one at this place: a job that ends may remove its folder."""
+    try:
+        return os.path.samestat(place.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+MARK = "# A run of train_sst2.py: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run of this project is in the folder, and its files may be replaced or continued."""
+    try:
+        with open(folder / "config.yaml", encoding="utf-8") as file:
+            return file.readline().rstrip() == MARK
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def is_finished(run: RunFolder) -> bool:
+    """Whether there is `metrics.json`, which is written last, and the model whose weights it names is whole."""
+    try:
+        metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
+        for name in ("config.json", "tokenizer.json"):
+            json.loads((run.model / name).read_text(encoding="utf-8"))
+        return describe_file(run.model / WEIGHTS)["sha256"] == metrics["model_sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

@@ -1,0 +1,139 @@
+"""What TensorBoard shows of a run beside curves: the custom scalars' layout, and pictures and texts of evaluations."""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import datasets
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from sst2.evaluation.error_analysis import changed_sides, most_confident_mistakes
+from sst2.evaluation.predictions import probability_positive
+from sst2.utils.device_timing import PHASES
+
+if TYPE_CHECKING:
+    from sst2.data.splits import Split
+
+logger = logging.getLogger(__name__)
+
+PICTURE_SHARE = 0.01  # of the run's time that pictures may take
+FIRST_PICTURES_SECONDS = 1.5  # what those of one evaluation take, before any was drawn: most of it is imports
+
+
+class Dashboard:
+    """Writes to a TensorBoard writer, for the one process that has one.
+
+    Args:
+        writer: of the run.
+        selection_split: name of the split that is evaluated during training.
+    """
+
+    def __init__(self, writer: SummaryWriter, selection_split: str) -> None:
+        self._writer = writer
+        self._shown: set[tuple[str, int]] = set()  # splits and steps
+        self._drawn: set[tuple[str, int]] = set()
+        self._before: dict[str, tuple[int, np.ndarray]] = {}  # of each split, the last step shown, and probabilities
+        self._drawing_seconds = 0.0
+        self._pictures_seconds = FIRST_PICTURES_SECONDS
+        writer.add_custom_scalars(layout(selection_split))
+
+    def show(self, split: "Split", step: int, logits: np.ndarray, run_seconds: float | None = None) -> None:
+        """Show one evaluation: once for each split and step.
+
+        Args:
+            split: with its sentences and labels; without labels, there is only the histogram.
+            step: optimizer steps that the model has taken.
+            logits: (sentences, 2), in the order of the split.
+            run_seconds: that the run has trained for. Pictures are left out where drawing would take more than
+                `PICTURE_SHARE` of them in all; they are drawn in any case if None.
+        """
+        key, positive = (split.name, step), probability_positive(logits)
+        if key not in self._shown:
+            self._shown.add(key)
+            self._writer.add_histogram(f"{split.name}/probability_positive", positive, step)
+            if split.is_labelled:
+                self._writer.add_pr_curve(f"{split.name}/precision_recall", split.labels, positive, step)
+                self._write_texts(split, step, positive)
+        if split.is_labelled and key not in self._drawn and self._can_afford_pictures(run_seconds):
+            self._drawn.add(key)
+            self._draw(split, step, positive)
+
+    def _write_texts(self, split: "Split", step: int, positive: np.ndarray) -> None:
+        texts = {"most_confident_mistakes": most_confident_mistakes(split, positive)}
+        shown, before = self._before.get(split.name, (step, positive))
+        if shown < step:  # at the end, a run may come back to an earlier model
+            texts["changed_sides"] = changed_sides(split, before, positive)
+        self._before[split.name] = step, positive
+        for name, text in texts.items():
+            self._writer.add_text(f"{split.name}/{name}", text, step)
+
+    def _can_afford_pictures(self, run_seconds: float | None) -> bool:
+        return run_seconds is None or self._drawing_seconds + self._pictures_seconds <= PICTURE_SHARE * run_seconds
+
+    def _draw(self, split: "Split", step: int, positive: np.ndarray) -> None:
+        started = time.perf_counter()
+        keep_matplotlib_in(Path(datasets.config.HF_DATASETS_CACHE) / "sst2-matplotlib")
+        try:
+            from sst2.tracking.plots import draw_evaluation  # its libraries take most of a second
+
+            pictures = draw_evaluation(split.labels, positive, split.label_names)
+        except Exception as error:  # whatever it is, no run shall be lost for a picture
+            logger.warning("pictures of %s cannot be drawn: %s: %s", split.name, type(error).__name__, error)
+            return
+        for name, picture in pictures.items():
+            self._writer.add_image(f"{split.name}/{name}", picture, step, dataformats="HWC")
+        self._pictures_seconds = time.perf_counter() - started
+        self._drawing_seconds += self._pictures_seconds
+
+
+def layout(selection_split: str) -> dict[str, dict[str, list]]:
+    """TensorBoard's custom scalars: what belongs together in one chart.
+
+    Args:
+        selection_split: name of the split that is evaluated during training.
+    """
+
+    def lines(*tags: str) -> list:
+        return ["Multiline", [f"^{tag}$" for tag in tags]]  # they are regular expressions
+
+    def of_split(*names: str) -> list[str]:
+        return [f"{selection_split}/{name}" for name in names]
+
+    interval = of_split("accuracy", "accuracy_ci95/0", "accuracy_ci95/1")
+    shares = [f"train/{name}_share" for name in (*PHASES, "waiting")]
+    return {
+        "training": {
+            "loss, in training and in evaluation": lines("train/loss", *of_split("loss")),
+            "learning rate": lines("train/learning_rate"),
+        },
+        "evaluation": {
+            "accuracy and its 95 % interval": ["Margin", interval],
+            "precision, recall, f1": lines(*of_split("precision", "recall", "f1")),
+            "calibration error": lines(*of_split("ece")),
+        },
+        "speed": {
+            "sentences a second": lines("train/sentences_per_second"),
+            "model FLOPs utilisation": lines("train/mfu"),
+            "where the time of a step goes": lines(*shares),
+            "checkpoints: training pauses, and until written, seconds": lines("checkpoint/.*"),
+        },
+        "health": {
+            "gradient norm": lines("train/grad_norm"),
+            "skipped steps": lines("train/skipped_steps"),
+            "peak memory, MiB": lines("train/peak_memory_mib"),
+            "padding, and imbalance between processes": lines("train/padding_share", "train/token_imbalance"),
+        },
+    }
+
+
+def keep_matplotlib_in(folder: Path) -> None:
+    """Where matplotlib is to write what it knows of fonts, if nobody has said so. To be called before its import.
+
+    By default that is in the home folder, which a compute node may not be able to write.
+    """
+    if "matplotlib" not in sys.modules:
+        os.environ.setdefault("MPLCONFIGDIR", str(folder))

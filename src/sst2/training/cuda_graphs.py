@@ -1,0 +1,166 @@
+"""Optimizer steps as CUDA graphs: recorded once for each shape, then launched whole.
+
+A step of DistilBERT on some hundred tokens is over a thousand small operations. Asking for them one by one takes a host
+several times as long as a GPU needs to do them; a graph is asked for at once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import DistilBertConfig
+
+from sst2.config.settings import Settings
+from sst2.data.batch_plan import Passes
+from sst2.data.collation import Batch
+from sst2.data.packing import Pack
+from sst2.distributed.strategies import DataParallel
+from sst2.models.attention import flash_works
+from sst2.utils.errors import UserError
+
+FEWEST_TOKENS = 64  # numbers of tokens are rounded up to a multiple of it,
+IGNORED = -100  # torch's label for what has none
+SHARE = 8  # or of the power of two below the usual number divided by this
+
+Result = tuple[torch.Tensor, torch.Tensor]  # of a step: the sum of its losses and its gradient norm, () each
+Take = Callable[[Passes], Result]
+
+
+def step_graphs(
+    strategy: DataParallel, config: DistilBertConfig, settings: Settings, batch_size: int, lengths: np.ndarray
+) -> "StepGraphs | None":
+    """Have steps recorded, if they can be.
+
+    Args:
+        batch_size: sentences of a step.
+        lengths: (sentences,) tokens of each training sentence.
+
+    Returns:
+        None where steps cannot be recorded: anywhere but on one process with one GPU, for packed batches in bf16, one
+        forward pass a step. The sizes of padded batches, and of attention in grids, follow from their sentences;
+        fp16's loss scale is looked at by the host, and ranks wait for each other.
+    """
+    fits = settings.cuda_graphs == "auto" and settings.batching == "packed" and settings.mixed_precision == "bf16"
+    fits = fits and settings.gradient_accumulation_steps == 1 and strategy.fits_a_graph
+    if not fits or not flash_works(strategy.device, torch.bfloat16, config.dim // config.n_heads):
+        return None
+    return StepGraphs(strategy.optimizer, strategy.device, batch_size, lengths)
+
+
+def fill(batch: Batch, multiple: int, longest: int) -> Batch:
+    """A packed batch with some sentences more, of padding, that no loss looks at: its shape is one of few.
+
+    They are as many in every batch, `multiple` / `FEWEST_TOKENS`, and each has a token at least: attention might leave
+    the gradients of an empty one as it finds them in memory.
+
+    Args:
+        multiple: of which the number of tokens is one afterwards; a multiple of `FEWEST_TOKENS`.
+        longest: tokens of the longest sentence that may come.
+    """
+    count = multiple // FEWEST_TOKENS
+    spare = count + -(batch.size + count) % multiple
+    lengths = np.diff(spare * np.arange(count + 1) // count)
+    pack = Pack.of(np.concatenate([batch.inputs["pack"].lengths, lengths]), max(longest, FEWEST_TOKENS + 1))
+    filled = {name: F.pad(batch.inputs[name], (0, spare)) for name in ("input_ids", "position_ids")}
+    return Batch(filled | {"pack": pack}, F.pad(batch.labels, (0, count), value=IGNORED), batch.rows)
+
+
+class StepGraphs:
+    """Takes steps of `batch_size` sentences. A shape that comes for the second time is recorded.
+
+    The first time, the step is taken as it would be without this class; libraries then prepare what they cannot prepare
+    in a recording. Nothing is recorded for which the GPU has no room: graphs keep their memory, all in one pool, and
+    steps without one need theirs beside it.
+
+    Args:
+        optimizer: of the steps; the learning rates of its groups may change from step to step, nothing else.
+        lengths: (sentences,) tokens of each training sentence.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, batch_size: int, lengths: np.ndarray):
+        self.batch_size = batch_size
+        self._optimizer, self._device = optimizer, device
+        self._longest = int(lengths.max())
+        usual = batch_size * float(lengths.mean())
+        self._multiple = max(FEWEST_TOKENS, 2 ** int(np.log2(usual / SHARE)))
+        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+        self._graphs: dict[int, Graph | None] = {}  # by number of tokens; None where there is none yet
+        self._pool: Any = None
+
+    @property
+    def recorded(self) -> int:
+        """Number of shapes that are recorded."""
+        return sum(graph is not None for graph in self._graphs.values())
+
+    def fill(self, passes: Passes) -> Passes:
+        """The same packed batches in one of few shapes."""
+        return [(fill(batch, self._multiple, self._longest), weight) for batch, weight in passes]
+
+    def step(self, passes: Passes, take: Take) -> Result:
+        """Take a step.
+
+        Args:
+            passes: of `fill`, a batch with all sentences of the step, on the host.
+            take: the step; it does the same with each batch of a shape.
+
+        Raises:
+            UserError: the device refuses to record it.
+        """
+        ((batch, weight),) = passes
+        if batch.size not in self._graphs or not (self._graphs[batch.size] or self._has_room()):
+            self._graphs.setdefault(batch.size, None)
+            return take(passes)
+        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        graph = self._graphs[batch.size]
+        if graph is None:
+            try:
+                with self._recordable():
+                    graph = Graph(take, batch.to(self._device), weight, self._pool)
+            except RuntimeError as error:  # which leaves CUDA's state such that nothing can go on
+                reason = str(error).partition("\n")[0]
+                raise UserError(
+                    f"this GPU cannot record steps to CUDA graphs ({reason}): give --cuda_graphs no"
+                ) from error
+            self._graphs[batch.size], self._pool = graph, graph.pool
+        return graph.replay(batch)
+
+    def _has_room(self) -> bool:
+        """Whether another step fits the GPU beside all that is there."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return free > torch.cuda.max_memory_allocated(self._device)
+
+    @contextmanager
+    def _recordable(self) -> Iterator[None]:
+        """A graph repeats the numbers that it was recorded with, so that it has to find learning rates in memory."""
+        groups = self._optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group, in_memory in zip(groups, self._rates, strict=True):
+            group.update(lr=in_memory, capturable=True)
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group.update(lr=rate, capturable=False)
+
+
+class Graph:
+    """One shape's step, and the memory that it finds its batch in."""
+
+    def __init__(self, take: Take, batch: Batch, weight: float, pool: Any) -> None:
+        self._batch = batch
+        self._graph = torch.cuda.CUDAGraph()
+        # What other threads ask of the GPU meanwhile is no business of the recording.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._result = take([(batch, weight)])
+        self.pool = self._graph.pool()
+
+    def replay(self, batch: Batch) -> Result:
+        for own, new in zip(self._batch.tensors(), batch.tensors(), strict=True):
+            own.copy_(new.pin_memory(), non_blocking=True)
+        self._graph.replay()
+        loss, norm = self._result
+        return loss.clone(), norm.clone()  # the next graph may use their memory

@@ -1,0 +1,120 @@
+"""Counts what optimizer steps have done, without waiting for the device that does them."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+
+from sst2.checkpoints.training_state import TrainingState
+from sst2.training.flops import DTYPES, matrix_peak
+from sst2.utils.device_timing import PHASES, Phases, Waiting
+
+STEPS_BETWEEN_READS = 16  # on a GPU
+
+
+class Meter:
+    """Sums of one rank since the last `read`, kept where they arise.
+
+    Reading a number from a GPU makes the host wait for all the work before it, and the GPU then waits for the host. A
+    CPU computes at once, so that nothing is lost by reading after each step.
+
+    Args:
+        waiting: of the strategy.
+        skipped_in_a_row: steps that have changed nothing, up to now.
+
+    Attributes:
+        phases: to be told which phase of a step begins.
+        peak: FLOP/s of a large matrix product on this rank's device in the precision of forward passes, measured while
+            the other ranks measure theirs.
+    """
+
+    def __init__(self, accelerator: Accelerator, waiting: Waiting, skipped_in_a_row: int = 0) -> None:
+        device = accelerator.device
+        self._accelerator, self._waiting = accelerator, waiting
+        self.phases = Phases(device)
+        self.peak = matrix_peak(device, DTYPES[accelerator.mixed_precision], seconds=0.02)
+        self._every = 1 if device.type == "cpu" else STEPS_BETWEEN_READS
+        # exact, in any order, for some thousand losses in float32
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.zeros(2, dtype=dtype, device=device)  # of the loss, and of the sentences that it is of
+        # skipped steps: in a row now, in a row at most, in all
+        self._skipped = torch.tensor([skipped_in_a_row, skipped_in_a_row, 0], device=device)
+        self._steps = self._padded_tokens = 0
+        self._seconds = 0.0
+
+    def count(
+        self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, sentences: int, padded_tokens: int, seconds: float
+    ) -> None:
+        """Count one step.
+
+        Args:
+            loss_sum: (), over this rank's sentences, in nats.
+            grad_norm: (), of all ranks; not finite if the step was skipped.
+            sentences: of this rank.
+            padded_tokens: of this rank, padding included.
+            seconds: that the host took for it.
+        """
+        is_finite = grad_norm.isfinite()
+        both = torch.stack([loss_sum.to(self._sums.dtype), torch.full_like(self._sums[0], sentences)])
+        self._sums += torch.where(is_finite, both, 0.0)
+        now, most, total = self._skipped
+        now = torch.where(is_finite, 0, now + 1)
+        self._skipped = torch.stack([now, torch.maximum(now, most), total + ~is_finite])
+        self._steps += 1
+        self._padded_tokens += padded_tokens
+        self._seconds += seconds
+
+    @contextmanager
+    def between_steps(self, phase: str) -> Iterator[None]:
+        """Around what all ranks do together after a step: its time counts as a phase of the next one."""
+        started = time.perf_counter()
+        self.phases.begin(phase)
+        yield
+        self.phases.end()
+        self._seconds += time.perf_counter() - started
+
+    @property
+    def is_due(self) -> bool:
+        """Whether steps have gone unread for so long that a run which has broken down might not be noticed."""
+        return self._steps >= self._every
+
+    def read(self, state: TrainingState) -> int:
+        """Add what was counted to `state`, over all ranks. All ranks call it.
+
+        Returns:
+            The most steps in a row, since the last call or going on until now, that changed nothing.
+        """
+        if not self._steps:
+            return 0
+        started = time.perf_counter()
+        on_host = [self._padded_tokens, self._waiting.take(), *self.phases.take()]
+        own = torch.cat([self._sums, self._sums.new_tensor(on_host)])
+        loss_sum, sentences, padded_tokens, *times = self._accelerator.reduce(own, reduction="sum").tolist()
+        times = [seconds / self._accelerator.num_processes for seconds in times]
+        now, most, total = self._skipped.tolist()
+        state.add_measured(
+            loss_sum,
+            int(sentences),
+            int(padded_tokens),
+            dict(zip(("waiting", *PHASES), times, strict=True)),
+            self._seconds + time.perf_counter() - started,
+        )
+        state.skipped_steps += total
+        state.skipped_in_a_row = now
+        self._sums.zero_()
+        self._skipped = self._skipped.new_tensor([now, now, 0])
+        self._steps = self._padded_tokens = 0
+        self._seconds = 0.0
+        return most
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Highest memory so far in MiB: allocated on the GPU, or resident of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere

@@ -1,0 +1,287 @@
+"""Everything a run consists of."""
+
+import gc
+import logging
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import DistilBertConfig, PreTrainedTokenizerBase
+
+from sst2.checkpoints.checkpointer import Checkpointer, load_weights
+from sst2.checkpoints.folders import checkpoint_name, newest_checkpoint
+from sst2.checkpoints.training_state import TrainingState
+from sst2.config.settings import Settings
+from sst2.data.batch_plan import BatchPlan, Passes
+from sst2.data.splits import Split
+from sst2.distributed.ranks import on_main
+from sst2.distributed.stop_requests import Requests, Wishes
+from sst2.distributed.strategies import DataParallel
+from sst2.distributed.watchdog import Watchdog
+from sst2.runs.run_folder import RunFolder
+from sst2.tracking.tracker import Tracker
+from sst2.training.cuda_graphs import StepGraphs
+from sst2.training.flops import flop_per_token
+from sst2.training.meter import Meter, peak_memory_mib
+from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
+from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
+from sst2.utils.waiting import RunningTime
+
+logger = logging.getLogger(__name__)
+
+Evaluated = tuple[dict[str, Any], np.ndarray]  # metrics (none without labels); logits, (sentences, 2)
+STEPS_BETWEEN_COLLECTIONS = 100  # of Python's garbage: ranks that pause one by one make all others wait each time
+SHORTEST_PATIENCE = 600.0  # seconds for which a slow disk is waited for at least
+MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
+
+
+@dataclass
+class Job:
+    """A run, loaded and prepared for its device.
+
+    Attributes:
+        settings: all flags, with everything that they left open filled in.
+        splits: the data by name: `train`, and of `holdout`, `validation` and `test` those that there are.
+        loaders: batches of every split but `train`, shared out over the ranks.
+        plan: which training sentences make which optimizer step.
+        model_config: of the stock model.
+        strategy: the model as it is spread over the ranks, and its optimizer.
+        meter: what steps have done since `state` was last brought up to date, by `read_meter`.
+        schedule: steps once per optimizer step; accelerate does not know of it.
+        last_evaluation: metrics and logits of the last one during training, if this process has made it.
+        graphs: takes steps whole, on one GPU; None where they are taken operation by operation.
+    """
+
+    settings: Settings
+    accelerator: Accelerator
+    run: RunFolder
+    tokenizer: PreTrainedTokenizerBase
+    splits: dict[str, Split]
+    loaders: dict[str, DataLoader]
+    plan: BatchPlan
+    model_config: DistilBertConfig
+    strategy: DataParallel
+    schedule: LRScheduler
+    state: TrainingState
+    meter: Meter
+    checkpoints: Checkpointer
+    requests: Requests
+    watchdog: Watchdog
+    tracker: Tracker
+    graphs: StepGraphs | None = None
+    last_evaluation: Evaluated | None = None
+
+    @property
+    def selection_split(self) -> Split:
+        """What evaluations during training look at: the hold-out where there is one, else validation."""
+        return self.splits.get("holdout") or self.splits["validation"]
+
+    def enter(self, phase: str, number: int = 0) -> None:
+        """Say what a step goes over to: to the watchdog, and to the meter of its time.
+
+        Args:
+            phase: one of `PHASES`.
+            number: of the forward pass that it is for, from 1.
+        """
+        self.watchdog.at(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
+        self.meter.phases.begin(phase)
+
+    def count_step(
+        self,
+        hands: list[np.ndarray],
+        passes: Passes,
+        loss_sum: torch.Tensor,
+        grad_norm: torch.Tensor,
+        seconds: float,
+    ) -> None:
+        """Count an optimizer step, and read the meter if it is due. All ranks call it.
+
+        Args:
+            hands: row numbers of the step's sentences, for each rank.
+            passes: of this rank.
+            loss_sum: (), over this rank's sentences, in nats.
+            grad_norm: (), of all ranks; not finite if the step was skipped.
+            seconds: that the host took for it.
+        """
+        tokens = [int(self.splits["train"].lengths[hand].sum()) for hand in hands]
+        self.state.count_step(sum(map(len, hands)), sum(tokens), max(tokens) * len(tokens))
+        own, padded_tokens = len(hands[self.accelerator.process_index]), sum(batch.size for batch, _ in passes)
+        self.meter.count(loss_sum, grad_norm, own, padded_tokens, seconds)
+        if self.meter.is_due:
+            self.read_meter()
+
+        if self.state.step % STEPS_BETWEEN_COLLECTIONS == 0:
+            gc.collect()
+
+    def agree(self, after_step: bool = False) -> Wishes:
+        """What all ranks have agreed to do. All ranks call it.
+
+        Args:
+            after_step: whether the time that it takes belongs to training; else it is an evaluation's.
+        """
+        with self.meter.between_steps("stop_check") if after_step else nullcontext():
+            return self.requests.agree(self.checkpoints.has_failed)
+
+    def take_means(self) -> dict[str, float]:
+        """What a logged point of training holds: `TrainingState.take_means`, and where the run is. All ranks call it.
+
+        Among it the model FLOPs utilisation, `mfu`: of what all ranks could do, the share that training on the real
+        tokens takes.
+        """
+        self.read_meter()
+        means = self.state.take_means()
+        flops = means["tokens_per_second"] * flop_per_token(self.model_config)
+        return means | {
+            "epoch": self.state.step / self.plan.steps_per_epoch,
+            "skipped_steps": self.state.skipped_steps,
+            "mfu": flops / (self.meter.peak * self.accelerator.num_processes),
+            "peak_memory_mib": peak_memory_mib(self.accelerator.device),
+        }
+
+    def read_meter(self) -> None:
+        """Bring `state` up to date with the steps taken. All ranks call it.
+
+        Raises:
+            TrainingDivergedError: too many steps in a row have changed nothing.
+        """
+        self.watchdog.at(f"the sums up to step {self.state.step}")
+        if self.meter.read(self.state) >= MAX_SKIPPED_STEPS:
+            raise self.diverged(f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row")
+
+    def diverged(self, what: str) -> TrainingDivergedError:
+        """The error to raise when training has broken down; it names the checkpoint to go back to."""
+        good = newest_checkpoint(self.run.checkpoints) or "none yet"
+        return TrainingDivergedError(
+            f"{what}, up to step {self.state.step}: lower --learning_rate; last good checkpoint: {good}"
+        )
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Whether the model is to be evaluated as it is now, and has not been."""
+        step = self.state.step
+        is_due = step == self.plan.total_steps or step % (self.settings.eval_steps or self.plan.steps_per_epoch) == 0
+        return is_due and step > self.state.evaluated_step
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done, or as many evaluations in a row as `--early_stopping_patience` were no better."""
+        patience = self.settings.early_stopping_patience
+        return self.state.is_over(self.plan.total_steps, patience) and not self.is_evaluation_due
+
+    @property
+    def reported_split(self) -> Split:
+        """What `metrics.json` speaks of: validation where there is one, else the hold-out."""
+        return self.splits.get("validation") or self.splits["holdout"]
+
+    @property
+    def hides_bars(self) -> bool | None:
+        """For tqdm's `disable`: yes on all ranks but one; None there, which hides them only without a terminal."""
+        return not self.accelerator.is_main_process or None
+
+    def known_evaluation(self, split: str, step: int) -> Evaluated | None:
+        """The last one during training, if it was on that split with the weights after that step."""
+        is_it = split == self.selection_split.name and step == self.state.evaluated_step
+        return self.last_evaluation if is_it else None
+
+    def load_final_model(self) -> tuple[int, str]:
+        """Load the model that the run ends with. Returns its step, and in words how it was chosen."""
+        if not self.settings.load_best_model_at_end or self.state.best_step is None:
+            return self.state.step, "the last one"
+        place = self.run.checkpoints / checkpoint_name(self.state.best_step)
+        if damage := on_main(self.accelerator, lambda: _damage(place)):
+            logger.warning("the best model, %s, is not at hand (%s): taking the last", place, damage)
+            return self.state.step, "the last one"
+        load_weights(place, self.strategy)
+        selected = f"the most accurate on the {self.selection_split.name} split of all that were evaluated"
+        if self.selection_split is self.reported_split:
+            selected += ", which flatters these figures"
+        return self.state.best_step, selected
+
+    def final_metrics(self, scores: dict[str, dict[str, Any]], step: int, selected: str) -> dict[str, Any]:
+        """What `metrics.json` holds.
+
+        Args:
+            scores: the metrics by split; none for a split without labels.
+            step: of the model that they speak of.
+            selected: how that was chosen.
+        """
+        metrics = scores[self.reported_split.name] | {
+            "split": self.reported_split.name,
+            "step": step,
+            "epoch": step / self.plan.steps_per_epoch,
+            "seconds": round(self.state.seconds, 3),
+            "sentences_per_second": round(self.state.sentences / self.state.seconds, 2),
+            "checkpoint": f"checkpoints/{checkpoint_name(step)}",
+            "selected": selected,
+        }
+        return metrics | ({"test": scores["test"]} if scores.get("test") else {})
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on disk, on all ranks, which go on to hear of each other meanwhile.
+
+        Raises:
+            UserError: it could not be written, or is not after ten times `--step_timeout`, and ten minutes at least.
+        """
+        clock, longest = RunningTime(), max(SHORTEST_PATIENCE, 10 * self.settings.step_timeout)
+        while True:
+            self.watchdog.at("the end of the last checkpoint")
+            busy = self.checkpoints.is_writing  # asked before the other: a writer may fail and end in between
+            if busy and clock.look() > longest:
+                self.checkpoints.give_up(longest)
+            wishes = self.requests.agree(self.checkpoints.has_failed, busy)
+            if wishes.failed:
+                raise self.checkpoints.failure()
+            if not wishes.busy:
+                return
+            time.sleep(0.02)
+
+    def log_checkpoints(self) -> None:
+        """Log what the checkpoints written since the last call have cost."""
+        for times in self.checkpoints.take_times():
+            self.tracker.log_checkpoint(times)
+
+    def __enter__(self) -> "Job":
+        device = f"{self.accelerator.num_processes} x {self.accelerator.device}"
+        what = "resumed" if self.state.step else "started"
+        speed = f"matrix products at {self.meter.peak / 1e9:,.0f} GFLOP/s each"
+        self.tracker.note_start(self.state.step, f"{what} on {device}, {speed}")
+        gc.freeze()  # what is there now stays, and need not be looked through
+        gc.disable()  # from here on `count_step` collects
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *trace: object) -> None:
+        """Finish writing, whatever has happened. What cannot be written any more does not hide why the run ended.
+
+        Raises:
+            StopRequestedError: the job was suspended, and another process did not survive that.
+        """
+        gc.enable()
+        gc.unfreeze()
+        suspension = self.watchdog.suspension()
+        self.watchdog.at("the end of this start")  # watched as well: it leaves the process group
+        try:
+            self.checkpoints.wait()
+            if not self.checkpoints.is_given_up:  # else the files of the tracker may not answer either
+                with suppress(OSError) if kind else nullcontext():
+                    self.log_checkpoints()
+                    self.tracker.close()
+        finally:
+            self.watchdog.stop()
+        if suspension and is_lost_process(error):
+            raise StopRequestedError(f"suspended for {suspension:.0f} s, and {lost_process(str(error))}") from None
+
+
+def _damage(place: Path) -> str:
+    """What is wrong with a checkpoint. One that is missing was never saved: an earlier start did not ask for it."""
+    try:
+        verify_sealed(place)
+    except DamagedFolderError as error:
+        return str(error)
+    return ""

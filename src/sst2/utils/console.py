@@ -1,0 +1,75 @@
+"""Standard output as commands print to it: whatever the terminal can show, and as long as anybody reads.
+
+Nothing heavy is imported here: signals must be caught before the seconds that importing torch takes.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from sst2.utils.errors import UserError
+
+EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
+
+
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Around a command. Characters that the terminal's encoding lacks are spelled out: `\\xb1`.
+
+    Raises:
+        UserError: standard output cannot be written.
+        SystemExit: its reader has gone, as behind `| head`: the command ends without a word.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except BrokenPipeError as error:
+        give_up(error)
+    finally:
+        flush()
+
+
+def say(text: str) -> None:
+    """Print a line or several. Raises as `give_up`."""
+    try:
+        print(text)
+    except OSError as error:
+        give_up(error)
+
+
+def flush() -> None:
+    """Write what was printed, so that it fails here and not when the interpreter ends. Raises as `give_up`."""
+    try:
+        if sys.stdout is not None:  # it is where the process was started without one
+            sys.stdout.flush()
+    except OSError as error:
+        give_up(error)
+
+
+def give_up(error: OSError) -> NoReturn:
+    """Raises SystemExit where nobody reads standard output, UserError where it cannot be written for another reason."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in buffers goes nowhere, and without complaint
+    if isinstance(error, BrokenPipeError):
+        sys.exit(EXIT_NO_READER)
+    raise UserError(f"standard output cannot be written ({error.strerror}): name another place, or mend this one")
+
+
+def reserve_standard_descriptors() -> None:
+    """Open nothing in place of the input and outputs that the job was started without, as by `>&-`.
+
+    Else the next file or socket gets such a number, and what a library prints goes there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+
+
+def wants_colour(descriptor: int) -> bool:
+    """Whether what is written there may be coloured: to a terminal, unless NO_COLOR is set (no-color.org)."""
+    return os.isatty(descriptor) and not os.environ.get("NO_COLOR")

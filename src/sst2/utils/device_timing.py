@@ -1,0 +1,105 @@
+"""Moments as the device has them, which on a GPU is not when the host has asked for the work."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+Moment = Any  # seconds of the host's clock, or a torch.cuda.Event
+
+
+class DeviceClock:
+    """Tells moments without waiting for the device, and the time between them later.
+
+    Args:
+        device: where the work is done. A CPU does it while the host asks for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether work is recorded to a CUDA graph, not done."""
+        return self._on_gpu and torch.cuda.is_current_stream_capturing()
+
+    def now(self) -> Moment:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, spans: Iterable[tuple[Moment, Moment]]) -> float:
+        """The sum of the times between pairs of moments. On a GPU, the host waits until all of them have come."""
+        if not self._on_gpu:
+            return sum(end - begin for begin, end in spans)
+        torch.cuda.synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
+
+
+# A graph is the three before it in one; at the stop check, after a step, all ranks agree whether to go on.
+PHASES = ("data", "forward", "backward", "optimizer", "graph", "stop_check")
+
+
+class Phases:
+    """The time that a rank has spent in each of `PHASES`, summed up. On a GPU it is the device's time.
+
+    Args:
+        device: where the rank computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._clock = DeviceClock(device)
+        self._current: tuple[str, Moment] | None = None
+        self._spans: dict[str, list[tuple[Moment, Moment]]] = {phase: [] for phase in PHASES}
+
+    def begin(self, phase: str) -> None:
+        """One of `PHASES` begins, and the one before ends. Those that are recorded to a graph go by as it does."""
+        if self._clock.is_stopped:
+            return
+        now = self.end()
+        self._current = phase, now
+
+    def end(self) -> Moment:
+        """The step is over. Returns the moment."""
+        now = self._clock.now()
+        if self._current is not None:
+            phase, began = self._current
+            self._spans[phase].append((began, now))
+        self._current = None
+        return now
+
+    def take(self) -> list[float]:
+        """Seconds since the last call, in the order of `PHASES`."""
+        spans, self._spans = self._spans, {phase: [] for phase in PHASES}
+        return [self._clock.seconds(spans[phase]) for phase in PHASES]
+
+
+class Waiting:
+    """From the last gradient that a rank computes to the end of its backward pass, summed up.
+
+    Args:
+        device: where the rank computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._clock = DeviceClock(device)
+        self._began: Moment | None = None
+        self._spans: list[tuple[Moment, Moment]] = []
+
+    def begin(self, *_: object) -> None:
+        """This rank's own work is done; for use as a hook."""
+        self._began = self._clock.now()
+
+    def end(self) -> None:
+        """The backward pass is over, and all gradients are shared."""
+        if self._began is not None:
+            self._spans.append((self._began, self._clock.now()))
+        self._began = None
+
+    def take(self) -> float:
+        """Seconds since the last call."""
+        spans, self._spans = self._spans, []
+        return self._clock.seconds(spans)
