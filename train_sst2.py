@@ -33,6 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sst2.checkpoints.base_model import BaseModel, standing_for_base
 from sst2.checkpoints.checkpointer import Checkpointer
+from sst2.checkpoints.compatibility import saved_precision
 from sst2.checkpoints.folders import adopt_checkpoints, newest_checkpoint
 from sst2.checkpoints.free_space import require_free_space
 from sst2.checkpoints.training_state import TrainingState
@@ -84,7 +85,7 @@ def main(settings: Settings, requests: Requests) -> None:
 
 def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
-    accelerator, precision = connect(settings)
+    accelerator, precision = connect(settings, partial(saved_precision, settings))
     watchdog = Watchdog(settings.step_timeout)
     checkpoint_of_run = on_main(accelerator, lambda: standing_for_base(settings))
     with local_errors(), ThreadPoolExecutor(max_workers=1) as beside:
@@ -98,7 +99,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     on_main(accelerator, lambda: rehearse_export(settings, base.config, tokenizer))
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
     settings = replace(settings, mixed_precision=precision)
-    require_agreement(accelerator, settings, base, splits)
+    require_agreement(accelerator, settings, base.fingerprint, splits)
     settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
     strategy = prepare(accelerator, model, build_optimizer(model, settings), settings.gradient_compression == "bf16")
     schedule = build_schedule(strategy.optimizer, settings)

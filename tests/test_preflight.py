@@ -80,7 +80,7 @@ def test_all_ranks_hear_the_word_of_the_first(launcher: Launcher) -> None:
 def choose(launcher: Launcher, asked: Precision | None, answers: object) -> None:
     store = roll_call(launcher, 10)
     try:
-        said: str = _agree_on_precision(Settings(mixed_precision=asked), launcher, store)[0]
+        said: str = _agree_on_precision(Settings(mixed_precision=asked), launcher, store, lambda: None)[0]
     except LocalError as error:
         said = str(error)
     answers.put((launcher.rank, said))  # type: ignore[attr-defined]

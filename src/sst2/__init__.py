@@ -30,3 +30,5 @@ _forget_users_folder()
 # speed: benchmarks/threads.py.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+__path__.append(os.path.join(__path__[0], "cli"))  # python -m sst2.NAME finds the commands there

@@ -13,7 +13,6 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from sst2.checkpoints.base_model import BaseModel
 from sst2.config.settings import DATA_FILES, Settings
 from sst2.data.splits import Split
 from sst2.utils.errors import UserError
@@ -26,9 +25,12 @@ NAMED = 8  # ranks in a message, at most
 
 
 def require_agreement(
-    accelerator: Accelerator, settings: Settings, base: BaseModel, splits: Mapping[str, Split]
+    accelerator: Accelerator, settings: Settings, model: Mapping[str, str], splits: Mapping[str, Split]
 ) -> None:
     """Stop where a rank would train something else than the others. All ranks call it.
+
+    Args:
+        model: SHA-256 of each part of the model that the run starts from.
 
     Raises:
         UserError: on every rank; it says what differs, on which ranks, on which hosts.
@@ -40,7 +42,7 @@ def require_agreement(
     facts["--resume_from_checkpoint"] = "given" if settings.resume_from_checkpoint else "left out"
     if accelerator.state.deepspeed_plugin is not None:
         facts["DeepSpeed's configuration"] = _digest(str(accelerator.state.deepspeed_plugin.deepspeed_config))
-    facts |= {f"the {name} of the model": _short(digest) for name, digest in base.fingerprint.items()}
+    facts |= {f"the {name} of the model": _short(digest) for name, digest in model.items()}
     facts |= {f"the {name} data": _short(split.fingerprint) for name, split in splits.items()}
     everyone = gather_object([(socket.gethostname(), facts)])
     if found := differences([host for host, _ in everyone], [facts for _, facts in everyone]):

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, cast
@@ -13,7 +14,6 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
-from sst2.checkpoints.compatibility import saved_precision
 from sst2.config.launcher_variables import forget_leftovers, is_set
 from sst2.config.settings import Precision, Settings
 from sst2.distributed.cpu import tune_cpu, use_all_cores
@@ -31,8 +31,13 @@ FIRST_DEEPSPEED = "0.19.8"  # that skips steps which are not finite in float32; 
 _GROUP_TIMEOUT = 1800.0  # seconds for the process group to form; the watchdog then takes over
 
 
-def connect(settings: Settings) -> tuple[Accelerator, Precision]:
+def connect(
+    settings: Settings, saved_precision: Callable[[], Precision | None] = lambda: None
+) -> tuple[Accelerator, Precision]:
     """Bring all processes together, as the launcher has asked for.
+
+    Args:
+        saved_precision: called on rank 0 for `--mixed_precision auto`; that of the run that is resumed, if one is.
 
     Returns:
         The accelerator, and the precision of forward passes: `no`, `bf16` or `fp16`.
@@ -51,7 +56,7 @@ def connect(settings: Settings) -> tuple[Accelerator, Precision]:
     if computes_on_cpu():
         tune_cpu()  # before anything has computed: threads take over denormal numbers' mode when they begin
     store = roll_call(launcher, settings.connect_timeout)
-    precision, reason = _agree_on_precision(settings, launcher, store)
+    precision, reason = _agree_on_precision(settings, launcher, store, saved_precision)
     plugin, backend = None, None
     if launcher.uses_deepspeed:
         from sst2.distributed.strategies.zero_config import deepspeed_plugin, precision_of_file
@@ -104,7 +109,9 @@ def _accelerator(**arguments: Any) -> Accelerator:
         raise UserError(f"accelerate says: {first_line(error)}: correct or unset one of {', '.join(names)}") from error
 
 
-def _agree_on_precision(settings: Settings, launcher: Launcher, store: Any) -> tuple[Precision, str]:
+def _agree_on_precision(
+    settings: Settings, launcher: Launcher, store: Any, saved_precision: Callable[[], Precision | None]
+) -> tuple[Precision, str]:
     """The precision and the reason for it. What `auto` stands for is measured on a CPU, so that rank 0 says it for all.
 
     A run that goes on keeps the precision that it has. Ranks that were asked for different ones are told apart here:
@@ -115,7 +122,7 @@ def _agree_on_precision(settings: Settings, launcher: Launcher, store: Any) -> t
     def word() -> str:
         if own != "auto":
             return str(own)
-        if saved := saved_precision(settings):
+        if saved := saved_precision():
             return f"auto {saved} the checkpoint has it"
         return " ".join(("auto", *choose_precision("auto")))
 

@@ -22,6 +22,7 @@ from transformers import (
 from sst2.config.settings import Settings
 from sst2.models.model_card import model_card
 from sst2.models.tokenizer import probes
+from sst2.runs.run_folder import WEIGHTS
 from sst2.utils.atomic_folder import commit, describe_file
 from sst2.utils.errors import DISK_ERRORS, UserError, disk_error, first_line
 from sst2.utils.file_system import share
@@ -30,7 +31,6 @@ from sst2.utils.scratch import no_room
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
 PROBES = 32  # sentences whose logits are compared after reloading
 
 

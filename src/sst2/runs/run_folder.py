@@ -1,28 +1,23 @@
-"""The folder of a run: what lies where, and files that are whole or absent."""
+"""The folder of a run: what lies where, its lock, and whether a run is there and has finished."""
 
 import json
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from sst2.models.export import WEIGHTS
-from sst2.utils.atomic_folder import describe_file
-from sst2.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from sst2.runs.run_folder import RunFolder
-
-
 import logging
+import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
+from sst2.utils.atomic_folder import describe_file
+from sst2.utils.errors import UserError
 from sst2.utils.file_system import SECONDS_BETWEEN_TRIES, NoLocksError, sync, try_lock, warn_once
 from sst2.utils.removal import discard, leftovers, put_aside
 
 logger = logging.getLogger(__name__)
+
+MARK = "# A run of train_sst2.py: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
+WEIGHTS = "model.safetensors"  # in the exported model's folder
 
 
 class RunFolder:
@@ -137,9 +132,6 @@ def _is_at(place: Path, file: TextIO) -> bool:
         return os.path.samestat(place.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
-
-
-MARK = "# A run of train_sst2.py: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
 
 
 def is_run(folder: Path) -> bool:
