@@ -33,7 +33,7 @@ checks: $(VENV)/installed-dev  ## ruff, mypy (tests included), shellcheck
 	$(BIN)/shellcheck .ci/run slurm/*.sh
 
 notebook: $(VENV)/installed-dev  ## execute the tutorial and keep what its cells put out
-	$(BIN)/python tests/tutorial.py
+	$(BIN)/python -m tests.support.tutorial
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)

@@ -1,21 +1,16 @@
 """What tests share: running the real job, in a process of its own or in this one, and small data and models for it."""
 
 import atexit
-import fcntl
 import json
 import logging
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,66 +30,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HOME": _HF_HOME, "HF_HUB_OFFLINE": "1
 
 import pytest  # noqa: E402
 
-REPOSITORY = Path(__file__).parent.parent
-SCRIPT = REPOSITORY / "train_sst2.py"
-
-
-@dataclass
-class Finished:
-    """A job that has ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-    run_dir: Path
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        return json.loads((self.run_dir / "metrics.json").read_text())
-
-    def logged(self, split: str) -> list[dict[str, Any]]:
-        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
-        return [line for line in map(json.loads, lines) if line["split"] == split]
-
-
-def without_times(values: dict[str, Any]) -> dict[str, Any]:
-    """What is left of a logged point, or of metrics.json, when everything that depends on the clock is gone."""
-    measured = {"seconds", "step_seconds", "sentences_per_second", "tokens_per_second", "mfu", "peak_memory_mib"}
-    phases = ("waiting", "data", "forward", "backward", "optimizer", "graph", "stop_check")
-    measured |= {f"{name}_share" for name in phases}
-    return {name: value for name, value in values.items() if name not in measured}
-
-
-@contextmanager
-def terminal(descriptor: int) -> Iterator[list[str]]:
-    """Have a file descriptor be a terminal of 80 columns. The list then holds what was written to it, a few lines."""
-    controller, end = os.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    before = os.dup(descriptor)
-    os.dup2(end, descriptor)
-    os.close(end)
-    written: list[str] = []
-    try:
-        yield written
-    finally:
-        os.dup2(before, descriptor)
-        os.close(before)
-        text = b""
-        with suppress(OSError):  # when all is read, and nobody else has it open
-            while part := os.read(controller, 65536):
-                text += part
-        os.close(controller)
-        written.append(text.decode())
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
+from tests.support.running import SCRIPT, Finished  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -285,7 +221,7 @@ def long_job(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
 @pytest.fixture(scope="session")
 def undisturbed(long_job: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """`jobs.results` of the long job that nobody interrupts."""
-    from jobs import run_to_the_end
+    from tests.support.jobs import run_to_the_end
 
     return run_to_the_end(long_job, tmp_path_factory.mktemp("undisturbed") / "run")
 
@@ -293,7 +229,7 @@ def undisturbed(long_job: list[object], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def undisturbed_on_two(long_job: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same on two processes."""
-    from jobs import TWO_PROCESSES, run_to_the_end
+    from tests.support.jobs import TWO_PROCESSES, run_to_the_end
 
     return run_to_the_end(long_job, tmp_path_factory.mktemp("undisturbed") / "run", TWO_PROCESSES)
 

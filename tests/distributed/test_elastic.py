@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from conftest import Finished
-from jobs import PYTHON, run_to_the_end, running
+from tests.support.jobs import PYTHON, run_to_the_end, running
+from tests.support.running import Finished
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from test_stopping import saved_state
 
-from conftest import SCRIPT
-from jobs import PYTHON, TWO_PROCESSES, Job, running
+from tests.support.jobs import PYTHON, TWO_PROCESSES, Job, running
+from tests.support.running import SCRIPT
 
 pytestmark = pytest.mark.slow
 

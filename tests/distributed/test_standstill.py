@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from conftest import SCRIPT
-from jobs import TWO_PROCESSES, Job, is_alive, results, running
-from processes import free_port
+from tests.support.jobs import TWO_PROCESSES, Job, is_alive, results, running
+from tests.support.processes import free_port
+from tests.support.running import SCRIPT
 
 pytestmark = pytest.mark.slow
 

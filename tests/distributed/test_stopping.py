@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, run_to_the_end, running
 from sst2.checkpoints.folders import newest_checkpoint
 from sst2.utils.atomic_folder import verify_sealed
+from tests.support.jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, run_to_the_end, running
 
 pytestmark = pytest.mark.slow
 

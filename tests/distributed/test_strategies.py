@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from conftest import REPOSITORY, Finished
-from jobs import ONE_PROCESS, run_to_the_end, running
-from processes import free_port
+from tests.support.jobs import ONE_PROCESS, run_to_the_end, running
+from tests.support.processes import free_port
+from tests.support.running import REPOSITORY, Finished
 
 pytestmark = pytest.mark.slow
 

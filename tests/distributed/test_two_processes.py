@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Finished
+from tests.support.running import Finished
 
 pytestmark = pytest.mark.slow
 

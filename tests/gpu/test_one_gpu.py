@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import REPOSITORY, Finished
-from gpu_runs import assert_went_on
-from jobs import running
+from tests.support.gpu_runs import assert_went_on
+from tests.support.jobs import running
+from tests.support.running import REPOSITORY, Finished
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from batch import Job, submit
-from cluster import Cluster, missing, running_cluster
-from conftest import REPOSITORY
-from hub_server import HubServer
-from jobs import SLOW_DISK, SLOW_STEPS
-from processes import free_port
+from tests.support.hub_server import HubServer
+from tests.support.jobs import SLOW_DISK, SLOW_STEPS
+from tests.support.processes import free_port
+from tests.support.running import REPOSITORY
+from tests.support.slurm_cluster import Cluster, missing, running_cluster
+from tests.support.slurm_jobs import Job, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 

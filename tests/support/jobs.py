@@ -1,0 +1,152 @@
+"""Jobs in processes of their own that a test can watch, signal and kill."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.running import SCRIPT, Finished, without_times
+
+PYTHON = (sys.executable,)
+ONE_PROCESS = (sys.executable, "-m", "sst2.launch")
+TWO_PROCESSES = (*ONE_PROCESS, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+# A disk on which a checkpoint takes long, as sitecustomize.py of a folder in PYTHONPATH.
+SLOW_DISK = """
+import os, threading, time
+
+def slow(descriptor, fsync=os.fsync):
+    if threading.current_thread().name == "checkpoint writer":
+        time.sleep({seconds})
+    fsync(descriptor)
+
+os.fsync = slow
+"""
+# Steps that take a second, as long as there is a file; they are logged one by one.
+SLOW_STEPS = """
+import os, sys, time
+
+def slow(event, arguments):
+    if event == "open" and arguments[1] == "a" and str(arguments[0]).endswith("metrics.jsonl"):
+        time.sleep(os.path.exists({file!r}))
+
+sys.addaudithook(slow)
+"""
+# A file system that lacks what some network, FUSE and shared-folder mounts lack, likewise.
+POOR_DISK = """
+import errno, fcntl, os, stat
+
+def refuse(number):
+    raise OSError(number, os.strerror(number))
+
+def fsync(descriptor, real=os.fsync):
+    refuse(errno.EINVAL) if stat.S_ISDIR(os.fstat(descriptor).st_mode) else real(descriptor)
+
+os.fsync = fsync
+os.chmod = lambda path, mode, **options: refuse(errno.EPERM)
+fcntl.flock = lambda file, operation: refuse(errno.ENOSYS)
+"""
+
+
+class Job:
+    """`train_sst2.py`, running."""
+
+    def __init__(self, process: subprocess.Popen, run_dir: Path, output: Path) -> None:
+        self.process = process
+        self.run_dir = run_dir
+        self._output = output
+        self._seen: set[psutil.Process] = set()
+
+    @property
+    def said(self) -> str:
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return sorted((self.run_dir / "checkpoints").glob("step-*"))
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
+        """Wait until `condition` holds; fail when the job ends before."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            self.processes()
+            time.sleep(0.01)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until at least `step` steps are logged. The job needs `--logging_steps 1`."""
+        log = self.run_dir / "metrics.jsonl"
+        self.wait_for(lambda: log.exists() and f'"split": "train", "step": {step},' in log.read_text())
+
+    def processes(self) -> set[psutil.Process]:
+        """The launcher and all processes below it, also those that have been seen before and lost their parent."""
+        try:
+            launcher = psutil.Process(self.process.pid)
+            self._seen |= {launcher, *launcher.children(recursive=True)}
+        except psutil.NoSuchProcess:
+            pass
+        return {process for process in self._seen if is_alive(process)}
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes that train, in the order in which they were started."""
+        launched = [process for process in self.processes() if process.pid != self.process.pid]
+        return sorted(launched, key=lambda process: process.pid)
+
+    def wait(self, seconds: float = 120) -> Finished:
+        """Wait for the end of the process that was started, and then of all others."""
+        code = self.process.wait(seconds)
+        psutil.wait_procs(self._seen, timeout=10)
+        return Finished(code, "", self.said, self.run_dir)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def running(
+    flags: Sequence[object], run_dir: Path, launcher: Sequence[str] = PYTHON, **variables: str
+) -> Iterator[Job]:
+    """Start a job; kill what is left of it at the end."""
+    command = [*launcher, str(SCRIPT), *map(str, flags), "--output_dir", str(run_dir)]
+    output = run_dir.with_name(f"{run_dir.name}.output")
+    with open(output, "w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=os.environ | variables, start_new_session=True
+        )
+    job = Job(process, run_dir, output)
+    try:
+        yield job
+    finally:
+        for survivor in job.processes():
+            survivor.kill()
+        process.wait()
+
+
+def run_to_the_end(flags: Sequence[object], run_dir: Path, launcher: Sequence[str] = PYTHON) -> dict[str, Any]:
+    """Start or resume a run and let it finish. Returns its `results`."""
+    with running([*flags, "--resume_from_checkpoint", "auto"], run_dir, launcher) as job:
+        finished = job.wait(300)
+    assert finished.code == 0, finished.stderr
+    return results(run_dir)
+
+
+def results(run_dir: Path) -> dict[str, Any]:
+    """What must not depend on how often a run was interrupted."""
+    return {
+        "weights": hashlib.sha256((run_dir / "model" / "model.safetensors").read_bytes()).hexdigest(),
+        "metrics": without_times(json.loads((run_dir / "metrics.json").read_text())),
+        "curves": [without_times(json.loads(line)) for line in (run_dir / "metrics.jsonl").read_text().splitlines()],
+        "sample_ids": (run_dir / "samples.jsonl").read_text(),
+    }

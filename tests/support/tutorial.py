@@ -1,0 +1,57 @@
+"""Executes the tutorial in a clean kernel: for the tests, and to store anew what its cells put out.
+
+    python -m tests.support.tutorial        # what `make notebook` does, after a change of the notebook or of what it shows
+
+Of two executions on one machine, only the speeds and times that they print differ.
+"""
+
+import os
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[2] / "sst2_tutorial.ipynb"
+
+
+def read() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path, **variables: str) -> nbformat.NotebookNode:
+    """Run all cells, from the first to the last, in a kernel that is started for them.
+
+    Args:
+        notebook: gets the outputs.
+        folder: what the kernel works in.
+        variables: of its environment, beside those of this process.
+
+    Returns:
+        The notebook.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed.
+    """
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,  # which would be other in each execution
+        coalesce_streams=True,  # in how many pieces a text comes is chance
+    )
+    client.execute(env=os.environ | variables)
+    return notebook
+
+
+def main() -> None:
+    notebook = execute(read(), NOTEBOOK.parent)
+    # the rest is of the Python that happened to be here
+    notebook.metadata.language_info = {"name": "python"}
+    unfinished = NOTEBOOK.with_name(f".{NOTEBOOK.name}.unfinished")
+    nbformat.write(notebook, unfinished)
+    os.replace(unfinished, NOTEBOOK)
+
+
+if __name__ == "__main__":
+    main()

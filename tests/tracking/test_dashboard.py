@@ -1,0 +1,154 @@
+"""What TensorBoard reads back of an evaluation: pictures, curves, texts, and charts that show tags which there are."""
+
+import html
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.custom_scalar import layout_pb2
+from torch.utils.tensorboard import SummaryWriter
+
+from sst2.data.splits import Split
+from sst2.tracking.dashboard import Dashboard
+from tests.support.running import Finished
+
+SENTENCES = ["fine", "a|b <i>bad</i> *film* ``so`` \\ [x](y) __z__ # &amp; ~", "so so", "dull"]
+LABELS = np.array([1, 0, 1, 0])
+
+
+def split(labels: np.ndarray = LABELS) -> Split:
+    return Split("validation", SENTENCES, labels, np.zeros(4, np.int32), np.arange(5))
+
+
+def logits(*positive: float) -> np.ndarray:
+    """Those that give these probabilities."""
+    return np.stack([np.log1p(-np.array(positive)), np.log(positive)], axis=1).astype(np.float32)
+
+
+def read(folder: Path) -> dict[str, dict[int, Summary.Value]]:
+    found: dict[str, dict[int, Summary.Value]] = defaultdict(dict)
+    for file in folder.iterdir():
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                assert event.step not in found[value.tag]  # each evaluation is shown once
+                found[value.tag][event.step] = value
+    return found
+
+
+def text(value: Summary.Value) -> str:
+    return value.tensor.string_val[0].decode()
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> SummaryWriter:
+    return SummaryWriter(str(tmp_path / "board"))
+
+
+def shown(writer: SummaryWriter) -> dict[str, dict[int, Summary.Value]]:
+    writer.close()
+    return read(Path(writer.log_dir))
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated")  # which TensorBoard has in itself
+def test_an_evaluation_is_seen_from_all_sides(writer: SummaryWriter) -> None:
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    dashboard = Dashboard(writer, "validation")
+    dashboard.show(split(), 4, logits(0.9, 0.97, 0.4, 0.2), run_seconds=1e6)
+    dashboard.show(split(), 8, logits(0.9, 0.1, 0.45, 0.8), run_seconds=1e6)
+    dashboard.show(split(), 8, logits(0.9, 0.1, 0.45, 0.8))  # as at the end of a run
+    found = shown(writer)
+    for name in (
+        "probability_positive",
+        "precision_recall",
+        "confusion_matrix",
+        "reliability",
+        "roc",
+        "most_confident_mistakes/text_summary",
+    ):
+        assert sorted(found[f"validation/{name}"]) == [4, 8]
+    picture = found["validation/confusion_matrix"][4].tensor
+    assert [int(size) for size in picture.string_val[:2]] == [440, 400]
+    mistakes = text(found["validation/most_confident_mistakes/text_summary"][4])
+    assert mistakes.startswith("**2 of 4 sentences are classified wrongly.**")
+    rows = mistakes.splitlines()[4:]
+    assert [row.split(" | ")[:2] for row in rows] == [["| NEGATIVE", "0.970"], ["| POSITIVE", "0.400"]]
+    page = markdown_to_safe_html(mistakes)  # as TensorBoard shows it
+    assert f"<td>{html.escape(SENTENCES[1])}</td>" in page  # it neither breaks its row nor takes part in Markdown
+
+
+def test_sentences_that_change_sides_are_told_apart(writer: SummaryWriter) -> None:
+    dashboard = Dashboard(writer, "validation")
+    dashboard.show(split(), 4, logits(0.9, 0.97, 0.4, 0.2), 0.0)
+    dashboard.show(split(), 8, logits(0.9, 0.1, 0.45, 0.8), 0.0)
+    dashboard.show(split(), 12, logits(0.8, 0.2, 0.3, 0.9), 0.0)
+    found = shown(writer)["validation/changed_sides/text_summary"]
+    assert sorted(found) == [8, 12]
+    lines = text(found[8]).splitlines()
+    assert lines[0] == "**1 sentences became right, 1 became wrong.**"
+    assert [line.split(" | ")[:3] for line in lines[4:]] == [
+        ["| NEGATIVE", "0.970", "0.100"],
+        ["| NEGATIVE", "0.200", "0.800"],
+    ]
+    assert text(found[12]).strip() == "**0 sentences became right, 0 became wrong.**"
+
+
+def test_pictures_are_drawn_where_the_run_can_afford_it_and_at_its_end(writer: SummaryWriter) -> None:
+    dashboard = Dashboard(writer, "validation")
+    for step, run_seconds in ((1, 2.0), (2, 1e6), (3, 2.0), (4, None)):
+        dashboard.show(split(), step, logits(0.9, 0.97, 0.4, 0.2), run_seconds)
+    found = shown(writer)
+    assert sorted(found["validation/confusion_matrix"]) == [2, 4]
+    assert sorted(found["validation/precision_recall"]) == [1, 2, 3, 4]
+
+
+def test_an_earlier_model_shown_last_is_not_compared_with_a_later_one(writer: SummaryWriter) -> None:
+    dashboard = Dashboard(writer, "validation")
+    for step in (8, 4):  # as where the best model is loaded at the end of a run that was resumed after it
+        dashboard.show(split(), step, logits(0.9, 0.97, 0.4, 0.2 + step / 10), 0.0)
+    assert "validation/changed_sides/text_summary" not in shown(writer)
+
+
+def test_class_names_are_no_formulas_and_pictures_cost_no_run(
+    writer: SummaryWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dashboard = Dashboard(writer, "validation")
+    dashboard.show(replace(split(), label_names=("<$10", "$10_$50")), 4, logits(0.9, 0.97, 0.4, 0.2))
+    monkeypatch.setattr("sst2.tracking.plots._draw_roc", None)  # broken, however that may come
+    dashboard.show(split(), 8, logits(0.9, 0.97, 0.4, 0.2))
+    assert "pictures of validation cannot be drawn: TypeError" in caplog.text
+    found = shown(writer)
+    assert sorted(found["validation/confusion_matrix"]) == [4]
+    assert sorted(found["validation/precision_recall"]) == [4, 8]
+
+
+@pytest.mark.parametrize("labels", [np.array([1, 1, 1, 1]), np.array([-1, -1, -1, -1])], ids=["one class", "none"])
+def test_labels_may_be_of_one_class_or_missing(labels: np.ndarray, writer: SummaryWriter) -> None:
+    Dashboard(writer, "validation").show(split(labels), 4, logits(0.9, 0.97, 0.4, 0.2))
+    found = shown(writer)
+    assert "validation/probability_positive" in found
+    assert ("validation/confusion_matrix" in found) == bool((labels >= 0).all())
+
+
+def test_every_chart_of_a_run_has_its_curves(train_here: Callable[..., Finished], small_job: list[object]) -> None:
+    run = train_here(*small_job, "--logging_steps", 1, "--eval_steps", 2, "--max_train_steps", 4)
+    assert run.code == 0
+    found = read(run.run_dir / "tensorboard")
+    layout = layout_pb2.Layout.FromString(found["custom_scalars__config__"][0].tensor.string_val[0])
+    tags = []
+    for category in layout.category:
+        for chart in category.chart:
+            tags += chart.multiline.tag
+            for series in chart.margin.series:
+                tags += [series.value, series.lower, series.upper]
+    assert len(tags) > 20
+    missing = [tag for tag in tags if not any(re.search(tag, there) for there in found)]
+    assert not missing
+    assert text(found["run/starts/text_summary"][0]).startswith("started on 1 x cpu")
+    assert text(found["run/ends/text_summary"][4]).startswith("finished: accuracy")

@@ -1,0 +1,217 @@
+"""The tutorial: what is stored is one clean run of it, and it runs from a clean kernel with the repository's code."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbformat import NotebookNode
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.support import tutorial
+from tests.support.hub_server import HubServer
+from tests.support.running import REPOSITORY
+
+# Put out before anything is trained, and the same on every machine.
+SAME_EVERYWHERE = ("settings", "load-data", "show-data", "wordpiece", "special-tokens-code", "sizes")
+REFERENCES = {
+    "Clark": "arxiv.org/abs/1906.04341",
+    "Devlin": "arxiv.org/abs/1810.04805",
+    "Hinton": "arxiv.org/abs/1503.02531",
+    "Jain": "arxiv.org/abs/1902.10186",
+    "Sanh": "arxiv.org/abs/1910.01108",
+    "Socher": "nlp.stanford.edu/sentiment",
+    "Vaswani": "arxiv.org/abs/1706.03762",
+    "Wang": "arxiv.org/abs/1804.07461",
+    "Wu": "arxiv.org/abs/1609.08144",
+    "transformers": "huggingface.co/docs/transformers",
+    "accelerate": "huggingface.co/docs/accelerate",
+}
+FACTS = """
+import sst2, train_sst2
+
+print(json.dumps({
+    "modules": [sst2.__file__, train_sst2.__file__],
+    "sentence": negated[0],
+    "by_hand": [weights.tolist() for weights in attention_of(trained, negated[0])[2]],
+    "tables": [by_formula, by_sklearn],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def stored() -> NotebookNode:
+    return tutorial.read()
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook: NotebookNode) -> list[NotebookNode]:
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def printed(notebook: NotebookNode, cell_id: str) -> str:
+    (cell,) = (cell for cell in notebook.cells if cell.id == cell_id)
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def prose(notebook: NotebookNode) -> str:
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def test_stored_outputs_are_those_of_one_clean_run(stored: NotebookNode) -> None:
+    nbformat.validate(stored)
+    cells = code_cells(stored)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    # Neither errors nor warnings, nor widgets that need a running kernel: plain text, and pictures of their cell.
+    for output in outputs(stored):
+        assert output.output_type in ("stream", "display_data"), output
+        if output.output_type == "stream":
+            assert output.name == "stdout", output.text
+        else:
+            assert set(output.data) == {"image/png", "text/plain"}
+    assert sum(output.output_type == "display_data" for output in outputs(stored)) >= 8
+    assert "final: accuracy" in printed(stored, "finish-code")
+    assert tutorial.NOTEBOOK.stat().st_size < 2**20
+
+
+def test_nothing_stored_tells_of_the_machine_or_the_hour(stored: NotebookNode) -> None:
+    raw = tutorial.NOTEBOOK.read_text(encoding="utf-8")
+    without_pictures = re.sub(r'"image/png": "[^"]*"', "", raw)
+    assert not re.findall(r"/(?:home|root|Users|tmp|var|work|mnt|opt|usr|private)\b[^\s\"]*", without_pictures)
+    assert not re.findall(r"\b20\d\d-\d\d-\d\d|\b\d\d:\d\d:\d\d\b|\bat 0x[0-9a-f]+", without_pictures)
+    assert stored.metadata == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    assert all(cell.metadata == {} for cell in stored.cells)
+
+
+def test_it_is_stored_for_the_sample_and_one_line_switches(stored: NotebookNode) -> None:
+    assigned = [cell.id for cell in code_cells(stored) if re.search(r"^REAL_DATA\s*=", cell.source, re.MULTILINE)]
+    assert assigned == [code_cells(stored)[0].id]
+    assert code_cells(stored)[0].source.startswith("REAL_DATA = False ")
+
+
+def test_links_lead_somewhere(stored: NotebookNode) -> None:
+    text = prose(stored)
+    headings = {heading.replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 20
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in headings, link
+        elif not link.startswith("https://"):
+            assert (REPOSITORY / link).is_file(), link
+
+
+def test_sources_are_named(stored: NotebookNode) -> None:
+    _, _, references = prose(stored).partition("## References")
+    entries = references.split("\n* ")
+    for name, address in REFERENCES.items():
+        assert any(name in entry and address in entry for entry in entries), name
+    text = prose(stored).partition("## References")[0]
+    for cited in re.findall(r"([A-Z][a-z]+)(?: et al\.| and [A-Z][a-z]+)?(?:,| \()\s*(?:19|20)\d\d", text):
+        assert cited in REFERENCES, cited
+
+
+def test_its_flags_and_commands_exist(stored: NotebookNode) -> None:
+    from sst2.config.settings import Settings
+
+    sources = "\n".join(cell.source for cell in stored.cells)
+    flags = set(re.findall(r"--([a-z_]+)", sources))
+    known = {*Settings.__dataclass_fields__, "help", "logdir", "config_file"}
+    assert flags <= known, flags - known
+    for module in re.findall(r"python -m sst2\.(\w+)", sources):
+        assert (REPOSITORY / "src" / "sst2" / f"{module}.py").is_file()
+    for config in re.findall(r"accelerate_configs/\w+\.yaml", sources):
+        assert (REPOSITORY / config).is_file()
+
+
+def run_in(folder: Path, notebook: NotebookNode, **variables: str) -> NotebookNode:
+    """Execute the notebook as a reader does who stands in the repository, but with its results in another folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_RUNTIME_DIR", str(folder / ".jupyter"))
+        patch.setenv("IPYTHONDIR", str(folder / ".ipython"))
+        code = f"{REPOSITORY / 'src'}:{REPOSITORY}"
+        return tutorial.execute(notebook, folder, PYTHONPATH=code, **variables)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[NotebookNode, Path]:
+    """The tutorial, just executed where there is no network, with `FACTS` in its last cell, and where it ran."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    notebook = tutorial.read()
+    notebook.cells.append(nbformat.v4.new_code_cell(FACTS, id="facts"))
+    variables = {"HF_HOME": str(folder / ".hf"), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    return run_in(folder, notebook, **variables), folder
+
+
+@pytest.mark.slow
+def test_a_clean_kernel_runs_it_with_the_code_of_the_repository(
+    executed: tuple[NotebookNode, Path], stored: NotebookNode
+) -> None:
+    notebook, folder = executed
+    facts = json.loads(printed(notebook, "facts"))
+    assert [Path(file) for file in facts["modules"]] == [
+        REPOSITORY / "src" / "sst2" / "__init__.py",
+        REPOSITORY / "train_sst2.py",
+    ]
+    streams = {output.name for output in outputs(notebook) if output.output_type == "stream"}
+    assert streams == {"stdout"}  # no warnings
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {"runs"}
+    for cell_id in SAME_EVERYWHERE:  # else the stored outputs are of an earlier state of the repository
+        assert printed(notebook, cell_id) == printed(stored, cell_id), cell_id
+
+
+@pytest.mark.slow
+def test_attention_by_hand_is_the_models_own(executed: tuple[NotebookNode, Path]) -> None:
+    notebook, folder = executed
+    facts = json.loads(printed(notebook, "facts"))
+    exported = folder / "runs" / "tutorial-sample" / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(exported, attn_implementation="eager").eval()
+    inputs = AutoTokenizer.from_pretrained(exported)(facts["sentence"], return_tensors="pt")
+    with torch.no_grad():
+        own = model(input_ids=inputs.input_ids, output_attentions=True).attentions
+    assert len(own) == len(facts["by_hand"]) == model.config.num_hidden_layers
+    for weights, by_hand in zip(own, facts["by_hand"], strict=True):
+        torch.testing.assert_close(torch.tensor(by_hand), weights[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_its_table_of_metrics_is_that_of_scikit_learn(executed: tuple[NotebookNode, Path]) -> None:
+    notebook, folder = executed
+    run = folder / "runs" / "tutorial-sample"
+    with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    truth, answers = (np.array([row[column] == "POSITIVE" for row in rows]) for column in ("label", "prediction"))
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, answers, average="binary")
+    expected = {"accuracy": accuracy_score(truth, answers), "precision": precision, "recall": recall, "f1": f1}
+    for table in json.loads(printed(notebook, "facts"))["tables"]:
+        assert table == pytest.approx(expected, abs=1e-12)
+    lines = [line.split() for line in printed(notebook, "three-ways").splitlines()[1:]]
+    assert lines == [[name, *3 * [f"{value:.4f}"]] for name, value in expected.items()]
+    written: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    assert {name: written[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert 0.85 < written["accuracy"] < 1.0  # it learns, as the job alone does
+
+
+@pytest.mark.slow
+def test_the_switch_takes_model_and_data_from_the_hub(hub_root: Path, tmp_path: Path) -> None:
+    notebook = tutorial.read()
+    code_cells(notebook)[0].source = "REAL_DATA = True"
+    with HubServer(hub_root) as hub:
+        run_in(tmp_path, notebook, HF_HOME=str(tmp_path / ".hf"), HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url)
+        read = "\n".join(hub.requests)
+    assert "/distilbert/distilbert-base-uncased/resolve/" in read
+    assert "/nyu-mll/glue/resolve/" in read
+    metrics = json.loads((tmp_path / "runs" / "tutorial-sst2" / "metrics.json").read_text())
+    assert (metrics["count"], metrics["split"]) == (40, "validation")
