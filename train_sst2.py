@@ -8,11 +8,11 @@ The story of a run: `setup` loads and prepares, `fit` trains, `evaluate` measure
 
 import gc
 
-from sst2.distributed.stop_requests import Requests
+from sst2.distributed.stop_requests import StopRequests
 
 if __name__ == "__main__":  # a signal is caught, and a wrong flag answered, before the seconds that imports take
     gc.disable()  # imports make objects to keep: looking for garbage among them would take half a second more
-    REQUESTS = Requests().listen()
+    REQUESTS = StopRequests().listen()
     from sst2.config.arguments import parse_arguments
 
     SETTINGS = parse_arguments()
@@ -31,22 +31,22 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.checkpoints.base_model import BaseModel, standing_for_base
+from sst2.checkpoints.base_model import BaseModel, checkpoint_for_base_model
 from sst2.checkpoints.checkpointer import Checkpointer
 from sst2.checkpoints.compatibility import saved_precision
-from sst2.checkpoints.folders import adopt_checkpoints, newest_checkpoint
+from sst2.checkpoints.folders import import_checkpoints, newest_checkpoint
 from sst2.checkpoints.free_space import require_free_space
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.arguments import PROGRAM, check_run_dir, write_settings
 from sst2.config.launcher_variables import is_reporting_process, process_rank
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import Passes, deal, forward_size, micro_batches, plan_batches
+from sst2.data.batch_plan import Passes, split_by_tokens, forward_size, micro_batches, plan_batches
 from sst2.data.collation import collate, evaluation_loaders
 from sst2.data.splits import Split, load_sentences, tokenize_all
 from sst2.data.staging import stage
 from sst2.distributed.agreement import require_agreement
 from sst2.distributed.init import connect
-from sst2.distributed.ranks import on_main
+from sst2.distributed.ranks import run_on_main
 from sst2.distributed.strategies import prepare
 from sst2.distributed.watchdog import Watchdog
 from sst2.evaluation.predictions import in_order_of_rows, in_words, write_predictions
@@ -58,7 +58,7 @@ from sst2.runs.run_folder import RunFolder
 from sst2.tracking.environment import describe_environment
 from sst2.tracking.external import start_trackers
 from sst2.tracking.tracker import Tracker
-from sst2.training.cuda_graphs import step_graphs
+from sst2.training.cuda_graphs import cuda_graph_runner
 from sst2.training.finished import leave_if_finished
 from sst2.training.meter import Meter
 from sst2.training.optimizer import build_optimizer, build_schedule
@@ -70,7 +70,7 @@ from sst2.utils.logs import log_to_file
 logger = logging.getLogger("sst2.train")
 
 
-def main(settings: Settings, requests: Requests) -> None:
+def main(settings: Settings, requests: StopRequests) -> None:
     with RunFolder(settings.run_dir) as run, setup(settings, requests, run) as job:
         try:
             fit(job)
@@ -83,11 +83,11 @@ def main(settings: Settings, requests: Requests) -> None:
             raise StopRequestedError(f"stopped by {stop}: --resume_from_checkpoint auto goes on from {place}") from None
 
 
-def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
+def setup(settings: Settings, requests: StopRequests, run: RunFolder) -> Job:
     """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
     accelerator, precision = connect(settings, partial(saved_precision, settings))
     watchdog = Watchdog(settings.step_timeout)
-    checkpoint_of_run = on_main(accelerator, lambda: standing_for_base(settings))
+    checkpoint_of_run = run_on_main(accelerator, lambda: checkpoint_for_base_model(settings))
     with local_errors(), ThreadPoolExecutor(max_workers=1) as beside:
         local = stage(settings, checkpoint_of_run, requests.raise_if_stopped)
         sentences, tokenizer = load_sentences(local), load_tokenizer(local)
@@ -96,7 +96,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
         model = load_model(local, tokenizer, with_weights=checkpoint_of_run is None)
         splits = tokenizing.result()
     base = BaseModel.of(model, tokenizer, checkpoint_of_run)
-    on_main(accelerator, lambda: rehearse_export(settings, base.config, tokenizer))
+    run_on_main(accelerator, lambda: rehearse_export(settings, base.config, tokenizer))
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
     settings = replace(settings, mixed_precision=precision)
     require_agreement(accelerator, settings, base.fingerprint, splits)
@@ -105,16 +105,16 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     schedule = build_schedule(strategy.optimizer, settings)
     loaders = evaluation_loaders(splits, settings, tokenizer.pad_token_id, accelerator)
     checkpoints = Checkpointer(run.checkpoints, accelerator, strategy, schedule, base, settings, splits)
-    on_main(accelerator, partial(run.lock, requests.raise_if_stopped))
-    on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
-    place = on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint))
+    run_on_main(accelerator, partial(run.lock, requests.raise_if_stopped))
+    run_on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
+    place = run_on_main(accelerator, lambda: checkpoints.find(settings.resume_from_checkpoint))
     state = checkpoints.load(place) if place else TrainingState()
     leave_if_finished(accelerator, run, settings, state)
     require_free_space(run.path, run.checkpoints, checkpoints.bytes_to_write(place, state))
     trackers = start_trackers(accelerator, settings, run, requests.raise_if_stopped)
     if accelerator.is_main_process:
         run.begin(settings.overwrite_output_dir)
-        adopt_checkpoints(place, run.checkpoints, state.step, state.best_step)
+        import_checkpoints(place, run.checkpoints, state.step, state.best_step)
         write_settings(run, settings)  # it marks a run, which has its checkpoints by now
         log_to_file(run.log)
         ranks, device = accelerator.num_processes, accelerator.device
@@ -124,7 +124,7 @@ def setup(settings: Settings, requests: Requests, run: RunFolder) -> Job:
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
     prepared = (loaders, plan, base.config, strategy, schedule, state, meter, checkpoints, requests)
-    graphs = step_graphs(strategy, base.config, settings, plan.global_batch_size, splits["train"].lengths)
+    graphs = cuda_graph_runner(strategy, base.config, settings, plan.global_batch_size, splits["train"].lengths)
     return Job(settings, accelerator, run, tokenizer, splits, *prepared, watchdog, tracker, graphs)
 
 
@@ -162,7 +162,7 @@ def heed(job: Job, after_step: bool = False) -> None:
 
 def checkpoint(job: Job) -> None:
     """Save the run as it is; its files are written while training goes on."""
-    job.read_meter()
+    job.sync_to_host()
     started = time.perf_counter()
     job.settle()
     job.watchdog.at(f"the checkpoint after step {job.state.step}")
@@ -179,7 +179,7 @@ def train_step(job: Job) -> dict[str, Any]:
     job.enter("data")
     settings, train, rank = job.settings, job.splits["train"], job.accelerator.process_index
     rows = job.plan.rows(job.state.step)
-    hands = deal(rows, train.lengths, job.accelerator.num_processes)
+    hands = split_by_tokens(rows, train.lengths, job.accelerator.num_processes)
     passes = [
         (collate(train, part, job.tokenizer.pad_token_id, settings.batching), weight)
         for part, weight in micro_batches(hands, rank, forward_size(settings, job.strategy.device))
@@ -222,7 +222,7 @@ def learn(job: Job, num_sentences: int, passes: Passes) -> tuple[torch.Tensor, t
 
 def log_training(job: Job, measured: dict[str, Any]) -> str:
     """Log the means since the last logged point. Returns a line for the progress bar."""
-    values = job.take_means() | {name: float(value) for name, value in measured.items()}
+    values = job.pop_averages() | {name: float(value) for name, value in measured.items()}
     job.tracker.log("train", job.state.step, values)
     line = f"loss {values['loss']:.4f}, {values['sentences_per_second']:.0f} sentences/s"
     logger.info("step %d: %s, learning rate %.3g", job.state.step, line, values["learning_rate"])
@@ -232,7 +232,7 @@ def log_training(job: Job, measured: dict[str, Any]) -> str:
 def select(job: Job) -> bool:
     """Evaluate during training; remember whether this is the best model so far. Returns whether it is."""
     state, split = job.state, job.selection_split
-    job.read_meter()  # else the evaluation would wait for steps that are still on their way
+    job.sync_to_host()  # else the evaluation would wait for steps that are still on their way
     metrics, logits = job.last_evaluation = evaluate(job, split)
     job.tracker.log(split.name, state.step, metrics)
     job.tracker.show(split, state.step, logits, state.seconds)

@@ -35,7 +35,7 @@ def without_first_tokens_alone() -> None:
     forward: Any = TransformerBlock.forward
 
     def whole(block: Any, hidden_states: Any, attention_mask: Any = None, pack: Any = None) -> Any:
-        return forward(block, hidden_states, attention_mask, pack=pack)[:, pack.firsts]
+        return forward(block, hidden_states, attention_mask, pack=pack)[:, pack.cls_indices]
 
     put(packed._LastBlock, "forward", whole)
 

@@ -24,7 +24,7 @@ import psutil
 
 from sst2.checkpoints.folders import list_checkpoints
 from sst2.distributed.devices import processor
-from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
+from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
 
 SCRIPT = Path(__file__).parent.parent / "train_sst2.py"
 SHARE_IN_START = 0.2  # of the kills, before the first step
@@ -58,7 +58,7 @@ class Run:
         found = []
         for place in list_checkpoints(self.checkpoints):
             try:
-                verify_sealed(place)
+                verify_folder(place)
             except DamagedFolderError as error:
                 found.append(f"{place.name}: {error}")
         return found

@@ -34,8 +34,8 @@ from typing import Any, NoReturn
 from sst2.checkpoints.folders import list_checkpoints
 from sst2.config.arguments import PROGRAM, parse_arguments
 from sst2.distributed.devices import processor
-from sst2.distributed.stop_requests import Requests
-from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
+from sst2.distributed.stop_requests import StopRequests
+from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
 from sst2.utils.errors import OF_TRAINING, exit_codes, leave_at_once
 
 HERE = Path(__file__).parent
@@ -210,7 +210,7 @@ def work(run: Path, flags: list[str], output: Path, arm: Callable[[], None]) -> 
     arm()
     try:
         with exit_codes(PROGRAM, 0, leave=leave_at_once, ways_out=OF_TRAINING):
-            train(parse_arguments([*JOB.split(), *flags, "--output_dir", str(run)]), Requests())
+            train(parse_arguments([*JOB.split(), *flags, "--output_dir", str(run)]), StopRequests())
     except SystemExit as end:
         leave_at_once(int(end.code or 0))
     finally:
@@ -240,7 +240,7 @@ def damaged(run: Path) -> list[str]:
     found = []
     for place in list_checkpoints(run / "checkpoints"):
         try:
-            verify_sealed(place)
+            verify_folder(place)
         except DamagedFolderError as error:
             found.append(f"{place.name}: {error}")
     return found

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for train_sst2.py
 import train_sst2
 from sst2.config.arguments import parse_arguments
 from sst2.config.settings import Settings
-from sst2.distributed.stop_requests import Requests
+from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
 from sst2.training.trainer import Job
 from sst2.utils.atomic_file import write_json
@@ -184,7 +184,7 @@ def train(settings: Settings, alteration: Alteration) -> dict[str, float]:
     """
     train_sst2.checkpoint = lambda job: None  # nobody goes on with these runs, and a disk may take a minute for it
     alteration.before_setup()
-    with RunFolder(settings.run_dir) as run, train_sst2.setup(settings, Requests(), run) as job:
+    with RunFolder(settings.run_dir) as run, train_sst2.setup(settings, StopRequests(), run) as job:
         alteration.before_fit(job)
         train_sst2.fit(job)
         load = os.getloadavg()[0]

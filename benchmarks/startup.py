@@ -99,10 +99,10 @@ def work() -> None:
     began = time.monotonic()
     started, report, flags = float(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     from sst2.config.arguments import parse_arguments
-    from sst2.distributed.stop_requests import Requests
+    from sst2.distributed.stop_requests import StopRequests
 
     gc.disable()
-    requests, settings = Requests().listen(), parse_arguments(flags)
+    requests, settings = StopRequests().listen(), parse_arguments(flags)
     job = importlib.import_module("train_sst2")
     gc.enable()
     imported = time.monotonic()

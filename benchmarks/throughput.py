@@ -140,7 +140,7 @@ def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
 def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> Step:
     """The job itself, set up as by its command line."""
     from sst2.config.arguments import parse_arguments
-    from sst2.distributed.stop_requests import Requests
+    from sst2.distributed.stop_requests import StopRequests
     from sst2.runs.run_folder import RunFolder
     from train_sst2 import setup, train_step
 
@@ -148,7 +148,7 @@ def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> St
     flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", tempfile.mkdtemp(dir=folder)]
     flags += ["--per_device_train_batch_size", batch_size, "--mixed_precision", precision, "--batching", batching]
     settings = parse_arguments([*map(str, flags), "--max_train_steps", "100000"])
-    job = setup(settings, Requests(), RunFolder(settings.run_dir))
+    job = setup(settings, StopRequests(), RunFolder(settings.run_dir))
 
     def step() -> tuple[int, int]:
         rows = job.plan.rows(job.state.step)

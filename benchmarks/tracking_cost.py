@@ -72,7 +72,7 @@ def measure(flags: list[str]) -> dict[str, Any]:
     Dashboard._draw = timed(pictures, Dashboard._draw)  # type: ignore[method-assign]
     train_sst2.fit = timed("fit", train_sst2.fit)
 
-    train_sst2.main(parse_arguments(flags), train_sst2.Requests())
+    train_sst2.main(parse_arguments(flags), train_sst2.StopRequests())
     fit = seconds.pop("fit")
     total = sum(value for name, value in seconds.items() if name != pictures)
     return {

@@ -69,7 +69,7 @@ def train_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..
     from accelerate.state import AcceleratorState, GradientState
 
     from sst2.config.arguments import parse_arguments
-    from sst2.distributed.stop_requests import Requests
+    from sst2.distributed.stop_requests import StopRequests
     from sst2.utils.errors import OF_TRAINING, exit_codes
     from train_sst2 import main
 
@@ -79,7 +79,7 @@ def train_here(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..
         code = 0
         try:
             with exit_codes("train_sst2.py", 0, ways_out=OF_TRAINING):
-                main(parse_arguments([*map(str, flags), "--output_dir", str(run_dir)]), Requests())
+                main(parse_arguments([*map(str, flags), "--output_dir", str(run_dir)]), StopRequests())
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:

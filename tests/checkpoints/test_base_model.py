@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sst2.runs.run_folder import RunFolder
-from sst2.utils.atomic_folder import write_sealed
+from sst2.utils.atomic_folder import write_atomic_folder
 from tests.support.running import Finished
 
 Train = Callable[..., Finished]
@@ -200,7 +200,7 @@ def test_a_checkpoint_of_an_earlier_version_knows_the_name_alone(
         for name, data in kept.items():
             (folder / name).write_bytes(data)
 
-    write_sealed(place, write_files)
+    write_atomic_folder(place, write_files)
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     run = train_here(*job, "--model_name_or_path", copy, "--resume_from_checkpoint", "auto")
     assert run.code == 2, run.stderr

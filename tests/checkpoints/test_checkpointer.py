@@ -28,15 +28,15 @@ from torch import nn
 
 import sst2.checkpoints.rescue
 from sst2.checkpoints.checkpointer import Checkpointer, load_weights
-from sst2.checkpoints.compatibility import BINDING_LENGTHS, BINDING_SETTINGS
-from sst2.checkpoints.folders import adopt_checkpoints, checkpoint_name, list_checkpoints
+from sst2.checkpoints.compatibility import LENGTHS_FIXED_ON_RESUME, FIXED_ON_RESUME
+from sst2.checkpoints.folders import import_checkpoints, checkpoint_name, list_checkpoints
 from sst2.checkpoints.random_states import random_state, restore_random_state
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import SAMPLE, Settings
 from sst2.data.splits import Split
 from sst2.distributed.strategies import prepare
 from sst2.training.optimizer import build_optimizer, build_schedule
-from sst2.utils.atomic_folder import verify_sealed, write_sealed
+from sst2.utils.atomic_folder import verify_folder, write_atomic_folder
 from sst2.utils.errors import UserError
 from tests.support.processes import kill_at_change, start
 from tests.support.running import Bomb
@@ -214,8 +214,8 @@ def seal(place: Path) -> None:
         for name, data in content.items():
             (folder / name).write_bytes(data)
 
-    write_sealed(place, write_files)
-    verify_sealed(place)
+    write_atomic_folder(place, write_files)
+    verify_folder(place)
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -263,7 +263,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     def write_later(place: Path, write_files: Callable[[Path], None]) -> None:
         go.wait()
-        write_sealed(place, write_files)
+        write_atomic_folder(place, write_files)
 
     monkeypatch.setattr("sst2.checkpoints.rescue.write_sealed", write_later)
     return go
@@ -434,7 +434,7 @@ def test_the_best_checkpoint_is_rescued_with_the_last(
     message = str(checkpoints.failure())
     (place,) = temporary.glob("sst2-rescued-*/step-00000002")
     assert (f"if you copy {best} beside it before" in message) == (not readable)
-    adopt_checkpoints(place, tmp_path / "another" / "checkpoints", 2, training.state.best_step)
+    import_checkpoints(place, tmp_path / "another" / "checkpoints", 2, training.state.best_step)
     adopted = [path.name for path in list_checkpoints(tmp_path / "another" / "checkpoints")]
     assert adopted == ["step-00000001"] * readable + ["step-00000002"]
 
@@ -481,7 +481,7 @@ def test_what_the_disk_has_answered_is_said_whatever_library_was_writing(
 ) -> None:
     """Any write to /dev/full answers ENOSPC, on every file system."""
     training = Training(accelerator, seed=1)
-    real = sst2.checkpoints.rescue.write_sealed
+    real = sst2.checkpoints.rescue.write_atomic_folder
 
     def with_a_full_disk(place: Path, write_files: Callable[[Path], None]) -> None:
         def write_to_it(folder: Path) -> None:
@@ -558,7 +558,7 @@ def words(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
-@pytest.mark.parametrize("name", [name for name in BINDING_SETTINGS if name != "smoke"])
+@pytest.mark.parametrize("name", [name for name in FIXED_ON_RESUME if name != "smoke"])
 def test_a_setting_that_would_make_it_another_run_is_refused(
     name: str, accelerator: Accelerator, tmp_path: Path
 ) -> None:
@@ -627,7 +627,7 @@ def test_settings_that_do_not_change_the_run_may_change(accelerator: Accelerator
         "checkpoints_total_limit": 9,
         "eval_steps": 3,
     }
-    assert not set(free) & {*BINDING_SETTINGS, *BINDING_LENGTHS}
+    assert not set(free) & {*FIXED_ON_RESUME, *LENGTHS_FIXED_ON_RESUME}
     training = Training(accelerator, seed=1)
     training.load(training.save(tmp_path), replace(SETTINGS, **free))
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from sst2.checkpoints.folders import (
-    adopt_checkpoints,
+    import_checkpoints,
     checkpoint_name,
     find_latest,
     list_checkpoints,
@@ -27,7 +27,7 @@ from sst2.checkpoints.folders import (
     rotate,
 )
 from sst2.runs.origin import is_origin, origin
-from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed, write_sealed
+from sst2.utils.atomic_folder import DamagedFolderError, verify_folder, write_atomic_folder
 from sst2.utils.errors import UserError
 from tests.support.processes import kill_at_change, start
 
@@ -40,7 +40,7 @@ def write(folder: Path, step: int, content: str = "first", size: int = 10_000) -
         (unfinished / "state").write_text(content)
         (unfinished / "empty").touch()
 
-    write_sealed(folder / checkpoint_name(step), write_files)
+    write_atomic_folder(folder / checkpoint_name(step), write_files)
     return folder / checkpoint_name(step)
 
 
@@ -55,7 +55,7 @@ def test_what_is_written_is_listed_and_verified(tmp_path: Path) -> None:
     manifest = json.loads((place / "manifest.json").read_text())
     assert {name: file["size"] for name, file in manifest["files"].items()} == {"empty": 0, "model": size, "state": 5}
     assert manifest["files"]["model"]["sha256"] == hashlib.sha256((place / "model").read_bytes()).hexdigest()
-    verify_sealed(place)
+    verify_folder(place)
 
 
 def test_all_is_on_disk_before_the_rename_and_the_rename_before_older_ones_go(
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     whole, damaged = write(tmp_path, 3), write(tmp_path, 5)
     damage(damaged / file)
     with pytest.raises(DamagedFolderError, match=reason):
-        verify_sealed(damaged)
+        verify_folder(damaged)
     assert find_latest(tmp_path) == whole
     (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert re.match(f"passing over {damaged}: {reason}", said)
@@ -185,10 +185,10 @@ def test_what_cannot_be_written_leaves_what_was_there(there_before: bool, tmp_pa
         raise OSError(errno.EIO, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output error"):
-        write_sealed(tmp_path / "step-00000005", write_files)
+        write_atomic_folder(tmp_path / "step-00000005", write_files)
     assert names(tmp_path) == (["step-00000005"] if there_before else [])
     if there_before:
-        verify_sealed(tmp_path / "step-00000005")
+        verify_folder(tmp_path / "step-00000005")
         assert (tmp_path / "step-00000005" / "state").read_text() == "first"
 
 
@@ -218,15 +218,15 @@ def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(
     there, here = tmp_path / "there", tmp_path / "here"
     for step in (1, 2, 3):
         write(there, step)
-    adopt_checkpoints(there / "step-00000003", here, step=3, best_step=1)
+    import_checkpoints(there / "step-00000003", here, step=3, best_step=1)
     assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
     assert origin(here) == [there / "step-00000003"] * 2
     for place in list_checkpoints(here):
-        verify_sealed(place)
-    adopt_checkpoints(here / ".." / "here" / "step-00000003", here, step=3, best_step=2)  # the run's own: nothing to do
+        verify_folder(place)
+    import_checkpoints(here / ".." / "here" / "step-00000003", here, step=3, best_step=2)  # the run's own: nothing to do
     assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
     flip_a_bit(there / "step-00000002" / "state")
-    adopt_checkpoints(there / "step-00000003", tmp_path / "third", step=3, best_step=2)
+    import_checkpoints(there / "step-00000003", tmp_path / "third", step=3, best_step=2)
     assert names(tmp_path / "third") == ["origin.json", "step-00000003"]
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"not copying {there / 'step-00000002'}: state has another SHA-256")
@@ -238,13 +238,13 @@ def test_a_checkpoint_of_any_name_is_copied_under_that_of_its_step(tmp_path: Pat
         write(there, step)
     shutil.copytree(there / "step-00000003", copy)
     link.symlink_to(there / "step-00000003")
-    adopt_checkpoints(copy, tmp_path / "of-copy", step=3, best_step=None)
+    import_checkpoints(copy, tmp_path / "of-copy", step=3, best_step=None)
     assert names(tmp_path / "of-copy") == ["origin.json", "step-00000003"]
     here = tmp_path / "of-link"
-    adopt_checkpoints(link, here, step=3, best_step=1)  # which is beside what the link points to
+    import_checkpoints(link, here, step=3, best_step=1)  # which is beside what the link points to
     assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
     for place in list_checkpoints(here):
-        verify_sealed(place)
+        verify_folder(place)
     assert is_origin(link, here)
     assert is_origin(there / "step-00000003", here)
     assert not is_origin(copy, here)
@@ -252,9 +252,9 @@ def test_a_checkpoint_of_any_name_is_copied_under_that_of_its_step(tmp_path: Pat
     link.symlink_to(write(there, 4))  # the other run has gone on: the same command still means the same run
     assert is_origin(link, here)
     (here / "renamed").symlink_to(here / "step-00000003")
-    adopt_checkpoints(here / "renamed", here, step=3, best_step=None)  # the run's own: nothing to do
+    import_checkpoints(here / "renamed", here, step=3, best_step=None)  # the run's own: nothing to do
     (here / "step-00000003").rename(here / "kept")
-    adopt_checkpoints(here / "kept", here, step=3, best_step=None)
+    import_checkpoints(here / "kept", here, step=3, best_step=None)
     assert find_latest(here) == here / "step-00000003"
 
 
@@ -283,7 +283,7 @@ def test_a_kill_at_any_change_of_files_leaves_a_whole_checkpoint(before: list[in
         recover(folder)
         assert not list(folder.glob(".*"))
         for place in list_checkpoints(folder):
-            verify_sealed(place)
+            verify_folder(place)
         found = find_latest(folder)
         assert found is not None
         assert found.name >= "step-00000003"
@@ -335,7 +335,7 @@ def work_on_read_only_copies(folder: Path) -> list[list[str]]:
     recover(here)
     seen.append(names(here))
     read_only(write(other, 2))
-    adopt_checkpoints(other / "step-00000002", Path("new"), 2, None)
+    import_checkpoints(other / "step-00000002", Path("new"), 2, None)
     rotate(Path("new"), write(Path("new"), 3), 1, None)
     return [*seen, names(Path("new"))]
 
@@ -357,7 +357,7 @@ def test_read_only_copies_are_removed_like_others(tmp_path: Path) -> None:
 
 def adopt(source: Path, folder: Path, killed_at: int) -> bool:
     kill_at_change(killed_at)
-    adopt_checkpoints(source, folder, 3, 1)
+    import_checkpoints(source, folder, 3, 1)
     return True
 
 
@@ -375,7 +375,7 @@ def test_a_kill_while_a_checkpoint_is_taken_over_leaves_all_of_it_or_nothing(tmp
             assert origin(folder) == [place] * 2
             assert names(folder) == ["origin.json", "step-00000001", "step-00000003"]
             for copied in list_checkpoints(folder):
-                verify_sealed(copied)
+                verify_folder(copied)
         else:
             before += 1
             assert all(name.startswith(".checkpoints.") for name in names(folder.parent))
@@ -423,5 +423,5 @@ def test_checkpoints_in_the_image_of_a_container_are_replaced_and_removed(
     recover(folder)
     rotate(folder, write(folder, 2, "second"), 1, None)
     assert [path.name for path in list_checkpoints(folder)] == ["step-00000002"]
-    verify_sealed(folder / "step-00000002")
+    verify_folder(folder / "step-00000002")
     assert (folder / "step-00000002" / "state").read_text() == "second"

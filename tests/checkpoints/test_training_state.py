@@ -28,12 +28,12 @@ def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_
         "data_share": 0.2 / 4,
         "forward_share": 0.8 / 4,
     }
-    assert state.take_means() == pytest.approx(expected)
+    assert state.pop_averages() == pytest.approx(expected)
     state.count_step(3, 9, 9)
     state.add_measured(3.0, 3, 9, {"waiting": 0.0}, 0.5)
     expected = {"loss": 1.0, "sentences_per_second": 6.0, "tokens_per_second": 18.0, "padding_share": 0.0}
     expected |= {"token_imbalance": 0.0, "waiting_share": 0.0, "step_seconds": 0.5}
-    assert state.take_means() == pytest.approx(expected)
+    assert state.pop_averages() == pytest.approx(expected)
     # The totals go on.
     assert (state.step, state.sentences, state.seconds) == (4, 13, 4.5)
 
@@ -42,7 +42,7 @@ def test_a_window_of_broken_steps_has_no_loss() -> None:
     state = TrainingState()
     state.count_step(4, 40, 40)
     state.add_measured(0.0, 0, 50, {}, 1.0)
-    assert isnan(state.take_means()["loss"])
+    assert isnan(state.pop_averages()["loss"])
 
 
 def test_accuracy_decides_and_the_loss_between_equals() -> None:
@@ -74,4 +74,4 @@ def test_a_state_goes_on_from_json_in_the_middle_of_a_window() -> None:
     for one in (state, resumed):
         one.count_step(3, 30, 31)
         one.add_measured(0.1, 3, 40, {"waiting": 0.01}, 0.2)
-    assert resumed.take_means() == state.take_means()
+    assert resumed.pop_averages() == state.pop_averages()

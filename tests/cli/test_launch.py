@@ -226,7 +226,7 @@ def test_a_code_that_says_why_counts_more_than_that_of_who_was_left_alone(tmp_pa
 TOGETHER = """
 import logging, sys, time
 from pathlib import Path
-from sst2.distributed.stop_requests import Requests
+from sst2.distributed.stop_requests import StopRequests
 requests = Requests().listen()
 import torch
 from torch import distributed

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sst2.config.arguments import MARK, asked_for, parse_arguments, worked_out
+from sst2.config.arguments import MARK, given_yaml, parse_arguments, resolved_yaml
 from sst2.config.command_line import _OTHER_NAMES
 from sst2.config.settings import NAMES, Settings
 from sst2.data.batch_plan import plan_batches
@@ -51,7 +51,7 @@ def test_what_was_asked_for_is_written_and_means_the_same_beside_other_flags(tmp
     asked = parse("--smoke", "--dropout", "0", "--eval_steps", "5", "--load_best_model_at_end", "--seed", "42")
     settings, plan = plan_batches(asked, 1000, world_size=2)
     file = tmp_path / "config.yaml"
-    file.write_text(asked_for(settings))
+    file.write_text(given_yaml(settings))
     assert yaml.safe_load(file.read_text()) == {
         **{"smoke": True, "dropout": 0, "eval_steps": 5, "load_best_model_at_end": True, "seed": 42},
         "output_dir": "/nonexistent/run",
@@ -65,7 +65,7 @@ def test_what_was_asked_for_is_written_and_means_the_same_beside_other_flags(tmp
 def test_what_was_worked_out_is_on_record_and_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings, _ = plan_batches(parse("--smoke"), 1000, world_size=2)
     file = tmp_path / "resolved.yaml"
-    file.write_text(worked_out(settings))
+    file.write_text(resolved_yaml(settings))
     record = yaml.safe_load(file.read_text())
     assert (record["global_batch_size"], record["max_train_steps"], record["num_warmup_steps"]) == (64, 80, 8)
     assert "give the config.yaml beside it" in refused(capsys, "--config", str(file))
@@ -153,7 +153,7 @@ def test_what_an_earlier_version_worked_out_follows_the_flags_or_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planned, _ = plan_batches(parse("--smoke"), 1000, world_size=2)
-    record = worked_out(planned).splitlines()[1:]  # all of which stood in config.yaml once
+    record = resolved_yaml(planned).splitlines()[1:]  # all of which stood in config.yaml once
     file = tmp_path / "config.yaml"
     file.write_text("\n".join([MARK, *record]))
     same = ("max_train_steps", "num_warmup_steps", "global_batch_size")
@@ -178,7 +178,7 @@ def test_what_an_earlier_version_worked_out_follows_the_flags_or_is_refused(
 
 def test_what_belongs_to_one_start_is_not_recorded(tmp_path: Path) -> None:
     settings = parse("--smoke", "--overwrite_output_dir", "--push_to_hub")
-    for record in (asked_for(settings), worked_out(settings)):
+    for record in (given_yaml(settings), resolved_yaml(settings)):
         names = set(yaml.safe_load(record))
         assert "smoke" in names
         assert names.isdisjoint({"overwrite_output_dir", "resume_from_checkpoint", "push_to_hub"})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import BatchPlan, deal, epoch_order, micro_batches, plan_batches
+from sst2.data.batch_plan import BatchPlan, split_by_tokens, epoch_order, micro_batches, plan_batches
 from sst2.data.collation import collate, evaluation_loader
 from sst2.data.splits import Split
 from sst2.utils.errors import UserError
@@ -47,7 +47,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_every_sentence_of_a_step_is_dealt_once(world_size: int, micro_batch_size: int, count: int) -> None:
     lengths = np.random.default_rng(0).integers(3, 60, size=200)
     rows = np.random.default_rng(1).permutation(200)[:count]
-    hands = deal(rows, lengths, world_size)
+    hands = split_by_tokens(rows, lengths, world_size)
     passes = [micro_batches(hands, rank, micro_batch_size) for rank in range(world_size)]
     assert len({len(own) for own in passes}) == 1  # as many forward passes on every rank
     batches = [batch for own in passes for batch in own]
@@ -62,11 +62,11 @@ def test_devices_get_about_as_many_tokens() -> None:
         imbalance = []
         for seed in range(50):
             rows = np.random.default_rng(seed).permutation(10_000)[: 32 * world_size]
-            tokens = [int(lengths[hand].sum()) for hand in deal(rows, lengths, world_size)]
+            tokens = [int(lengths[hand].sum()) for hand in split_by_tokens(rows, lengths, world_size)]
             imbalance.append(max(tokens) / np.mean(tokens) - 1)
         assert np.mean(imbalance) < 0.03
     # Where sentences do not go round, it is not the longest that some devices have more of.
-    tokens = [int(lengths[hand].sum()) for hand in deal(np.arange(100), lengths, 3)]
+    tokens = [int(lengths[hand].sum()) for hand in split_by_tokens(np.arange(100), lengths, 3)]
     assert max(tokens) / np.mean(tokens) < 1.02
 
 

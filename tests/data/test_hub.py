@@ -47,7 +47,7 @@ sys.path.insert(0, sys.argv[1])
 from accelerate.state import AcceleratorState
 from sst2.config.arguments import PROGRAM, parse_arguments
 from sst2.utils.errors import OF_TRAINING, exit_codes
-from sst2.distributed.stop_requests import Requests
+from sst2.distributed.stop_requests import StopRequests
 from train_sst2 import main
 for flags in json.loads(sys.argv[2]):
     code = 0

@@ -18,7 +18,7 @@ def test_sentences_lie_end_to_end() -> None:
     pack = Pack.of(np.array([3, 1, 4]))
     assert pack.cu_seqlens.tolist() == [0, 3, 4, 8]
     assert pack.cu_seqlens.dtype == torch.int32  # as FlashAttention takes it
-    assert pack.firsts.tolist() == [0, 3, 4]
+    assert pack.cls_indices.tolist() == [0, 3, 4]
     assert (len(pack), pack.num_tokens, pack.longest) == (3, 8, 4)
 
 

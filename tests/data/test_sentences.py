@@ -10,7 +10,7 @@ import pytest
 
 from sst2.data.sentences import Sentences, SentenceWriter
 from sst2.utils.errors import UserError
-from sst2.utils.scratch import BLOCK, Scratch, spool
+from sst2.utils.scratch import BLOCK, MemoryMappedWriter, concat
 from tests.support.processes import results
 
 
@@ -62,11 +62,11 @@ def test_some_of_them_are_taken_in_the_order_asked_for(texts: list[str], sentenc
 
 
 def test_arrays_are_read_only_and_keep_their_type() -> None:
-    array = spool(iter([np.arange(3), np.array([], dtype=int), np.array([-(2**40)])]), "<i8")
+    array = concat(iter([np.arange(3), np.array([], dtype=int), np.array([-(2**40)])]), "<i8")
     assert (array.tolist(), array.dtype) == ([0, 1, 2, -(2**40)], np.int64)
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
-    assert (spool([], "<i8").tolist(), spool([], "<i8").dtype) == ([], np.int64)
+    assert (concat([], "<i8").tolist(), concat([], "<i8").dtype) == ([], np.int64)
 
 
 def test_the_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,4 +102,4 @@ def test_want_of_room_is_one_line_that_names_the_folder(count: int) -> None:
 def test_no_folder_at_all_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(UserError, match=r"no temporary file can be written in .*/gone \(No such file or directory\)"):
-        Scratch("<i8")
+        MemoryMappedWriter("<i8")

@@ -16,8 +16,8 @@ from transformers import DistilBertForSequenceClassification
 
 from sst2.config.settings import Settings
 from sst2.data.sample import sample_config
-from sst2.distributed.strategies import DataParallel, prepare
-from sst2.distributed.strategies.fully_sharded import FullySharded
+from sst2.distributed.strategies import Strategy, prepare
+from sst2.distributed.strategies.fully_sharded import FSDP2Strategy
 from sst2.training.optimizer import build_optimizer
 from tests.support.processes import free_port, start
 
@@ -32,7 +32,7 @@ def new_model(seed: int) -> DistilBertForSequenceClassification:
     return DistilBertForSequenceClassification(config)
 
 
-def sharded(accelerator: Accelerator, seed: int) -> FullySharded:
+def sharded(accelerator: Accelerator, seed: int) -> FSDP2Strategy:
     model = new_model(seed)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [
@@ -44,10 +44,10 @@ def sharded(accelerator: Accelerator, seed: int) -> FullySharded:
     fully_shard(model)
     # accelerate gives the optimizer the sharded parameters in place of the old ones
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, SETTINGS))
-    return FullySharded(accelerator, model, optimizer, groups)
+    return FSDP2Strategy(accelerator, model, optimizer, groups)
 
 
-def train(strategy: DataParallel, steps: range, world_size: int) -> list[float]:
+def train(strategy: Strategy, steps: range, world_size: int) -> list[float]:
     norms = []
     for step in steps:
         ids = torch.randint(50, (6, 9), generator=torch.Generator().manual_seed(step))
@@ -101,7 +101,7 @@ def on_each_rank(rank: int, port: int, folder: Path) -> Any:
 
 
 @torch.no_grad()
-def evaluate(strategy: DataParallel) -> torch.Tensor:
+def evaluate(strategy: Strategy) -> torch.Tensor:
     return strategy.model(input_ids=torch.arange(2, 20)[None]).logits
 
 

@@ -15,7 +15,7 @@ from sst2.checkpoints.checkpointer import Checkpointer
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.distributed.init import connect
-from sst2.distributed.ranks import on_main, read_on_main
+from sst2.distributed.ranks import run_on_main, read_on_main
 from sst2.distributed.strategies import prepare
 from sst2.training.optimizer import build_optimizer, build_schedule
 from sst2.utils.errors import LocalError, StopRequestedError, UserError
@@ -94,7 +94,7 @@ def fail_on_main(rank: int, port: int) -> list[str]:
             assert rank == 0
             raise error
 
-        for attempt in (partial(on_main, accelerator, fail), partial(read_on_main, fail)):
+        for attempt in (partial(run_on_main, accelerator, fail), partial(read_on_main, fail)):
             try:
                 attempt()
             except Exception as raised:

@@ -20,7 +20,7 @@ from sst2.config.settings import Precision, Settings
 from sst2.distributed import rendezvous as preflight
 from sst2.distributed.init import _agree_on_precision, connect
 from sst2.distributed.launcher import Launcher, read_launcher
-from sst2.distributed.rendezvous import check_world_size, first_sum, roll_call, word_of_main
+from sst2.distributed.rendezvous import check_world_size, all_reduce_check, rendezvous, word_of_main
 from sst2.utils.errors import LocalError, LostProcessError, UserError
 from sst2.utils.waiting import RunningTime
 from tests.support.processes import CONTEXT, free_port
@@ -40,7 +40,7 @@ def rank_of(launcher: Launcher, rank: int, world_size: int, local_world_size: in
 def call(launcher: Launcher, timeout: float, answers: object) -> None:
     """Answers the roll call; the outcome goes into a queue."""
     try:
-        store = roll_call(launcher, timeout)
+        store = rendezvous(launcher, timeout)
         answers.put((launcher.rank, None))  # type: ignore[attr-defined]
         time.sleep(3)
         del store  # which rank 0 has kept for the others until now
@@ -60,7 +60,7 @@ def outcomes(launchers: Sequence[Launcher], timeout: float) -> dict[int, str | N
 
 
 def hear(launcher: Launcher, answers: object) -> None:
-    store = roll_call(launcher, 30)
+    store = rendezvous(launcher, 30)
     answers.put(word_of_main(launcher, store, lambda: f"of rank {launcher.rank}"))  # type: ignore[attr-defined]
     time.sleep(3)
     del store  # which rank 0 has kept for the others until now
@@ -78,7 +78,7 @@ def test_all_ranks_hear_the_word_of_the_first(launcher: Launcher) -> None:
 
 
 def choose(launcher: Launcher, asked: Precision | None, answers: object) -> None:
-    store = roll_call(launcher, 10)
+    store = rendezvous(launcher, 10)
     try:
         said: str = _agree_on_precision(Settings(mixed_precision=asked), launcher, store, lambda: None)[0]
     except LocalError as error:
@@ -113,7 +113,7 @@ def test_ranks_that_are_asked_for_different_precisions_are_told_apart(
 
 def test_all_who_come_are_let_through(launcher: Launcher) -> None:
     assert outcomes([rank_of(launcher, rank, 3, 3) for rank in range(3)], 30) == dict.fromkeys(range(3))
-    roll_call(rank_of(launcher, 0, 1, 1), 0)  # one alone waits for nobody
+    rendezvous(rank_of(launcher, 0, 1, 1), 0)  # one alone waits for nobody
 
 
 def test_those_who_do_not_come_are_named_by_one(launcher: Launcher) -> None:
@@ -126,14 +126,14 @@ def test_those_who_do_not_come_are_named_by_one(launcher: Launcher) -> None:
 
 def test_nobody_where_the_first_should_be(launcher: Launcher, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(LostProcessError, match=rf"rank 1 on .*: nobody answers at 127.0.0.1:{launcher.master[1]}"):
-        roll_call(rank_of(launcher, 1, 2, 2), 0.5)
+        rendezvous(rank_of(launcher, 1, 2, 2), 0.5)
     assert capfd.readouterr().err == ""  # torch's own client would have filled a page
 
 
 def meet_a_store_that_is_stopped(launcher: Launcher, output: Path) -> None:
     os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 2)
     preflight._LEEWAY = 1.0
-    roll_call(launcher, 1)
+    rendezvous(launcher, 1)
 
 
 def test_a_store_that_has_stopped_to_answer_keeps_nobody(launcher: Launcher, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def add_up(rank: int, world_size: int, port: int, timeout: float, output: Path) 
     os.dup2(os.open(output / str(rank), os.O_CREAT | os.O_WRONLY), 2)
     meeting = replace(read_launcher(), master=("127.0.0.1", port), rank=rank, world_size=world_size)
     launcher = replace(meeting, local_world_size=world_size)
-    with first_sum(launcher, roll_call(launcher, 30), timeout) as add:
+    with all_reduce_check(launcher, rendezvous(launcher, 30), timeout) as add:
         torch.distributed.init_process_group(
             "gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=60), rank=rank, world_size=world_size
         )
@@ -197,7 +197,7 @@ def test_a_promise_is_kept(launcher: Launcher) -> None:
     with pytest.raises(UserError, match="the launcher promised 2 processes, but 1 works together: start them with"):
         check_world_size(rank_of(launcher, 0, 2, 2), 1)
     with pytest.raises(UserError, match="the launcher promised 4 processes, but 1 works together"):
-        check_world_size(replace(launcher, asked_for=4), 1)
+        check_world_size(replace(launcher, requested_processes=4), 1)
 
 
 SCRIPT = str(REPOSITORY / "train_sst2.py")

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from sst2.distributed.stop_requests import SIGNALS, Requests, Wishes
+from sst2.distributed.stop_requests import SIGNALS, StopRequests, StopFlags
 from sst2.utils.atomic_file import write_text
 from tests.support.processes import start
 from tests.support.running import REPOSITORY
 
 
-def answer_to(*signals: signal.Signals) -> Wishes:
+def answer_to(*signals: signal.Signals) -> StopFlags:
     """What a process is told that has got these signals."""
-    requests = Requests().listen()
-    assert requests.agree() == Wishes()
+    requests = StopRequests().listen()
+    assert requests.agree() == StopFlags()
     for number in signals:
         os.kill(os.getpid(), number)
     wishes = requests.agree()
@@ -35,7 +35,7 @@ def answer_to(*signals: signal.Signals) -> Wishes:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_each_signal_is_a_wish_to_stop(number: signal.Signals) -> None:
     process, answer = start(answer_to, number)
-    assert answer.recv() == Wishes(stop=number.name)
+    assert answer.recv() == StopFlags(stop=number.name)
     process.join()
     assert process.exitcode == 0
 
@@ -43,7 +43,7 @@ def test_each_signal_is_a_wish_to_stop(number: signal.Signals) -> None:
 def test_what_is_printed_where_outputs_are_closed_is_no_signal() -> None:
     code = (
         "import os, time\n"
-        "from sst2.distributed.stop_requests import Requests"
+        "from sst2.distributed.stop_requests import StopRequests"
         "requests = Requests().listen()\n"
         "for output in (0, 1, 2):\n"
         "    os.write(output, bytes(range(1, 32)))\n"  # a newline is SIGUSR1
@@ -56,12 +56,12 @@ def test_what_is_printed_where_outputs_are_closed_is_no_signal() -> None:
 
 def test_the_first_of_several_signals_is_named() -> None:
     process, answer = start(answer_to, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
-    assert answer.recv() == Wishes(stop="SIGUSR2")  # and two interrupts at a time are one Ctrl-C
+    assert answer.recv() == StopFlags(stop="SIGUSR2")  # and two interrupts at a time are one Ctrl-C
     process.join()
     assert process.exitcode == 0
 
 
-def answer_where_ignored(*signals: signal.Signals) -> Wishes:
+def answer_where_ignored(*signals: signal.Signals) -> StopFlags:
     """What a process is told that was started to ignore some signals, and has got them, and then SIGTERM."""
     for number in signals:
         signal.signal(number, signal.SIG_IGN)
@@ -70,12 +70,12 @@ def answer_where_ignored(*signals: signal.Signals) -> Wishes:
 
 def test_what_a_terminal_sends_stays_ignored_and_what_a_batch_system_sends_does_not() -> None:
     started = [start(answer_where_ignored, signal.SIGHUP, signal.SIGINT), start(answer_where_ignored, signal.SIGUSR1)]
-    assert [answer.recv() for _, answer in started] == [Wishes(stop="SIGTERM"), Wishes(stop="SIGUSR1")]
+    assert [answer.recv() for _, answer in started] == [StopFlags(stop="SIGTERM"), StopFlags(stop="SIGUSR1")]
 
 
-def answer_of_a_library(number: signal.Signals) -> Wishes:
+def answer_of_a_library(number: signal.Signals) -> StopFlags:
     """What a process is told in which a library has taken a signal for a timer of its own."""
-    requests = Requests().listen()
+    requests = StopRequests().listen()
     signal.signal(number, lambda number, frame: None)
     os.kill(os.getpid(), number)
     time.sleep(0.5)
@@ -84,12 +84,12 @@ def answer_of_a_library(number: signal.Signals) -> Wishes:
 
 def test_a_signal_that_a_library_has_taken_is_no_wish() -> None:
     _, answer = start(answer_of_a_library, signal.SIGALRM)
-    assert answer.recv() == Wishes()
+    assert answer.recv() == StopFlags()
 
 
 @pytest.mark.parametrize("ends_by", [signal.SIGQUIT, signal.SIGSEGV])
 def test_what_ends_the_process_at_once_prints_where_it_was(ends_by: signal.Signals) -> None:
-    code = "import os, sys; from sst2.distributed.stop_requests import Requests; Requests().listen()"
+    code = "import os, sys; from sst2.distributed.stop_requests import Requests; StopRequests().listen()"
     code += "def stand_here(): os.kill(os.getpid(), int(sys.argv[1]))\nstand_here()"
     command = [sys.executable, "-c", code, str(int(ends_by))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -99,7 +99,7 @@ def test_what_ends_the_process_at_once_prints_where_it_was(ends_by: signal.Signa
 
 def wait_for_ever() -> None:
     """Listen, with a main thread that is as stuck as in a collective operation without an answer."""
-    Requests().listen()
+    StopRequests().listen()
     os.kill(os.getpid(), signal.SIGINT)
     threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     stuck = threading.Lock()
@@ -120,24 +120,24 @@ def test_signals_are_caught_before_torch_is_imported() -> None:
 
 def test_files_are_wishes_and_are_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sst2.distributed.stop_requests.SECONDS_BETWEEN_LOOKS", 0)
-    requests = Requests()
+    requests = StopRequests()
     (tmp_path / "STOP").touch()
-    assert requests.agree() == Wishes()  # it has not been told where to look
+    assert requests.agree() == StopFlags()  # it has not been told where to look
     (tmp_path / "STOP").unlink()
     requests.watch(tmp_path)
-    assert requests.agree() == Wishes()
+    assert requests.agree() == StopFlags()
     for _ in range(2):
         (tmp_path / "SAVE").touch()
-        assert requests.agree() == Wishes(save=True)
-        assert requests.agree() == Wishes()  # once is enough
+        assert requests.agree() == StopFlags(save=True)
+        assert requests.agree() == StopFlags()  # once is enough
     (tmp_path / "STOP").touch()
-    assert requests.agree() == Wishes(stop="the file STOP")
+    assert requests.agree() == StopFlags(stop="the file STOP")
     assert list(tmp_path.iterdir()) == []  # or the next start would stop as well
     assert requests.agree().stop
 
 
 def test_the_folder_is_not_looked_at_in_every_step(tmp_path: Path) -> None:
-    requests = Requests()
+    requests = StopRequests()
     requests.watch(tmp_path)
     began = time.monotonic()
     requests.agree()
@@ -150,13 +150,13 @@ def test_the_folder_is_not_looked_at_in_every_step(tmp_path: Path) -> None:
     assert looks > 3
 
 
-def agreement(rank: int, folder: Path) -> list[Wishes]:
+def agreement(rank: int, folder: Path) -> list[StopFlags]:
     """What one of two ranks is told while only the other one knows of something."""
     from torch import distributed
 
     (folder / "run").mkdir(exist_ok=True)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    requests = Requests()
+    requests = StopRequests()
     told = [requests.agree(), requests.agree(failed=rank == 1)]
     if rank == 0:
         (folder / "run" / "SAVE").touch()
@@ -175,7 +175,7 @@ def agreement(rank: int, folder: Path) -> list[Wishes]:
 def test_what_one_rank_knows_all_are_told_at_once(tmp_path: Path) -> None:
     started = [start(agreement, rank, tmp_path) for rank in (0, 1)]
     for process, answer in started:
-        assert answer.recv() == [Wishes(), Wishes(failed=True), Wishes(save=True), Wishes(), Wishes(stop="SIGUSR1")]
+        assert answer.recv() == [StopFlags(), StopFlags(failed=True), StopFlags(save=True), StopFlags(), StopFlags(stop="SIGUSR1")]
         process.join()
 
 
@@ -186,10 +186,10 @@ def leave_a_process_behind(reported: Path) -> None:
             time.sleep(0.01)
         return
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # exported by somebody, and no sign of a launcher
-    of_shell = Requests()
+    of_shell = StopRequests()
     told = [of_shell.agree()]
     os.environ |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"}  # a launcher sets both
-    requests = Requests()
+    requests = StopRequests()
     told.append(requests.agree())
     launcher = os.getppid()
     ready.touch()
@@ -207,5 +207,5 @@ def test_the_end_of_the_launcher_is_a_wish_to_stop(tmp_path: Path) -> None:
     while not (tmp_path / "told").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    told = [Wishes(), Wishes(), Wishes(stop="the end of its launcher"), Wishes()]
+    told = [StopFlags(), StopFlags(), StopFlags(stop="the end of its launcher"), StopFlags()]
     assert (tmp_path / "told").read_text() == repr(told)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from sst2.checkpoints.folders import newest_checkpoint
-from sst2.utils.atomic_folder import verify_sealed
+from sst2.utils.atomic_folder import verify_folder
 from tests.support.jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, run_to_the_end, running
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def saved_state(job: Job) -> dict[str, Any]:
     """How far the run is by its newest checkpoint, which must be whole."""
     newest = newest_checkpoint(job.run_dir / "checkpoints")
     assert newest is not None
-    verify_sealed(newest)
+    verify_folder(newest)
     return json.loads((newest / "state.json").read_text())["training_state"]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from sst2.config.arguments import parse_arguments
 from sst2.data.packing import Pack
-from sst2.distributed.stop_requests import Requests
+from sst2.distributed.stop_requests import StopRequests
 from sst2.models.attention import by_flash, flash_works, in_grids
 from sst2.runs.run_folder import RunFolder
 from train_sst2 import setup, train_step
@@ -40,7 +40,7 @@ def test_flash_attention_gives_what_grids_give(lengths: list[int], dtype: torch.
     pack = Pack.of(np.array(lengths)).to(torch.device("cuda"))
     query, key, value = tensors = inputs(pack, dtype)
     if one_each:
-        query = query[pack.firsts]
+        query = query[pack.cls_indices]
     found = []
     for attention in (by_flash, in_grids):
         mixed = attention(query, key, value, pack, 0.0, SCALING)
@@ -62,7 +62,7 @@ def test_dropout_of_flash_attention_is_drawn_and_keeps_the_mean() -> None:
 def test_the_host_waits_for_no_step(tmp_path: Path) -> None:
     flags = ["--smoke", "--mixed_precision", "bf16", "--max_train_steps", "30", "--output_dir", str(tmp_path / "run")]
     settings = parse_arguments(flags)
-    with RunFolder(settings.run_dir) as run, setup(settings, Requests(), run) as job:
+    with RunFolder(settings.run_dir) as run, setup(settings, StopRequests(), run) as job:
         for _ in range(17):  # to the first read, after which there are some steps without one
             train_step(job)
         torch.cuda.set_sync_debug_mode("error")

@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from sst2.config.arguments import parse_arguments
-from sst2.distributed.stop_requests import Requests
+from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
 from sst2.training.trainer import Job
 from train_sst2 import setup, train_step
@@ -23,7 +23,7 @@ def job_of(folder: Path, *flags: object) -> Iterator[Job]:
     command = ["--smoke", "--mixed_precision", "bf16", "--output_dir", folder, *flags]
     settings = parse_arguments([*map(str, command)])
     try:
-        with RunFolder(settings.run_dir) as run, setup(settings, Requests(), run) as job:
+        with RunFolder(settings.run_dir) as run, setup(settings, StopRequests(), run) as job:
             yield job
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -34,7 +34,7 @@ def losses(job: Job, steps: int) -> list[float]:
     found = []
     for _ in range(steps):
         train_step(job)
-        found.append(job.take_means()["loss"])
+        found.append(job.pop_averages()["loss"])
     return found
 
 
@@ -73,7 +73,7 @@ def repeated(job: Job) -> float:
     """The loss of one and the same step."""
     job.state.step = 4
     train_step(job)
-    return job.take_means()["loss"]
+    return job.pop_averages()["loss"]
 
 
 def test_a_recorded_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_sixteen_bits_are_rounded_and_no_more(trains: bool, probability: float) 
 def test_one_query_for_each_sentence(lengths: list[int]) -> None:
     pack = Pack.of(np.array(lengths))
     query, key, value = inputs(pack.num_tokens)
-    found = attend(query[pack.firsts], key, value, pack, 0.0, 1 / math.sqrt(WIDTH))
-    torch.testing.assert_close(found, by_definition(query, key, value, pack)[pack.firsts])
+    found = attend(query[pack.cls_indices], key, value, pack, 0.0, 1 / math.sqrt(WIDTH))
+    torch.testing.assert_close(found, by_definition(query, key, value, pack)[pack.cls_indices])
 
 
 def test_dropout_keeps_the_mean_and_drops_weights_not_values() -> None:

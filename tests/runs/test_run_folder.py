@@ -17,7 +17,7 @@ import pytest
 from sst2.config.arguments import MARK, check_run_dir, write_settings
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
-from sst2.distributed.stop_requests import Requests
+from sst2.distributed.stop_requests import StopRequests
 from sst2.evaluation.predictions import write_predictions
 from sst2.runs.run_folder import RunFolder, is_run
 from sst2.utils.atomic_file import write_json, write_text
@@ -118,7 +118,7 @@ def test_two_jobs_do_not_work_in_one_folder(tmp_path: Path, caplog: pytest.LogCa
 
 
 def wait_for_another_job(folder: Path) -> str:
-    requests = Requests().listen()
+    requests = StopRequests().listen()
     (folder / "listening").touch()
     try:
         RunFolder(folder).lock(requests.raise_if_stopped, patience=60)

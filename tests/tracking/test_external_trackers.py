@@ -14,7 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from sst2.config.arguments import parse_arguments
 from sst2.config.settings import TRACKERS, Settings
-from sst2.distributed.stop_requests import Requests
+from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.external import ExternalTrackers
 from sst2.utils.errors import StopRequestedError
@@ -199,7 +199,7 @@ def test_one_that_does_not_answer_at_the_start_is_given_up(
 
 @pytest.mark.usefixtures("server", "nobody_answers")
 def test_a_request_to_stop_ends_the_waiting_for_a_start(tmp_path: Path) -> None:
-    requests = Requests()
+    requests = StopRequests()
     threading.Timer(0.5, requests._note, [signal.SIGTERM]).start()
     with pytest.raises(StopRequestedError, match="stopped by SIGTERM before training began"):
         ExternalTrackers().start(Settings(report_to=["mlflow"]), RunFolder(tmp_path), requests.raise_if_stopped)

@@ -13,8 +13,8 @@ from sst2.data.batch_plan import Passes
 from sst2.data.collation import Batch, collate
 from sst2.data.sample import sample_config
 from sst2.data.splits import Split
-from sst2.training import cuda_graphs as step_graphs
-from sst2.training.cuda_graphs import Result, StepGraphs, Take
+from sst2.training import cuda_graphs as cuda_graph_runner
+from sst2.training.cuda_graphs import Result, CudaGraphRunner, Take
 from sst2.utils.errors import UserError
 
 
@@ -51,24 +51,24 @@ class Steps:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> StepGraphs:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> CudaGraphRunner:
     for noted in (Recorded.rates, Steps.taken, Steps.replayed):
         noted.clear()
-    monkeypatch.setattr(step_graphs, "Graph", Recorded)
-    monkeypatch.setattr(StepGraphs, "_has_room", lambda self: True)
+    monkeypatch.setattr(cuda_graph_runner, "Graph", Recorded)
+    monkeypatch.setattr(CudaGraphRunner, "_has_room", lambda self: True)
     groups = [{"params": torch.nn.Parameter(torch.zeros(3)), "lr": rate} for rate in (0.25, 0.75)]
     optimizer = torch.optim.AdamW(groups)
-    return StepGraphs(optimizer, torch.device("cpu"), 2, np.array([10, 20]))
+    return CudaGraphRunner(optimizer, torch.device("cpu"), 2, np.array([10, 20]))
 
 
-def passes_of(graphs: StepGraphs, *lengths: int) -> Passes:
+def passes_of(graphs: CudaGraphRunner, *lengths: int) -> Passes:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     labels, ids = np.zeros(len(lengths), np.int64), np.ones(offsets[-1], np.int32)
     split = Split(name="train", sentences=[""] * len(lengths), labels=labels, input_ids=ids, offsets=offsets)
     return graphs.fill([(collate(split, np.arange(len(lengths)), 0, "packed"), 1.0)])
 
 
-def test_a_shape_is_recorded_when_it_comes_again(graphs: StepGraphs) -> None:
+def test_a_shape_is_recorded_when_it_comes_again(graphs: CudaGraphRunner) -> None:
     take = Steps(graphs._optimizer)
     for lengths in ([10, 20], [60, 20], [12, 20], [11, 13], [60, 9]):
         loss, norm = graphs.step(passes_of(graphs, *lengths), take)
@@ -78,7 +78,7 @@ def test_a_shape_is_recorded_when_it_comes_again(graphs: StepGraphs) -> None:
     assert Steps.taken == [64, 128, 64, 64, 64, 128, 128]  # a recording is a step that is not done
 
 
-def test_a_recording_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_as_it_was(graphs: StepGraphs) -> None:
+def test_a_recording_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_as_it_was(graphs: CudaGraphRunner) -> None:
     groups = graphs._optimizer.param_groups
     take = Steps(graphs._optimizer)
 
@@ -96,14 +96,14 @@ def test_a_recording_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_a
     assert [float(rate) for rate in graphs._rates] == [0.0625, 0.25]
 
 
-def test_nothing_is_recorded_without_room(graphs: StepGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StepGraphs, "_has_room", lambda self: False)
+def test_nothing_is_recorded_without_room(graphs: CudaGraphRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaGraphRunner, "_has_room", lambda self: False)
     for _ in range(3):
         graphs.step(passes_of(graphs, 10, 20), Steps(graphs._optimizer))
     assert (graphs.recorded, Steps.replayed, Steps.taken) == (0, [], [64] * 3)
 
 
-def test_a_device_that_refuses_is_named_with_the_way_out(graphs: StepGraphs) -> None:
+def test_a_device_that_refuses_is_named_with_the_way_out(graphs: CudaGraphRunner) -> None:
     def refuse(passes: Passes) -> Result:
         if graphs._optimizer.param_groups[0]["capturable"]:
             raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
@@ -133,9 +133,9 @@ def test_which_jobs_have_their_steps_recorded(
         fits_a_graph, device = fits, torch.device("cpu")
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
 
-    monkeypatch.setattr(step_graphs, "flash_works", lambda *arguments: True)
+    monkeypatch.setattr(cuda_graph_runner, "flash_works", lambda *arguments: True)
     settings = parse_arguments(["--smoke", "--output_dir", str(tmp_path / "run"), *flags])
     settings = replace(settings, gradient_accumulation_steps=settings.gradient_accumulation_steps or 1)
     strategy: Any = Strategy()
-    found = step_graphs.step_graphs(strategy, sample_config(100), settings, 32, np.array([3, 4]))
+    found = cuda_graph_runner.cuda_graph_runner(strategy, sample_config(100), settings, 32, np.array([3, 4]))
     assert (found is not None) == expected

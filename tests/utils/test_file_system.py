@@ -12,7 +12,7 @@ import pytest
 
 from sst2.runs.run_folder import RunFolder
 from sst2.utils import file_system
-from sst2.utils.atomic_folder import verify_sealed, write_sealed
+from sst2.utils.atomic_folder import verify_folder, write_atomic_folder
 from sst2.utils.file_system import missing_features, share, wait_for_lock
 from tests.support.processes import results, start
 
@@ -45,8 +45,8 @@ def test_a_folder_is_written_where_folders_have_no_fsync(
 ) -> None:
     refuse("fsync", code, monkeypatch)
     for step in range(3):
-        write_sealed(tmp_path / f"step-{step}", write_something)
-        verify_sealed(tmp_path / f"step-{step}")
+        write_atomic_folder(tmp_path / f"step-{step}", write_something)
+        verify_folder(tmp_path / f"step-{step}")
     (said,) = caplog.messages
     assert "has no fsync for it (" in said
     assert os.strerror(code) in said
@@ -55,7 +55,7 @@ def test_a_folder_is_written_where_folders_have_no_fsync(
 def test_a_disk_that_cannot_write_is_another_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse("fsync", errno.EIO, monkeypatch)
     with pytest.raises(OSError, match="Input/output error"):
-        write_sealed(tmp_path / "step", write_something)
+        write_atomic_folder(tmp_path / "step", write_something)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,8 +76,8 @@ def write_as_nobody(place: Path) -> list[str]:
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("sst2").addHandler(handler)
-    write_sealed(place, write_something)
-    verify_sealed(place)
+    write_atomic_folder(place, write_something)
+    verify_folder(place)
     return messages
 
 

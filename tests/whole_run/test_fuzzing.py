@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sst2.config.arguments import SMOKE_RECIPE, asked_for, parse_arguments, worked_out
+from sst2.config.arguments import SMOKE_RECIPE, given_yaml, parse_arguments, resolved_yaml
 from sst2.config.settings import NAMES, Settings
 from sst2.data.batch_plan import plan_batches
 from sst2.utils.errors import UserError
@@ -55,7 +55,7 @@ def outcome(words: list[str], capfd: pytest.CaptureFixture[str]) -> Settings | N
 
 def read_back(settings: Settings, file: Path) -> Settings:
     """What `--config` makes of a run's own file, beside the flags that belong to one start."""
-    file.write_text(asked_for(settings), encoding="utf-8")
+    file.write_text(given_yaml(settings), encoding="utf-8")
     return parse_arguments(["--config", str(file), "--resume_from_checkpoint", "auto"])
 
 
@@ -76,7 +76,7 @@ def test_flags(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
             kept = read_back(settings, tmp_path / "config.yaml")
             changed = {name for name in NAMES if getattr(kept, name) != getattr(parse_arguments(words), name)}
             assert changed <= {"resume_from_checkpoint", "overwrite_output_dir", "push_to_hub", "hub_model_id"}, words
-            yaml.safe_load(worked_out(settings))
+            yaml.safe_load(resolved_yaml(settings))
     assert COUNT // 20 < accepted < COUNT // 2  # both outcomes are tried
 
 

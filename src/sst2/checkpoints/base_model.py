@@ -20,7 +20,7 @@ from sst2.config.settings import SAMPLE, Settings, is_path
 from sst2.models.loading import num_bytes
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.runs.run_folder import RunFolder, is_finished
-from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
+from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
 from sst2.utils.errors import UserError
 
 STATE = "state.json"
@@ -51,7 +51,7 @@ class BaseModel:
         """Describe a model that a strategy has not spread yet.
 
         Args:
-            place: what stands for it, of `standing_for_base`; None where it was read itself. An export has no
+            place: what stands for it, of `checkpoint_for_base_model`; None where it was read itself. An export has no
                 fingerprint.
         """
         if place is not None:
@@ -70,7 +70,7 @@ class BaseModel:
         self.tokenizer.save_pretrained(folder)
 
 
-def standing_for_base(settings: Settings) -> Path | None:
+def checkpoint_for_base_model(settings: Settings) -> Path | None:
     """The checkpoint whose configuration and tokenizer a resumed run takes, in place of the base model's.
 
     Of a run that has finished and keeps no checkpoint it is the exported model: there is nothing left to train.
@@ -87,7 +87,7 @@ def standing_for_base(settings: Settings) -> Path | None:
     found = list_checkpoints(settings.run_dir / "checkpoints") if requested == "auto" else [Path(requested)]
     for place in reversed(found):
         with suppress(DamagedFolderError, OSError, ValueError, LookupError, TypeError):
-            verify_sealed(place, but=("model.safetensors", "training.pt"))
+            verify_folder(place, but=("model.safetensors", "training.pt"))
             content = _state(place)
             if FINGERPRINT in content and same_name(content["settings"], vars(settings)):
                 return place

@@ -38,7 +38,7 @@ from sst2.checkpoints.folders import (
     list_checkpoints,
     recover,
     rotate,
-    to_adopt,
+    checkpoints_to_import,
 )
 from sst2.checkpoints.host_copy import HostCopy
 from sst2.checkpoints.random_states import random_state, restore_random_state
@@ -46,11 +46,11 @@ from sst2.checkpoints.rescue import save_or_rescue
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
-from sst2.distributed.ranks import on_main, read_on_main
-from sst2.distributed.strategies import DataParallel
+from sst2.distributed.ranks import run_on_main, read_on_main
+from sst2.distributed.strategies import Strategy
 from sst2.runs.origin import origin
 from sst2.runs.run_folder import RunFolder, is_finished
-from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
+from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
 from sst2.utils.errors import UserError
 from sst2.utils.waiting import within
 
@@ -89,7 +89,7 @@ class Checkpointer:
         self,
         folder: Path,
         accelerator: Accelerator,
-        strategy: DataParallel,
+        strategy: Strategy,
         schedule: LRScheduler,
         base: BaseModel | None,
         settings: Settings,
@@ -193,7 +193,7 @@ class Checkpointer:
             kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
         weights = self._base.num_bytes if self._base else 0
         checkpoint = 3 * weights  # AdamW has two moments
-        adopted = to_adopt(place, self.folder, state.step, state.best_step).values()
+        adopted = checkpoints_to_import(place, self.folder, state.step, state.best_step).values()
         copies = [folder_bytes(source) for source in adopted if source.is_dir()]
         there = len(list_checkpoints(self.folder)) + len(copies)
         return weights + sum(copies) + max(1, kept - there) * checkpoint
@@ -212,7 +212,7 @@ class Checkpointer:
             return None
         if requested != "auto":
             try:
-                verify_sealed(Path(requested))
+                verify_folder(Path(requested))
             except DamagedFolderError as error:
                 raise damaged(Path(requested), error) from None
             return Path(requested)
@@ -241,7 +241,7 @@ class Checkpointer:
             UserError: it comes from a run with other settings, data or base model, or does not fit the model.
         """
         rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
-        content = on_main(self._accelerator, lambda: read_state(place))
+        content = run_on_main(self._accelerator, lambda: read_state(place))
         try:
             state = TrainingState.of(content["training_state"])
             settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
@@ -254,7 +254,7 @@ class Checkpointer:
                 f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
                 "go on, or start a new run in another --output_dir"
             )
-        on_main(self._accelerator, lambda: self._refuse_another_model(place, settings, base))  # names differ by node
+        run_on_main(self._accelerator, lambda: self._refuse_another_model(place, settings, base))  # names differ by node
         refuse_another_length(place, settings, self._settings)
         load_weights(place, self._strategy)
         training = read_on_main(lambda: read_training(place))
@@ -321,7 +321,7 @@ class Checkpointer:
         logger.info("%s: training paused %.3f s, written after %.3f s", place.name, times.pause, times.total)
 
 
-def load_weights(place: Path, strategy: DataParallel) -> None:
+def load_weights(place: Path, strategy: Strategy) -> None:
     """Load a checkpoint's weights alone. All ranks call it, one reads the file.
 
     Raises:

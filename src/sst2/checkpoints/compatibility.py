@@ -11,12 +11,12 @@ from sst2.utils.errors import UserError
 
 # Settings that a run cannot change on its way and still be the run that it was, as `resolved.yaml` has them. Data and
 # base model have fingerprints instead: they may have moved.
-BINDING_SETTINGS = (
+FIXED_ON_RESUME = (
     "smoke dropout max_length max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate "
     "weight_decay lr_scheduler_type max_grad_norm gradient_compression mixed_precision batching seed label_names"
 ).split()
 # Those that follow from the data as well: each with the flags that it is worked out from, the strongest first.
-BINDING_LENGTHS = {
+LENGTHS_FIXED_ON_RESUME = {
     "max_train_steps": ("max_train_steps", "num_train_epochs"),
     "num_warmup_steps": ("num_warmup_steps", "warmup_ratio"),
 }
@@ -29,7 +29,7 @@ def refuse_another_run(place: Path, saved: dict[str, Any], settings: Settings) -
     Raises:
         UserError: one differs.
     """
-    for name in BINDING_SETTINGS:
+    for name in FIXED_ON_RESUME:
         value, own = _saved(saved, name), getattr(settings, name)
         if own != value:
             flag, ours, theirs = f"--{name}", _words(own), _words(value)
@@ -48,7 +48,7 @@ def refuse_another_length(place: Path, saved: dict[str, Any], settings: Settings
     Raises:
         UserError: one differs; it names the flag that was given.
     """
-    for name, flags in BINDING_LENGTHS.items():
+    for name, flags in LENGTHS_FIXED_ON_RESUME.items():
         value, own = _saved(saved, name), getattr(settings, name)
         if own == value:
             continue

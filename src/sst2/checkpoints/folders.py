@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from sst2.runs.origin import ORIGIN
-from sst2.utils.atomic_folder import MANIFEST, DamagedFolderError, commit, verify_sealed, write_sealed
+from sst2.utils.atomic_folder import MANIFEST, DamagedFolderError, commit, verify_folder, write_atomic_folder
 from sst2.utils.errors import UserError
 from sst2.utils.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_name, put_aside
 
@@ -37,7 +37,7 @@ def last_good(folder: Path) -> str:
     return f"the last good checkpoint is {good}" if good else "there is no earlier one"
 
 
-def adopt_checkpoints(place: Path | None, folder: Path, step: int, best_step: int | None) -> None:
+def import_checkpoints(place: Path | None, folder: Path, step: int, best_step: int | None) -> None:
     """Copy a checkpoint of another run, and the best one beside it, into this run's folder: it stands on its own.
 
     Where the run has no checkpoints yet, all appears at once, with a note of where it comes from: a kill before leaves
@@ -48,18 +48,18 @@ def adopt_checkpoints(place: Path | None, folder: Path, step: int, best_step: in
         step: after which it was saved.
         best_step: that of the best model so far.
     """
-    sources = to_adopt(place, folder, step, best_step)
+    sources = checkpoints_to_import(place, folder, step, best_step)
     if place is None or not sources:
         return
     target = folder if folder.exists() else hidden_name(folder, UNFINISHED)
     try:
         for name, source in sources.items():
             try:
-                verify_sealed(source)
+                verify_folder(source)
             except DamagedFolderError as error:
                 logger.warning("not copying %s: %s", source, error)
                 continue
-            write_sealed(target / name, partial(copy_files, source))
+            write_atomic_folder(target / name, partial(copy_files, source))
         if target != folder:
             note = json.dumps({"checkpoint": str(place.resolve()), "named": os.path.abspath(place)})
             (target / ORIGIN).write_text(note + "\n", encoding="utf-8")
@@ -69,8 +69,8 @@ def adopt_checkpoints(place: Path | None, folder: Path, step: int, best_step: in
             discard(target)
 
 
-def to_adopt(place: Path | None, folder: Path, step: int, best_step: int | None) -> dict[str, Path]:
-    """What `adopt_checkpoints` copies: the checkpoints by the names that they have in this run's folder."""
+def checkpoints_to_import(place: Path | None, folder: Path, step: int, best_step: int | None) -> dict[str, Path]:
+    """What `import_checkpoints` copies: the checkpoints by the names that they have in this run's folder."""
     if place is None or place.resolve() in [own.resolve() for own in list_checkpoints(folder)]:
         return {}
     sources = {checkpoint_name(step): place}
@@ -102,7 +102,7 @@ def find_latest(folder: Path) -> Path | None:
     found = list_checkpoints(folder)
     for place in reversed(found):
         try:
-            verify_sealed(place)
+            verify_folder(place)
             return place
         except DamagedFolderError as error:
             logger.warning("passing over %s: %s", place, error)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from sst2.checkpoints.folders import copy_files
-from sst2.utils.atomic_folder import verify_sealed, write_sealed
+from sst2.utils.atomic_folder import verify_folder, write_atomic_folder
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def _save(place: Path, write_files: WriteFiles) -> None:
     run_dir = place.parent.parent
     if not run_dir.is_dir():  # removed meanwhile: a new one would hold a checkpoint and nothing else of a run
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run_dir))
-    write_sealed(place, write_files)
+    write_atomic_folder(place, write_files)
 
 
 def _failure(place: Path, error: Exception, write_files: WriteFiles, best: Path | None) -> SaveError:
@@ -72,8 +72,8 @@ def _failure(place: Path, error: Exception, write_files: WriteFiles, best: Path 
 
 def _copy_beside(rescued: Path, best: Path) -> bool:
     try:
-        verify_sealed(best)
-        write_sealed(rescued.with_name(best.name), partial(copy_files, best))
+        verify_folder(best)
+        write_atomic_folder(rescued.with_name(best.name), partial(copy_files, best))
         return True
     except Exception as error:
         logger.warning("%s cannot be copied to %s (%s)", best, rescued.parent, error)
@@ -85,7 +85,7 @@ def _rescue(name: str, write_files: WriteFiles) -> Path | None:
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix="sst2-rescued-"))
-        write_sealed(folder / name, write_files)
+        write_atomic_folder(folder / name, write_files)
         return folder / name
     except Exception as error:
         logger.warning("nor can it be written to %s (%s)", folder or "a temporary folder", error)

@@ -77,7 +77,7 @@ class TrainingState:
         for name, time in times.items():
             self.logged_times[name] = self.logged_times.get(name, 0.0) + time
 
-    def take_means(self) -> dict[str, float]:
+    def pop_averages(self) -> dict[str, float]:
         """Means since the last call.
 
         Loss per sentence in nats, speeds, the share of tokens that were padding, by how much the rank with the most

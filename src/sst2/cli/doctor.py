@@ -54,7 +54,7 @@ SMALL_SUM, LARGE_SUM = 1, 1 << 24  # float32 numbers: the time to answer, and th
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the table. `verdict` is `ok`, `note` or `BAD`, of which the last would make a run fail."""
 
     what: str
@@ -93,9 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     return EXIT_USER_ERROR if any(finding.verdict == "BAD" for finding in findings) else 0
 
 
-def versions() -> Iterator[Finding]:
+def versions() -> Iterator[Check]:
     """Installed packages against what the project needs."""
-    yield Finding("python", ".".join(map(str, sys.version_info[:3])))
+    yield Check("python", ".".join(map(str, sys.version_info[:3])))
     required = {}
     for text in importlib.metadata.requires("sst2") or []:
         requirement = Requirement(text)
@@ -105,19 +105,19 @@ def versions() -> Iterator[Finding]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if name == "deepspeed":
-                yield Finding(
+                yield Check(
                     name, "not installed", "note", "needed for the deepspeed_*.yaml alone: pip install deepspeed"
                 )
             else:
-                yield Finding(name, "not installed", "BAD", "pip install -r requirements.txt")
+                yield Check(name, "not installed", "BAD", "pip install -r requirements.txt")
             continue
         fits = required[name].contains(version, prereleases=True)
-        yield Finding(
+        yield Check(
             name, version, "ok" if fits else "BAD", "" if fits else f"the project needs {name}{required[name]}"
         )
 
 
-def processes(accelerator: Accelerator) -> Iterator[Finding]:
+def processes(accelerator: Accelerator) -> Iterator[Check]:
     """Which devices work together, and where."""
     device = accelerator.device
     name = processor()
@@ -127,33 +127,33 @@ def processes(accelerator: Accelerator) -> Iterator[Finding]:
     hosts = sorted({host for host, _ in everybody})
     kinds = sorted({kind for _, kind in everybody})
     strategy = accelerator.distributed_type.value.lower()
-    yield Finding("processes", f"{len(everybody)} on {len(hosts)} host{'s' * (len(hosts) > 1)} ({strategy})")
+    yield Check("processes", f"{len(everybody)} on {len(hosts)} host{'s' * (len(hosts) > 1)} ({strategy})")
     mixed = len(kinds) > 1
-    yield Finding(
+    yield Check(
         "device", "; ".join(kinds), "note" if mixed else "ok", "the slowest sets the pace of all" if mixed else ""
     )
     if device.type == "cpu" and torch.accelerator.is_available():
-        yield Finding("GPU", "there, and not used", "note", "the launcher says use_cpu")
+        yield Check("GPU", "there, and not used", "note", "the launcher says use_cpu")
 
 
-def precision() -> Iterator[Finding]:
+def precision() -> Iterator[Check]:
     """What `--mixed_precision auto` would choose."""
     chosen, reason = choose_precision("auto")
     advice = "" if chosen != "no" else "16-bit arithmetic would gain nothing here"
-    yield Finding("--mixed_precision auto", f"{chosen} ({reason})", "note" if chosen == "no" else "ok", advice)
+    yield Check("--mixed_precision auto", f"{chosen} ({reason})", "note" if chosen == "no" else "ok", advice)
 
 
-def threads() -> Iterator[Finding]:
+def threads() -> Iterator[Check]:
     """Cores for each process; a run of a small model takes one thread."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes_here = read_launcher().local_world_size
     used = torch.get_num_threads() * processes_here
     too_many = used > allowed
     advice = f"set OMP_NUM_THREADS to {max(1, allowed // processes_here)}" if too_many else ""
-    yield Finding("threads", f"{used} on {allowed} cores", "note" if too_many else "ok", advice)
+    yield Check("threads", f"{used} on {allowed} cores", "note" if too_many else "ok", advice)
 
 
-def sums(accelerator: Accelerator) -> Iterator[Finding]:
+def sums(accelerator: Accelerator) -> Iterator[Check]:
     """How fast ranks add up: as in a ring, where 2 (n - 1) / n times the data pass every wire."""
     if not distributed.is_initialized() or accelerator.num_processes == 1:
         return
@@ -163,9 +163,9 @@ def sums(accelerator: Accelerator) -> Iterator[Finding]:
     ranks = accelerator.num_processes
     bandwidth = 4 * LARGE_SUM * 2 * (ranks - 1) / ranks / seconds
     gradients = 4 * BASE_PARAMETERS * 2 * (ranks - 1) / ranks / bandwidth
-    yield Finding(f"{backend}, one number", f"{latency * 1e6:.0f} us")
+    yield Check(f"{backend}, one number", f"{latency * 1e6:.0f} us")
     slow = gradients > 0.1
-    yield Finding(
+    yield Check(
         f"{backend}, 64 MiB",
         f"{bandwidth / 1e9:.2f} GB/s; {gradients * 1e3:.0f} ms for DistilBERT-base's gradients",
         "note" if slow else "ok",
@@ -188,7 +188,7 @@ def _seconds_of_sum(accelerator: Accelerator, count: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def hub() -> Iterator[Finding]:
+def hub() -> Iterator[Check]:
     """Is there a hub, or a cache that does without?"""
     model = isinstance(huggingface_hub.try_to_load_from_cache(DEFAULT_MODEL, "model.safetensors"), str)
     data = any(Path(datasets.config.HF_DATASETS_CACHE).glob("nyu-mll___glue/sst2/*/*/*.arrow"))
@@ -198,24 +198,24 @@ def hub() -> Iterator[Finding]:
     else:
         try:
             answer_in_time(partial(huggingface_hub.HfApi().repo_info, DEFAULT_MODEL, timeout=TIMEOUT))
-            yield Finding("hub", f"answers; {cached}")
+            yield Check("hub", f"answers; {cached}")
             return
         except Exception as error:  # the HTTP library behind it, and so its exceptions, vary
             answer = f"does not answer ({in_words(error)})"
     complete = model and data
     advice = "" if complete else "load once where there is a network, or give local folders and files"
-    yield Finding("hub", f"{answer}; {cached}", "ok" if complete else "note", advice)
+    yield Check("hub", f"{answer}; {cached}", "ok" if complete else "note", advice)
 
 
-def disk(folder: Path) -> Iterator[Finding]:
+def disk(folder: Path) -> Iterator[Check]:
     """Room where runs will be written."""
     free = shutil.disk_usage(_existing(folder)).free
     enough = free > RUN_BYTES
     advice = f"a run of DistilBERT-base needs about {RUN_BYTES / 2**30:.1f} GiB" if not enough else ""
-    yield Finding(f"free space, {folder}", f"{free / 2**30:.1f} GiB", "ok" if enough else "BAD", advice)
+    yield Check(f"free space, {folder}", f"{free / 2**30:.1f} GiB", "ok" if enough else "BAD", advice)
 
 
-def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Finding]:
+def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Check]:
     """Whether a checkpoint can be put in place there: durable, by one rename, locked, and seen by every host."""
     there = _existing(folder)
     place: list[Any] = [None]
@@ -224,14 +224,14 @@ def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Finding]:
         try:
             place[0] = tempfile.mkdtemp(prefix=".sst2-doctor-", dir=there)
         except OSError as error:
-            problem = Finding(f"writing, {there}", str(error.strerror), "BAD", "name another --output_dir")
+            problem = Check(f"writing, {there}", str(error.strerror), "BAD", "name another --output_dir")
     place = gather_object(place)
     try:
         if place[0] is not None and accelerator.is_main_process:
             try:
                 seconds = _commit(Path(place[0]))
             except OSError as error:
-                problem = Finding(f"writing, {there}", str(error.strerror), "BAD", "name another --output_dir")
+                problem = Check(f"writing, {there}", str(error.strerror), "BAD", "name another --output_dir")
         seen = gather_object([(socket.gethostname(), _appears(place[0]))])
     finally:
         if accelerator.is_main_process and place[0] is not None:
@@ -242,7 +242,7 @@ def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Finding]:
         yield problem
         return
     slow = seconds > 1
-    yield Finding(
+    yield Check(
         "rename and fsync",
         f"{seconds * 1e3:.0f} ms for 8 MiB",
         "note" if slow else "ok",
@@ -251,13 +251,13 @@ def file_system(folder: Path, accelerator: Accelerator) -> Iterator[Finding]:
     missing = missing_features(there)
     for feature in FEATURES:
         lacks = feature in missing
-        yield Finding(
+        yield Check(
             feature, missing.get(feature, "there"), "note" if lacks else "ok", WITHOUT[feature] if lacks else ""
         )
     blind = sorted({host for host, sees in seen if not sees})
     if len({host for host, _ in seen}) > 1 or blind:
         advice = f"{', '.join(blind)} cannot see it: name a folder on a shared file system" if blind else ""
-        yield Finding("shared by all hosts", "no" if blind else "yes", "BAD" if blind else "ok", advice)
+        yield Check("shared by all hosts", "no" if blind else "yes", "BAD" if blind else "ok", advice)
 
 
 def _commit(place: Path) -> float:
@@ -288,7 +288,7 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def table(findings: list[Finding]) -> str:
+def table(findings: list[Check]) -> str:
     """The findings as aligned columns."""
     rows = [("", "what", "found", "advice"), *((f.verdict, f.what, f.value, f.advice) for f in findings)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]

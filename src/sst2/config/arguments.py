@@ -116,7 +116,7 @@ def go_on_with_own_run(values: dict[str, Any]) -> None:
         values |= {"overwrite_output_dir": False, "resume_from_checkpoint": "auto"}
 
 
-def asked_for(settings: Settings) -> str:
+def given_yaml(settings: Settings) -> str:
     """What the flags and the file said, as YAML that `--config` reads: `config.yaml`.
 
     Without what belongs to one start of a run, and without anything that was worked out: with other flags beside it, it
@@ -125,7 +125,7 @@ def asked_for(settings: Settings) -> str:
     return _to_yaml(MARK, {name: value for name, value in settings.given.items() if name not in OF_ONE_START})
 
 
-def worked_out(settings: Settings) -> str:
+def resolved_yaml(settings: Settings) -> str:
     """The value of every setting, for people and for `sst2.compare`: `resolved.yaml`."""
     values = settings.values()
     return _to_yaml(RESOLVED_MARK, {name: value for name, value in values.items() if name not in OF_ONE_START})
@@ -135,8 +135,8 @@ def write_settings(run: "RunFolder", settings: Settings) -> None:
     """Write both files, first the one that makes the folder a run's: a start that is killed in between goes on."""
     from sst2.utils.atomic_file import write_text  # heavy, as long as nobody knows that the flags are right
 
-    write_text(run.config, asked_for(settings))
-    write_text(run.resolved, worked_out(settings))
+    write_text(run.config, given_yaml(settings))
+    write_text(run.resolved, resolved_yaml(settings))
 
 
 def _to_yaml(mark: str, values: dict[str, Any]) -> str:

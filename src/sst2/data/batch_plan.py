@@ -55,7 +55,7 @@ def epoch_order(num_sentences: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def deal(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndarray]:
+def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndarray]:
     """The sentences of one optimizer step for each device, in order of length.
 
     They are dealt in rounds, the longest first, and in each round the device with the fewest tokens so far gets the
@@ -87,7 +87,7 @@ def micro_batches(hands: list[np.ndarray], rank: int, micro_batch_size: int) -> 
     repeated with weight 0, which leaves loss and gradient alone.
 
     Args:
-        hands: what `deal` gave to each device.
+        hands: what `split_by_tokens` gave to each device.
         micro_batch_size: sentences in one forward pass of one device, at most.
 
     Returns:

@@ -70,7 +70,7 @@ class Pack:
         return int(self.lengths.sum())
 
     @cached_property
-    def firsts(self) -> torch.Tensor:
+    def cls_indices(self) -> torch.Tensor:
         """(sentences,) int64, the first token of each."""
         return self.cu_seqlens[:-1].long()
 

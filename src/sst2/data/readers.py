@@ -14,7 +14,7 @@ import numpy as np
 from sst2.data.records import UNLABELLED, Columns, Record, dataset_records, file_records
 from sst2.data.sentences import Sentences, SentenceWriter
 from sst2.utils.errors import UserError, quoted
-from sst2.utils.scratch import Scratch, blocks, spool
+from sst2.utils.scratch import MemoryMappedWriter, blocks, concat
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,7 +52,7 @@ class LabelledSentences:
 
     def take(self, rows: np.ndarray | range) -> "LabelledSentences":
         """Those of these rows, in their order. Raises UserError: no room for temporary files."""
-        labels = spool((self.labels[np.asarray(rows[block])] for block in blocks(len(rows))), "<i8")
+        labels = concat((self.labels[np.asarray(rows[block])] for block in blocks(len(rows))), "<i8")
         return LabelledSentences(self.sentences.take(rows), labels)
 
 
@@ -87,7 +87,7 @@ def check_records(
     Raises:
         UserError: names the record's place; or there is no room for temporary files.
     """
-    sentences, labels = SentenceWriter(), Scratch("<i8")
+    sentences, labels = SentenceWriter(), MemoryMappedWriter("<i8")
     for record in records:
         sentences.append(checked_sentence(record))
         labels.append(_checked_label(record, labels_required, columns.label_names).to_bytes(8, "little", signed=True))

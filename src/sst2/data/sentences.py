@@ -7,7 +7,7 @@ from typing import overload
 
 import numpy as np
 
-from sst2.utils.scratch import Scratch, blocks
+from sst2.utils.scratch import MemoryMappedWriter, blocks
 
 
 class Sentences(Sequence[str]):
@@ -64,7 +64,7 @@ class Sentences(Sequence[str]):
         Raises:
             UserError: no room for temporary files.
         """
-        text, offsets, end = Scratch("|u1"), Scratch("<i8"), 0
+        text, offsets, end = MemoryMappedWriter("|u1"), MemoryMappedWriter("<i8"), 0
         offsets.append(bytes(8))
         for block in blocks(len(rows)):
             numbers = np.asarray(rows[block], dtype=np.int64)
@@ -88,7 +88,7 @@ class SentenceWriter:
     """Makes `Sentences`, one after another."""
 
     def __init__(self) -> None:
-        self._text, self._offsets, self._end = Scratch("|u1"), Scratch("<i8"), 0
+        self._text, self._offsets, self._end = MemoryMappedWriter("|u1"), MemoryMappedWriter("<i8"), 0
         self._offsets.append(bytes(8))
 
     def append(self, sentence: str) -> None:

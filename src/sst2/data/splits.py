@@ -19,7 +19,7 @@ from sst2.data.sample import sample_sentences
 from sst2.data.staging import local_copy
 from sst2.data.tokenization import map_tokens, num_cut, require_tokens
 from sst2.utils.errors import UserError, first_line, quoted
-from sst2.utils.scratch import Scratch, blocks, spool
+from sst2.utils.scratch import MemoryMappedWriter, blocks, concat
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Split:
     @cached_property
     def lengths(self) -> np.ndarray:
         """(sentences,) int64, tokens per sentence."""
-        return spool((self.offsets[1:][block] - self.offsets[:-1][block] for block in blocks(len(self))), "<i8")
+        return concat((self.offsets[1:][block] - self.offsets[:-1][block] for block in blocks(len(self))), "<i8")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -237,7 +237,7 @@ def _draw_holdout(train: LabelledSentences, size: int, seed: int) -> np.ndarray:
         (sentences,) bool: whether a row is held out.
     """
     # Hashes in place of texts, 8 bytes each: two of a million texts meet with a chance of 3e-8, and then stay together.
-    hashes = Scratch("<u8")
+    hashes = MemoryMappedWriter("<u8")
     for sentence in train.sentences:
         hashes.append(hashlib.blake2b(sentence.strip().encode(), digest_size=8).digest())
     _, first_rows, text_of_row, copies = np.unique(

@@ -19,7 +19,7 @@ import huggingface_hub
 
 from sst2.config.settings import DATA_FILES, SAMPLE, Settings
 from sst2.data.hub import reading_from_hub
-from sst2.utils.atomic_folder import DamagedFolderError, describe_file, verify_sealed, write_sealed
+from sst2.utils.atomic_folder import DamagedFolderError, describe_file, verify_folder, write_atomic_folder
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import expand_path, wait_for_lock
 
@@ -130,7 +130,7 @@ def _facts(files: dict[str, Path]) -> dict[str, list[int]]:
 
 def _is_current(place: Path, facts: dict[str, list[int]]) -> bool:
     try:
-        verify_sealed(place)
+        verify_folder(place)
         return json.loads((place / _SOURCE).read_text(encoding="utf-8")) == facts
     except (DamagedFolderError, OSError, ValueError) as error:
         if place.exists():
@@ -150,4 +150,4 @@ def _copy(files: dict[str, Path], facts: dict[str, list[int]], place: Path, chec
         (folder / _SOURCE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     logger.info("copying %.1f MB to %s", sum(size for size, _ in facts.values()) / 1e6, place)
-    write_sealed(place, write)
+    write_atomic_folder(place, write)

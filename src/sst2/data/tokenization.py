@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sst2.data.sentences import Sentences
-from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed, write_sealed
+from sst2.utils.atomic_folder import DamagedFolderError, verify_folder, write_atomic_folder
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import wait_for_lock
 from sst2.utils.removal import discard, put_aside
@@ -66,7 +66,7 @@ def require_tokens(
                     if folder.exists():
                         logger.warning("%s: tokenising anew, %s is damaged: %s", name, folder, found)
                     logger.info("%s: tokenising %d sentences", name, len(sentences))
-                    put_in_place = write_sealed if is_alone else _write_beside_others
+                    put_in_place = write_atomic_folder if is_alone else _write_beside_others
                     put_in_place(folder, partial(_write, sentences, encoder, check_stop))
                     return folder
         except OSError as error:
@@ -120,7 +120,7 @@ def _cache_key(sentences: Sentences, encoder: Tokenizer) -> str:
 def _damage(folder: Path, num_sentences: int, largest_id: int) -> str:
     """What is wrong with the folder, in words; nothing if it may be used."""
     try:
-        verify_sealed(folder)
+        verify_folder(folder)
         input_ids, offsets = map_tokens(folder)
     except (DamagedFolderError, OSError) as error:
         return str(error)
@@ -136,18 +136,18 @@ def _damage(folder: Path, num_sentences: int, largest_id: int) -> str:
 
 
 def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> None:
-    """`write_sealed` where there are no locks: each process writes a folder of its own, and the first takes the place.
+    """`write_atomic_folder` where there are no locks: each process writes a folder of its own, and the first takes the place.
 
     Raises:
         OSError: as there.
     """
     own = folder.with_name(f"{folder.stem}-{socket.gethostname()}-{os.getpid()}.tokens")
-    write_sealed(own, write_files)
+    write_atomic_folder(own, write_files)
     try:
         os.rename(own, folder)
     except OSError:  # there is one: of another process, which was first, or damaged
         try:
-            verify_sealed(folder)
+            verify_folder(folder)
         except DamagedFolderError:
             discard(put_aside(folder))
             os.rename(own, folder)

@@ -20,7 +20,7 @@ from sst2.distributed.cpu import tune_cpu, use_all_cores
 from sst2.distributed.devices import computes_on_cpu, loosens_float32, overlooks_gpus, runs_on_cpu
 from sst2.distributed.launcher import Launcher, read_launcher
 from sst2.distributed.precision import choose_precision
-from sst2.distributed.rendezvous import check_world_size, first_sum, roll_call, word_of_main
+from sst2.distributed.rendezvous import check_world_size, all_reduce_check, rendezvous, word_of_main
 from sst2.models.upload import require_hub_login
 from sst2.utils.errors import LocalError, UserError, first_line
 from sst2.utils.logs import start_logging
@@ -55,7 +55,7 @@ def connect(
     use_all_cores()
     if computes_on_cpu():
         tune_cpu()  # before anything has computed: threads take over denormal numbers' mode when they begin
-    store = roll_call(launcher, settings.connect_timeout)
+    store = rendezvous(launcher, settings.connect_timeout)
     precision, reason = _agree_on_precision(settings, launcher, store, saved_precision)
     plugin, backend = None, None
     if launcher.uses_deepspeed:
@@ -66,7 +66,7 @@ def connect(
             precision, reason = choose_precision(asked)[0], "DeepSpeed's file says so"
         plugin = deepspeed_plugin(launcher, settings, precision)
         backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
-    with first_sum(launcher, store, settings.connect_timeout) as add_up:
+    with all_reduce_check(launcher, store, settings.connect_timeout) as add_up:
         accelerator = _accelerator(
             cpu=runs_on_cpu(),
             mixed_precision=precision,

@@ -32,7 +32,7 @@ class Launcher:
     rank: int
     world_size: int
     local_world_size: int
-    asked_for: int
+    requested_processes: int
     master: tuple[str, int]
     keeps_store: bool
     uses_deepspeed: bool
@@ -55,7 +55,7 @@ def read_launcher() -> Launcher:
         rank=process_rank(),
         world_size=read_number("WORLD_SIZE", 1),
         local_world_size=read_number("LOCAL_WORLD_SIZE", 1),
-        asked_for=_asked_for(),
+        requested_processes=_asked_for(),
         master=(os.environ.get("MASTER_ADDR", "127.0.0.1"), read_number("MASTER_PORT", 29500)),
         keeps_store=is_set("TORCHELASTIC_USE_AGENT_STORE"),
         uses_deepspeed=is_set("ACCELERATE_USE_DEEPSPEED"),

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 @lru_cache
-def group_of_hosts() -> distributed.ProcessGroup | None:
+def cpu_process_group() -> distributed.ProcessGroup | None:
     """A group of all ranks for small messages between their hosts. The first call is for all ranks together.
 
     It is gloo, which works on host memory: in NCCL's group, a message would wait for all that the GPU has to do, and
@@ -24,7 +24,7 @@ def group_of_hosts() -> distributed.ProcessGroup | None:
     return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
-def on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+def run_on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     """Do `work` on the main process. All ranks call it, and get what it returns.
 
     Raises:
@@ -59,7 +59,7 @@ def read_on_main(read: Callable[[], Result]) -> Result:
         read: gives nested dicts, lists and tuples that may hold tensors in host memory.
 
     Raises:
-        UserError, StopRequestedError: as `on_main`.
+        UserError, StopRequestedError: as `run_on_main`.
     """
     if not distributed.is_initialized():
         return read()
@@ -97,7 +97,7 @@ def _with_tensors(tree: Any, own: Iterator[torch.Tensor]) -> Any:
             shape, dtype = value
             tensor = next(own, None)  # the main process has them
             tensor = torch.empty(shape, dtype=dtype) if tensor is None else tensor.contiguous()
-            distributed.broadcast(tensor, src=0, group=group_of_hosts())
+            distributed.broadcast(tensor, src=0, group=cpu_process_group())
             return tensor
         return _rebuilt(value, fill)
 

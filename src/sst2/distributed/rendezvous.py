@@ -13,7 +13,7 @@ from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
 from sst2.distributed.launcher import Launcher
-from sst2.distributed.ranks import group_of_hosts
+from sst2.distributed.ranks import cpu_process_group
 from sst2.utils.errors import EXIT_FAILED, LostProcessError, UserError, end_from_thread
 from sst2.utils.waiting import RunningTime, deadline, wait_until, within
 
@@ -21,7 +21,7 @@ _ADVICE = "its own output, or its node's, says why; --connect_timeout waits long
 _LEEWAY = 15.0  # seconds beyond a time-out, for an attempt to connect and for those that end by themselves
 
 
-def roll_call(launcher: Launcher, timeout: float) -> Any:
+def rendezvous(launcher: Launcher, timeout: float) -> Any:
     """Wait until every process that the launcher promised has come, before any of them joins a process group.
 
     Returns:
@@ -122,7 +122,7 @@ def check_world_size(launcher: Launcher, world_size: int) -> None:
     Raises:
         UserError: WORLD_SIZE, or the command line of `accelerate launch`, says another number.
     """
-    promised = max(launcher.world_size, launcher.asked_for)
+    promised = max(launcher.world_size, launcher.requested_processes)
     if promised != world_size:
         raise UserError(
             f"the launcher promised {promised} processes, but {world_size} work{'s' * (world_size == 1)} together: "
@@ -132,7 +132,7 @@ def check_world_size(launcher: Launcher, world_size: int) -> None:
 
 
 @contextmanager
-def first_sum(launcher: Launcher, store: Any, timeout: float) -> Iterator[Callable[[torch.device], None]]:
+def all_reduce_check(launcher: Launcher, store: Any, timeout: float) -> Iterator[Callable[[torch.device], None]]:
     """Around the forming of the process group: gives a function to call in it, on all ranks, which adds up a number.
 
     Where that is not done in `timeout` seconds, the process says which ranks, on which hosts, have not come so far, and
@@ -160,7 +160,7 @@ def _add_up(launcher: Launcher, store: Any, device: torch.device) -> None:
     store.set(f"{launcher.rank} adds", "")
     total = torch.tensor(float(launcher.rank + 1), device=device)
     distributed.all_reduce(total)
-    if (group := group_of_hosts()) is not None:  # which meets here for the first time, while somebody watches
+    if (group := cpu_process_group()) is not None:  # which meets here for the first time, while somebody watches
         distributed.all_reduce(torch.zeros(1), group=group)
     if not math.isclose(total.item(), launcher.world_size * (launcher.world_size + 1) / 2):
         raise RuntimeError(f"{launcher.world_size} ranks add up to {total.item()}: the communication is broken")

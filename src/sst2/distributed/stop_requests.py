@@ -49,7 +49,7 @@ def is_ignored(number: signal.Signals) -> bool:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class StopFlags:
     """What all ranks have agreed to do: the same on each of them.
 
     Attributes:
@@ -65,7 +65,7 @@ class Wishes:
     busy: bool = False
 
 
-class Requests:
+class StopRequests:
     """The wishes of this process. Creating the object touches nothing; `listen` catches signals."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Requests:
         # A launcher that dies leaves its processes behind, and nobody else would tell them.
         self._launcher = os.getppid() if launched_by() != "python" else None
 
-    def listen(self) -> "Requests":
+    def listen(self) -> "StopRequests":
         """Catch `SIGNALS` from now on, but for those that the job was started to ignore. Once, in the main thread.
 
         SIGQUIT (Ctrl-\\) and a crash of the process still end it, and first print the stacks of all threads.
@@ -103,7 +103,7 @@ class Requests:
         """Look for files `STOP` and `SAVE` in the run's folder. For one rank."""
         self._folder = folder
 
-    def agree(self, failed: bool = False, busy: bool = False) -> Wishes:
+    def agree(self, failed: bool = False, busy: bool = False) -> StopFlags:
         """The wishes of all ranks together. All ranks call it.
 
         Args:
@@ -113,16 +113,16 @@ class Requests:
         import torch
         from torch import distributed
 
-        from sst2.distributed.ranks import group_of_hosts
+        from sst2.distributed.ranks import cpu_process_group
 
         self._look()
         wishes = [self._stop, int(self._save), int(failed), int(busy)]
         if distributed.is_initialized():
             shared = torch.tensor(wishes)
-            distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=group_of_hosts())
+            distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=cpu_process_group())
             wishes = shared.tolist()
         self._save, self._trains = False, True
-        return Wishes(_REASONS.get(wishes[0], ""), *map(bool, wishes[1:]))
+        return StopFlags(_REASONS.get(wishes[0], ""), *map(bool, wishes[1:]))
 
     def raise_if_stopped(self) -> None:
         """For work of one process before training: there is nothing to save, and nobody to agree with.

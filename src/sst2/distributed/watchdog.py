@@ -16,7 +16,7 @@ from torch import distributed
 from torch.distributed import distributed_c10d
 
 from sst2.distributed.heartbeat import ARRIVED, Heartbeat
-from sst2.distributed.ranks import group_of_hosts
+from sst2.distributed.ranks import cpu_process_group
 from sst2.utils.errors import EXIT_FAILED, EXIT_STOPPED, GO_ON, end_from_thread, lost_process
 from sst2.utils.waiting import RunningTime
 
@@ -50,7 +50,7 @@ class Watchdog:
         self._heartbeat: Heartbeat | None = None
         if distributed.is_initialized() and distributed.get_world_size() > 1:
             self._rank = distributed.get_rank()
-            for group in {None, group_of_hosts()}:
+            for group in {None, cpu_process_group()}:
                 distributed_c10d._set_pg_timeout(_FOREVER, group)
             self._heartbeat = Heartbeat(self._interval, self._where)
             self._begin()

@@ -90,7 +90,7 @@ def flash_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
         with torch.enable_grad():  # the first to ask may be an evaluation
             for attention in (by_flash, in_grids):
                 own = inputs.clone().requires_grad_()
-                queries = own[0], own[0][pack.firsts]
+                queries = own[0], own[0][pack.cls_indices]
                 outputs = [attention(query, own[1], own[2], pack, 0.0, 1 / math.sqrt(width)) for query in queries]
                 (gradient,) = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
                 found.append([*outputs, gradient])

@@ -86,7 +86,7 @@ class _LastBlock(TransformerBlock):
     ) -> torch.Tensor:
         if pack is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
-        attention, first = self.attention, hidden_states[:, pack.firsts]
+        attention, first = self.attention, hidden_states[:, pack.cls_indices]
         query, key, value = (
             linear(hidden)[0].unflatten(-1, (attention.n_heads, -1))
             for linear, hidden in (

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from sst2.config.settings import Settings
-from sst2.distributed.ranks import on_main
+from sst2.distributed.ranks import run_on_main
 from sst2.runs.run_folder import RunFolder
 from sst2.utils.atomic_file import write_json
 from sst2.utils.errors import UserError
@@ -130,7 +130,7 @@ def start_trackers(
         UserError, StopRequestedError: on every rank: see `ExternalTrackers.start`.
     """
     trackers = ExternalTrackers()
-    on_main(accelerator, lambda: trackers.start(settings, run, check_stop))
+    run_on_main(accelerator, lambda: trackers.start(settings, run, check_stop))
     return trackers
 
 

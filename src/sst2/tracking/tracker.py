@@ -18,7 +18,7 @@ from sst2.runs.run_folder import RunFolder
 from sst2.tracking.dashboard import Dashboard
 from sst2.tracking.external import ExternalTrackers, plain
 from sst2.utils.atomic_file import write_text
-from sst2.utils.file_system import Dispensable, sync
+from sst2.utils.file_system import BestEffort, sync
 
 if TYPE_CHECKING:
     from sst2.data.splits import Split
@@ -58,7 +58,7 @@ class Tracker:
         self._metrics_log = _Log(run.metrics_log)
         self._samples = _Log(run.samples)
         self._board: SummaryWriter | None = None
-        self._for_board = Dispensable("TensorBoard's file")
+        self._for_board = BestEffort("TensorBoard's file")
         if accelerator.is_main_process:
             trackers.record(run)
             last_steps = {"train": state.step, selection_split: state.evaluated_step}
@@ -153,7 +153,7 @@ class _Log:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._for_file = Dispensable(str(file))
+        self._for_file = BestEffort(str(file))
 
     def append(self, content: dict[str, Any]) -> None:
         # JSON has no NaN: a number that is not finite becomes null

@@ -17,7 +17,7 @@ from sst2.config.settings import Settings
 from sst2.data.batch_plan import Passes
 from sst2.data.collation import Batch
 from sst2.data.packing import Pack
-from sst2.distributed.strategies import DataParallel
+from sst2.distributed.strategies import Strategy
 from sst2.models.attention import flash_works
 from sst2.utils.errors import UserError
 
@@ -29,9 +29,9 @@ Result = tuple[torch.Tensor, torch.Tensor]  # of a step: the sum of its losses a
 Take = Callable[[Passes], Result]
 
 
-def step_graphs(
-    strategy: DataParallel, config: DistilBertConfig, settings: Settings, batch_size: int, lengths: np.ndarray
-) -> "StepGraphs | None":
+def cuda_graph_runner(
+    strategy: Strategy, config: DistilBertConfig, settings: Settings, batch_size: int, lengths: np.ndarray
+) -> "CudaGraphRunner | None":
     """Have steps recorded, if they can be.
 
     Args:
@@ -47,7 +47,7 @@ def step_graphs(
     fits = fits and settings.gradient_accumulation_steps == 1 and strategy.fits_a_graph
     if not fits or not flash_works(strategy.device, torch.bfloat16, config.dim // config.n_heads):
         return None
-    return StepGraphs(strategy.optimizer, strategy.device, batch_size, lengths)
+    return CudaGraphRunner(strategy.optimizer, strategy.device, batch_size, lengths)
 
 
 def fill(batch: Batch, multiple: int, longest: int) -> Batch:
@@ -68,7 +68,7 @@ def fill(batch: Batch, multiple: int, longest: int) -> Batch:
     return Batch(filled | {"pack": pack}, F.pad(batch.labels, (0, count), value=IGNORED), batch.rows)
 
 
-class StepGraphs:
+class CudaGraphRunner:
     """Takes steps of `batch_size` sentences. A shape that comes for the second time is recorded.
 
     The first time, the step is taken as it would be without this class; libraries then prepare what they cannot prepare

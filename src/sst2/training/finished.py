@@ -6,9 +6,9 @@ import yaml
 from accelerate import Accelerator
 
 from sst2.checkpoints.training_state import TrainingState
-from sst2.config.arguments import worked_out
+from sst2.config.arguments import resolved_yaml
 from sst2.config.settings import Settings
-from sst2.distributed.ranks import on_main
+from sst2.distributed.ranks import run_on_main
 from sst2.models.upload import push_to_hub
 from sst2.runs.run_folder import RunFolder, is_finished
 from sst2.utils.errors import FinishedError, UserError
@@ -25,7 +25,7 @@ def leave_if_finished(accelerator: Accelerator, run: RunFolder, settings: Settin
         FinishedError: the run has finished with these settings and its model is whole; nothing was touched.
         UserError: it has finished with others, and there is no checkpoint from which to do anything else.
     """
-    if on_main(accelerator, lambda: _is_done(run, settings, state)):
+    if run_on_main(accelerator, lambda: _is_done(run, settings, state)):
         raise FinishedError(f"the run in {run.path} has finished already: metrics {run.metrics}, model {run.model}")
 
 
@@ -57,6 +57,6 @@ def has_settings(run: RunFolder, settings: Settings) -> bool:
     """Whether `resolved.yaml` says the same, wherever the folder is."""
     try:
         saved = yaml.safe_load(run.resolved.read_text(encoding="utf-8"))
-        return saved == yaml.safe_load(worked_out(replace(settings, output_dir=saved["output_dir"])))
+        return saved == yaml.safe_load(resolved_yaml(replace(settings, output_dir=saved["output_dir"])))
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return False

@@ -21,16 +21,16 @@ from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.data.batch_plan import BatchPlan, Passes
 from sst2.data.splits import Split
-from sst2.distributed.ranks import on_main
-from sst2.distributed.stop_requests import Requests, Wishes
-from sst2.distributed.strategies import DataParallel
+from sst2.distributed.ranks import run_on_main
+from sst2.distributed.stop_requests import StopRequests, StopFlags
+from sst2.distributed.strategies import Strategy
 from sst2.distributed.watchdog import Watchdog
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
-from sst2.training.cuda_graphs import StepGraphs
+from sst2.training.cuda_graphs import CudaGraphRunner
 from sst2.training.flops import flop_per_token
 from sst2.training.meter import Meter, peak_memory_mib
-from sst2.utils.atomic_folder import DamagedFolderError, verify_sealed
+from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.utils.waiting import RunningTime
 
@@ -53,7 +53,7 @@ class Job:
         plan: which training sentences make which optimizer step.
         model_config: of the stock model.
         strategy: the model as it is spread over the ranks, and its optimizer.
-        meter: what steps have done since `state` was last brought up to date, by `read_meter`.
+        meter: what steps have done since `state` was last brought up to date, by `sync_to_host`.
         schedule: steps once per optimizer step; accelerate does not know of it.
         last_evaluation: metrics and logits of the last one during training, if this process has made it.
         graphs: takes steps whole, on one GPU; None where they are taken operation by operation.
@@ -67,15 +67,15 @@ class Job:
     loaders: dict[str, DataLoader]
     plan: BatchPlan
     model_config: DistilBertConfig
-    strategy: DataParallel
+    strategy: Strategy
     schedule: LRScheduler
     state: TrainingState
     meter: Meter
     checkpoints: Checkpointer
-    requests: Requests
+    requests: StopRequests
     watchdog: Watchdog
     tracker: Tracker
-    graphs: StepGraphs | None = None
+    graphs: CudaGraphRunner | None = None
     last_evaluation: Evaluated | None = None
 
     @property
@@ -115,12 +115,12 @@ class Job:
         own, padded_tokens = len(hands[self.accelerator.process_index]), sum(batch.size for batch, _ in passes)
         self.meter.count(loss_sum, grad_norm, own, padded_tokens, seconds)
         if self.meter.is_due:
-            self.read_meter()
+            self.sync_to_host()
 
         if self.state.step % STEPS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
 
-    def agree(self, after_step: bool = False) -> Wishes:
+    def agree(self, after_step: bool = False) -> StopFlags:
         """What all ranks have agreed to do. All ranks call it.
 
         Args:
@@ -129,14 +129,14 @@ class Job:
         with self.meter.between_steps("stop_check") if after_step else nullcontext():
             return self.requests.agree(self.checkpoints.has_failed)
 
-    def take_means(self) -> dict[str, float]:
-        """What a logged point of training holds: `TrainingState.take_means`, and where the run is. All ranks call it.
+    def pop_averages(self) -> dict[str, float]:
+        """What a logged point of training holds: `TrainingState.pop_averages`, and where the run is. All ranks call it.
 
         Among it the model FLOPs utilisation, `mfu`: of what all ranks could do, the share that training on the real
         tokens takes.
         """
-        self.read_meter()
-        means = self.state.take_means()
+        self.sync_to_host()
+        means = self.state.pop_averages()
         flops = means["tokens_per_second"] * flop_per_token(self.model_config)
         return means | {
             "epoch": self.state.step / self.plan.steps_per_epoch,
@@ -145,7 +145,7 @@ class Job:
             "peak_memory_mib": peak_memory_mib(self.accelerator.device),
         }
 
-    def read_meter(self) -> None:
+    def sync_to_host(self) -> None:
         """Bring `state` up to date with the steps taken. All ranks call it.
 
         Raises:
@@ -195,7 +195,7 @@ class Job:
         if not self.settings.load_best_model_at_end or self.state.best_step is None:
             return self.state.step, "the last one"
         place = self.run.checkpoints / checkpoint_name(self.state.best_step)
-        if damage := on_main(self.accelerator, lambda: _damage(place)):
+        if damage := run_on_main(self.accelerator, lambda: _damage(place)):
             logger.warning("the best model, %s, is not at hand (%s): taking the last", place, damage)
             return self.state.step, "the last one"
         load_weights(place, self.strategy)
@@ -281,7 +281,7 @@ class Job:
 def _damage(place: Path) -> str:
     """What is wrong with a checkpoint. One that is missing was never saved: an earlier start did not ask for it."""
     try:
-        verify_sealed(place)
+        verify_folder(place)
     except DamagedFolderError as error:
         return str(error)
     return ""

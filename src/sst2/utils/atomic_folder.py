@@ -25,7 +25,7 @@ class DamagedFolderError(Exception):
     """The folder is not what was once written. The message says what is wrong with it."""
 
 
-def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
+def write_atomic_folder(place: Path, write_files: Callable[[Path], None]) -> None:
     """Write a folder, in place of the one that may be there.
 
     Args:
@@ -49,7 +49,7 @@ def write_sealed(place: Path, write_files: Callable[[Path], None]) -> None:
         raise
 
 
-def verify_sealed(place: Path, but: Collection[str] = ()) -> None:
+def verify_folder(place: Path, but: Collection[str] = ()) -> None:
     """Compare every file with the manifest, byte for byte.
 
     Args:

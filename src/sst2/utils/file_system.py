@@ -27,7 +27,7 @@ FEATURES = ("fsync of folders", "mode bits", "locks")  # without which a run goe
 _warned: set[tuple[str, int]] = set()  # what is missing, and on which device
 
 
-class Dispensable:
+class BestEffort:
     """Around the writing of a file that a run can do without: an error of the disk is warned of, and ends nothing.
 
     Args:
@@ -41,7 +41,7 @@ class Dispensable:
         self.is_lost = False
         self._name = name
 
-    def __enter__(self) -> "Dispensable":
+    def __enter__(self) -> "BestEffort":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:

@@ -11,7 +11,7 @@ import datasets
 import huggingface_hub
 import transformers
 
-from sst2.utils.file_system import Dispensable
+from sst2.utils.file_system import BestEffort
 from sst2.utils.redaction import redact_logging
 
 _LOGGER = logging.getLogger("sst2")  # the parent of every module's logger
@@ -50,7 +50,7 @@ def _show_library_bars(wanted: bool) -> None:
 
 def log_to_file(file: Path) -> None:
     """Write what was held, and everything from now on, to the end of `file`, for as long as that can be written."""
-    with Dispensable(str(file)) as handling:
+    with BestEffort(str(file)) as handling:
         handler = _LogFile(file, handling)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for held in [h for h in _LOGGER.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
@@ -61,7 +61,7 @@ def log_to_file(file: Path) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    def __init__(self, file: Path, handling: Dispensable) -> None:
+    def __init__(self, file: Path, handling: BestEffort) -> None:
         super().__init__(file, encoding="utf-8", errors="backslashreplace")  # a path may hold bytes that are no UTF-8
         self._handling = handling
 

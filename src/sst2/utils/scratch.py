@@ -11,7 +11,7 @@ from sst2.utils.errors import LocalError
 BLOCK = 10_000  # rows that pass through memory at a time: few beside a library, enough for numpy to be fast
 
 
-class Scratch:
+class MemoryMappedWriter:
     """An array that grows at its end and is then mapped.
 
     Its file lies in the folder for temporary files and is gone with the array, however the process ends. The kernel
@@ -51,9 +51,9 @@ class Scratch:
             raise no_room(error) from None
 
 
-def spool(parts: Iterable[np.ndarray], dtype: str) -> np.ndarray:
-    """The parts end to end, in a `Scratch`."""
-    scratch = Scratch(dtype)
+def concat(parts: Iterable[np.ndarray], dtype: str) -> np.ndarray:
+    """The parts end to end, in a `MemoryMappedWriter`."""
+    scratch = MemoryMappedWriter(dtype)
     for part in parts:
         scratch.append(np.ascontiguousarray(part, dtype).tobytes())
     return scratch.finish()

@@ -28,7 +28,7 @@ from sst2.inference.export.onnx_model import onnx_classifier, torch_classifier
 from sst2.models.export import stock_classifier
 from sst2.models.loading import load_classifier
 from sst2.runs.run_folder import RunFolder
-from sst2.utils.atomic_folder import verify_sealed
+from sst2.utils.atomic_folder import verify_folder
 from sst2.utils.errors import UserError, exit_codes
 from tests.support.running import REPOSITORY
 
@@ -87,7 +87,7 @@ def test_it_succeeds_without_a_warning(exported: tuple[Path, subprocess.Complete
     folder, done = exported
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].endswith(str(folder))
-    verify_sealed(folder)
+    verify_folder(folder)
     assert {path.name for path in folder.iterdir()} == FILES | {"model_int8.onnx", "manifest.json"}
     assert {path.name for path in folder.parent.iterdir()} == {"config.yaml", "resolved.yaml", "model", "onnx"}
 

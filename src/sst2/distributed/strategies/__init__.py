@@ -1,4 +1,4 @@
-"""How a model is spread over the ranks. The training loop asks `DataParallel`'s methods of any strategy."""
+"""How a model is spread over the ranks. The training loop asks `Strategy`'s methods of any strategy."""
 
 import torch
 from accelerate import Accelerator
@@ -6,12 +6,12 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from sst2.distributed.cpu import limit_threads
-from sst2.distributed.strategies.data_parallel import DataParallel
+from sst2.distributed.strategies.data_parallel import Strategy
 
 
 def prepare(
     accelerator: Accelerator, bare_model: nn.Module, optimizer: torch.optim.Optimizer, compress: bool = False
-) -> DataParallel:
+) -> Strategy:
     """Spread model and optimizer as the launcher has asked for. All ranks call it.
 
     Args:
@@ -28,7 +28,7 @@ def prepare(
 
         return Zero(accelerator, bare_model, model, optimizer, groups)
     if accelerator.distributed_type == DistributedType.FSDP:
-        from sst2.distributed.strategies.fully_sharded import FullySharded
+        from sst2.distributed.strategies.fully_sharded import FSDP2Strategy
 
-        return FullySharded(accelerator, model, prepared, groups)
-    return DataParallel(accelerator, bare_model, model, prepared, compress)
+        return FSDP2Strategy(accelerator, model, prepared, groups)
+    return Strategy(accelerator, bare_model, model, prepared, compress)

@@ -16,7 +16,7 @@ from sst2.distributed.strategies.clipping import clipped_step
 from sst2.utils.device_timing import Waiting
 
 
-class DataParallel:
+class Strategy:
     """What training asks of any strategy; the others differ in where weights and optimizer state lie.
 
     Args:

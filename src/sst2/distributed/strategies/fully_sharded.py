@@ -9,11 +9,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sst2.distributed.strategies.sharded import Sharded
+from sst2.distributed.strategies.sharded import ShardedStrategy
 
 
-class FullySharded(Sharded):
-    """Args are those of `DataParallel`; `groups` are AdamW's parameter groups with names for "params"."""
+class FSDP2Strategy(ShardedStrategy):
+    """Args are those of `Strategy`; `groups` are AdamW's parameter groups with names for "params"."""
 
     def __init__(
         self,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sst2.distributed.strategies.data_parallel import DataParallel
+from sst2.distributed.strategies.data_parallel import Strategy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Sharded(DataParallel, ABC):
+class ShardedStrategy(Strategy, ABC):
     """Gathers one parameter at a time into host memory, so that no rank ever holds the whole model on its device."""
 
     _parameters: dict[str, nn.Parameter]  # by name

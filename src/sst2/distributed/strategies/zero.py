@@ -20,7 +20,7 @@ from deepspeed.utils import (
 )
 from torch import nn
 
-from sst2.distributed.strategies.sharded import Sharded
+from sst2.distributed.strategies.sharded import ShardedStrategy
 from sst2.utils.device_timing import Waiting
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's loss scaler in fp16
 
 
-class Zero(Sharded):
+class Zero(ShardedStrategy):
     """Drives DeepSpeed's engine itself: accelerate's wrapper takes the step within `backward`.
 
     Clipping, and the decision to skip a step whose gradient is not finite, are the engine's (`zero_config` says so).

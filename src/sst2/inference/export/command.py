@@ -165,7 +165,7 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
     from sst2.inference.export.onnx_model import require_onnx
     from sst2.models.export import stock_classifier
     from sst2.models.loading import load_classifier
-    from sst2.utils.atomic_folder import write_sealed
+    from sst2.utils.atomic_folder import write_atomic_folder
     from sst2.utils.logs import start_logging
 
     require_onnx()
@@ -183,7 +183,7 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
     model = stock_classifier(loaded.config, loaded.state_dict()).eval()
     reports: list[dict[str, Any]] = []
     try:
-        write_sealed(
+        write_atomic_folder(
             output_dir,
             lambda folder: reports.append(write_files(folder, model, tokenizer, title, arguments.int8, data)),
         )
