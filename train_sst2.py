@@ -40,7 +40,7 @@ from sst2.checkpoints.training_state import TrainingState
 from sst2.config.arguments import PROGRAM, check_run_dir, write_settings
 from sst2.config.launcher_variables import is_reporting_process, process_rank
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import Passes, split_by_tokens, forward_size, micro_batches, plan_batches
+from sst2.data.batch_plan import Passes, forward_size, micro_batches, plan_batches, split_by_tokens
 from sst2.data.collation import collate, evaluation_loaders
 from sst2.data.splits import Split, load_sentences, tokenize_all
 from sst2.data.staging import stage

@@ -28,8 +28,8 @@ from torch import nn
 
 import sst2.checkpoints.rescue
 from sst2.checkpoints.checkpointer import Checkpointer, load_weights
-from sst2.checkpoints.compatibility import LENGTHS_FIXED_ON_RESUME, FIXED_ON_RESUME
-from sst2.checkpoints.folders import import_checkpoints, checkpoint_name, list_checkpoints
+from sst2.checkpoints.compatibility import FIXED_ON_RESUME, LENGTHS_FIXED_ON_RESUME
+from sst2.checkpoints.folders import checkpoint_name, import_checkpoints, list_checkpoints
 from sst2.checkpoints.random_states import random_state, restore_random_state
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import SAMPLE, Settings

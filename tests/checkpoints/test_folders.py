@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from sst2.checkpoints.folders import (
-    import_checkpoints,
     checkpoint_name,
     find_latest,
+    import_checkpoints,
     list_checkpoints,
     newest_checkpoint,
     recover,
@@ -223,7 +223,9 @@ def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(
     assert origin(here) == [there / "step-00000003"] * 2
     for place in list_checkpoints(here):
         verify_folder(place)
-    import_checkpoints(here / ".." / "here" / "step-00000003", here, step=3, best_step=2)  # the run's own: nothing to do
+    import_checkpoints(
+        here / ".." / "here" / "step-00000003", here, step=3, best_step=2
+    )  # the run's own: nothing to do
     assert names(here) == ["origin.json", "step-00000001", "step-00000003"]
     flip_a_bit(there / "step-00000002" / "state")
     import_checkpoints(there / "step-00000003", tmp_path / "third", step=3, best_step=2)

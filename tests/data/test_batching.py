@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import BatchPlan, split_by_tokens, epoch_order, micro_batches, plan_batches
+from sst2.data.batch_plan import BatchPlan, epoch_order, micro_batches, plan_batches, split_by_tokens
 from sst2.data.collation import collate, evaluation_loader
 from sst2.data.splits import Split
 from sst2.utils.errors import UserError

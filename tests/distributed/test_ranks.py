@@ -15,7 +15,7 @@ from sst2.checkpoints.checkpointer import Checkpointer
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.distributed.init import connect
-from sst2.distributed.ranks import run_on_main, read_on_main
+from sst2.distributed.ranks import read_on_main, run_on_main
 from sst2.distributed.strategies import prepare
 from sst2.training.optimizer import build_optimizer, build_schedule
 from sst2.utils.errors import LocalError, StopRequestedError, UserError

@@ -20,7 +20,7 @@ from sst2.config.settings import Precision, Settings
 from sst2.distributed import rendezvous as preflight
 from sst2.distributed.init import _agree_on_precision, connect
 from sst2.distributed.launcher import Launcher, read_launcher
-from sst2.distributed.rendezvous import check_world_size, all_reduce_check, rendezvous, word_of_main
+from sst2.distributed.rendezvous import all_reduce_check, check_world_size, rendezvous, word_of_main
 from sst2.utils.errors import LocalError, LostProcessError, UserError
 from sst2.utils.waiting import RunningTime
 from tests.support.processes import CONTEXT, free_port

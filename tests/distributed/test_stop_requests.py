@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sst2.distributed.stop_requests import SIGNALS, StopRequests, StopFlags
+from sst2.distributed.stop_requests import SIGNALS, StopFlags, StopRequests
 from sst2.utils.atomic_file import write_text
 from tests.support.processes import start
 from tests.support.running import REPOSITORY
@@ -175,7 +175,13 @@ def agreement(rank: int, folder: Path) -> list[StopFlags]:
 def test_what_one_rank_knows_all_are_told_at_once(tmp_path: Path) -> None:
     started = [start(agreement, rank, tmp_path) for rank in (0, 1)]
     for process, answer in started:
-        assert answer.recv() == [StopFlags(), StopFlags(failed=True), StopFlags(save=True), StopFlags(), StopFlags(stop="SIGUSR1")]
+        assert answer.recv() == [
+            StopFlags(),
+            StopFlags(failed=True),
+            StopFlags(save=True),
+            StopFlags(),
+            StopFlags(stop="SIGUSR1"),
+        ]
         process.join()
 
 

@@ -14,7 +14,7 @@ from sst2.data.collation import Batch, collate
 from sst2.data.sample import sample_config
 from sst2.data.splits import Split
 from sst2.training import cuda_graphs as cuda_graph_runner
-from sst2.training.cuda_graphs import Result, CudaGraphRunner, Take
+from sst2.training.cuda_graphs import CudaGraphRunner, Result, Take
 from sst2.utils.errors import UserError
 
 
@@ -78,7 +78,9 @@ def test_a_shape_is_recorded_when_it_comes_again(graphs: CudaGraphRunner) -> Non
     assert Steps.taken == [64, 128, 64, 64, 64, 128, 128]  # a recording is a step that is not done
 
 
-def test_a_recording_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_as_it_was(graphs: CudaGraphRunner) -> None:
+def test_a_recording_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_as_it_was(
+    graphs: CudaGraphRunner,
+) -> None:
     groups = graphs._optimizer.param_groups
     take = Steps(graphs._optimizer)
 

@@ -32,13 +32,13 @@ from sst2.checkpoints.files import (
 )
 from sst2.checkpoints.folders import (
     checkpoint_name,
+    checkpoints_to_import,
     find_latest,
     folder_bytes,
     last_good,
     list_checkpoints,
     recover,
     rotate,
-    checkpoints_to_import,
 )
 from sst2.checkpoints.host_copy import HostCopy
 from sst2.checkpoints.random_states import random_state, restore_random_state
@@ -46,7 +46,7 @@ from sst2.checkpoints.rescue import save_or_rescue
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
-from sst2.distributed.ranks import run_on_main, read_on_main
+from sst2.distributed.ranks import read_on_main, run_on_main
 from sst2.distributed.strategies import Strategy
 from sst2.runs.origin import origin
 from sst2.runs.run_folder import RunFolder, is_finished
@@ -254,7 +254,9 @@ class Checkpointer:
                 f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
                 "go on, or start a new run in another --output_dir"
             )
-        run_on_main(self._accelerator, lambda: self._refuse_another_model(place, settings, base))  # names differ by node
+        run_on_main(
+            self._accelerator, lambda: self._refuse_another_model(place, settings, base)
+        )  # names differ by node
         refuse_another_length(place, settings, self._settings)
         load_weights(place, self._strategy)
         training = read_on_main(lambda: read_training(place))

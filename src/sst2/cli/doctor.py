@@ -112,9 +112,7 @@ def versions() -> Iterator[Check]:
                 yield Check(name, "not installed", "BAD", "pip install -r requirements.txt")
             continue
         fits = required[name].contains(version, prereleases=True)
-        yield Check(
-            name, version, "ok" if fits else "BAD", "" if fits else f"the project needs {name}{required[name]}"
-        )
+        yield Check(name, version, "ok" if fits else "BAD", "" if fits else f"the project needs {name}{required[name]}")
 
 
 def processes(accelerator: Accelerator) -> Iterator[Check]:

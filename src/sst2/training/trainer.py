@@ -22,7 +22,7 @@ from sst2.config.settings import Settings
 from sst2.data.batch_plan import BatchPlan, Passes
 from sst2.data.splits import Split
 from sst2.distributed.ranks import run_on_main
-from sst2.distributed.stop_requests import StopRequests, StopFlags
+from sst2.distributed.stop_requests import StopFlags, StopRequests
 from sst2.distributed.strategies import Strategy
 from sst2.distributed.watchdog import Watchdog
 from sst2.runs.run_folder import RunFolder
