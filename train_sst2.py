@@ -33,9 +33,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sst2.checkpoints.base_model import BaseModel, checkpoint_for_base_model
 from sst2.checkpoints.checkpointer import Checkpointer
-from sst2.checkpoints.compatibility import saved_precision
 from sst2.checkpoints.folders import import_checkpoints, newest_checkpoint
 from sst2.checkpoints.free_space import require_free_space
+from sst2.checkpoints.resume_compatibility import saved_precision
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.arguments import PROGRAM, check_run_dir, write_settings
 from sst2.config.launcher_variables import is_reporting_process, process_rank
@@ -56,12 +56,12 @@ from sst2.models.model_card import model_card
 from sst2.models.upload import push_to_hub
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.environment import describe_environment
-from sst2.tracking.external import start_trackers
+from sst2.tracking.external_trackers import start_trackers
 from sst2.tracking.tracker import Tracker
 from sst2.training.cuda_graphs import cuda_graph_runner
 from sst2.training.finished import leave_if_finished
-from sst2.training.meter import Meter
 from sst2.training.optimizer import build_optimizer, build_schedule
+from sst2.training.step_metrics import StepMetrics
 from sst2.training.trainer import Job
 from sst2.utils.atomic_file import write_json
 from sst2.utils.errors import OF_TRAINING, StopRequestedError, exit_codes, leave_at_once, local_errors
@@ -122,7 +122,7 @@ def setup(settings: Settings, requests: StopRequests, run: RunFolder) -> Job:
         requests.watch(run.path)
     tracker = Tracker(accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
-    meter = Meter(accelerator, strategy.waiting, state.skipped_in_a_row)
+    meter = StepMetrics(accelerator, strategy.waiting, state.skipped_in_a_row)
     prepared = (loaders, plan, base.config, strategy, schedule, state, meter, checkpoints, requests)
     graphs = cuda_graph_runner(strategy, base.config, settings, plan.global_batch_size, splits["train"].lengths)
     return Job(settings, accelerator, run, tokenizer, splits, *prepared, watchdog, tracker, graphs)

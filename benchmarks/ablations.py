@@ -89,7 +89,7 @@ def without_clipping_in_the_step() -> None:
     """Gradients are clipped by torch, and the host looks at their norm, before AdamW's step."""
     import torch
 
-    from sst2.distributed.strategies import data_parallel
+    from sst2.distributed.strategies import strategy
 
     def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.Tensor:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -98,7 +98,7 @@ def without_clipping_in_the_step() -> None:
             optimizer.step()
         return norm
 
-    put(data_parallel, "clipped_step", clip_and_step)
+    put(strategy, "clipped_step", clip_and_step)
 
 
 def without_fused_adamw() -> None:
@@ -118,16 +118,16 @@ def without_fused_adamw() -> None:
 
 def with_reading_every_step() -> None:
     """The host waits for the device after each step."""
-    from sst2.training import meter
+    from sst2.training import step_metrics
 
-    put(meter, "STEPS_BETWEEN_READS", 1)
+    put(step_metrics, "STEPS_BETWEEN_READS", 1)
 
 
 def without_graphs() -> None:
     """The host asks for the operations of a step one by one."""
     import train_sst2
 
-    put(train_sst2, "step_graphs", lambda *arguments: None)
+    put(train_sst2, "cuda_graph_runner", lambda *arguments: None)
 
 
 ON_ALL = (

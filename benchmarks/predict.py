@@ -146,8 +146,8 @@ def by_pipeline(model: Path) -> Classify:
 def by_this_command(model: Path) -> Classify:
     """What the command does once its model is there: read, classify, write."""
     from sst2.inference.predict import command
-    from sst2.inference.predict.incoming import chunks, sentences_of
-    from sst2.inference.predict.sinks import NewFile
+    from sst2.inference.predict.inputs import chunks, sentences_of
+    from sst2.inference.predict.writers import NewFile
 
     classifier = command.load(str(model), None, "no")
 

@@ -33,18 +33,24 @@ sys.path.insert(0, str(HERE.parent))  # for train_sst2.py and benchmarks
 
 # Functions and methods below `sst2`, by part. One that is not there is left out: its seconds are in `rest of setup`.
 PARTS = {
-    "connect": "connect:connect",
-    "sentences": "staging:stage data:load_sentences",
-    "tokenizer": "modeling:load_tokenizer",
-    "model": "modeling:load_model",
-    "token ids": "data:tokenize_all",
-    "optimizer and strategy": "optimization:build_optimizer strategies:prepare optimization:build_schedule",
-    "plan and loaders": "batching:plan_batches batching:evaluation_loaders checkpointing:Checkpointer.__init__",
-    "run folder": (
-        "run_folder:RunFolder.lock run_folder:RunFolder.clear run_folder:write_text run_folder:write_json "
-        "environment:describe_environment preflight:require_free_space logs:log_to_file preemption:Requests.watch"
+    "connect": "distributed.init:connect",
+    "sentences": "data.staging:stage data.splits:load_sentences",
+    "tokenizer": "models.loading:load_tokenizer",
+    "model": "models.loading:load_model",
+    "token ids": "data.splits:tokenize_all",
+    "optimizer and strategy": (
+        "training.optimizer:build_optimizer distributed.strategies:prepare training.optimizer:build_schedule"
     ),
-    "tracker": "tracking:Tracker.__init__",
+    "plan and loaders": (
+        "data.batch_plan:plan_batches data.collation:evaluation_loaders checkpoints.checkpointer:Checkpointer.__init__"
+    ),
+    "run folder": (
+        "runs.run_folder:RunFolder.lock runs.run_folder:RunFolder.begin utils.atomic_file:write_text "
+        "utils.atomic_file:write_json tracking.environment:describe_environment "
+        "checkpoints.free_space:require_free_space utils.logs:log_to_file "
+        "distributed.stop_requests:StopRequests.watch"
+    ),
+    "tracker": "tracking.tracker:Tracker.__init__",
 }
 Span = tuple[str, float, float]  # part, and its beginning and end by the clock that all processes share
 

@@ -28,9 +28,9 @@ from torch import nn
 
 import sst2.checkpoints.rescue
 from sst2.checkpoints.checkpointer import Checkpointer, load_weights
-from sst2.checkpoints.compatibility import FIXED_ON_RESUME, LENGTHS_FIXED_ON_RESUME
 from sst2.checkpoints.folders import checkpoint_name, import_checkpoints, list_checkpoints
 from sst2.checkpoints.random_states import random_state, restore_random_state
+from sst2.checkpoints.resume_compatibility import FIXED_ON_RESUME, LENGTHS_FIXED_ON_RESUME
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import SAMPLE, Settings
 from sst2.data.splits import Split
@@ -265,7 +265,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         go.wait()
         write_atomic_folder(place, write_files)
 
-    monkeypatch.setattr("sst2.checkpoints.rescue.write_sealed", write_later)
+    monkeypatch.setattr("sst2.checkpoints.rescue.write_atomic_folder", write_later)
     return go
 
 
@@ -492,7 +492,7 @@ def test_what_the_disk_has_answered_is_said_whatever_library_was_writing(
 
     checkpoints = training.checkpoints(tmp_path / "checkpoints")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sst2.checkpoints.rescue.write_sealed", with_a_full_disk)
+        patch.setattr("sst2.checkpoints.rescue.write_atomic_folder", with_a_full_disk)
         checkpoints.save(training.state)
         checkpoints.wait()
     assert "could not be written ([Errno 28] No space left on device" in str(checkpoints.failure())

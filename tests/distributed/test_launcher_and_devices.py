@@ -11,12 +11,13 @@ import psutil
 import pytest
 import torch
 
+from sst2.distributed import cpu
+from sst2.distributed import precision as precision_module
 from sst2.distributed.cpu import limit_threads, use_all_cores
 from sst2.distributed.devices import overlooks_gpus, runs_on_cpu
 from sst2.distributed.precision import choose_precision
-from sst2.tracking import environment
 from sst2.tracking.environment import RECORDED_VARIABLES, describe_environment
-from sst2.training.meter import peak_memory_mib
+from sst2.training.step_metrics import peak_memory_mib
 from sst2.utils.errors import UserError
 from tests.support.running import REPOSITORY
 
@@ -57,8 +58,8 @@ def test_the_flag_wins_over_the_launcher(
 def test_auto_measures_the_processor_and_does_not_ask_the_launcher(
     gain: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "bf16_gain", lambda: gain)
-    monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: True)  # whichever CPU this is
+    monkeypatch.setattr(precision_module, "bf16_gain", lambda: gain)
+    monkeypatch.setattr(precision_module, "_cpu_has_bf16", lambda: True)  # whichever CPU this is
     for launcher in ("no", "bf16", "fp16"):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
         precision, reason = choose_precision("auto")
@@ -67,8 +68,8 @@ def test_auto_measures_the_processor_and_does_not_ask_the_launcher(
 
 
 def test_a_cpu_without_bf16_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: False)
-    monkeypatch.setattr(environment, "bf16_gain", lambda: pytest.fail("it would emulate"))
+    monkeypatch.setattr(precision_module, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(precision_module, "bf16_gain", lambda: pytest.fail("it would emulate"))
     assert choose_precision("auto")[0] == "no"
 
 
@@ -193,7 +194,7 @@ def test_cores_are_shared_out_where_a_launcher_left_one_thread(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", str(local_processes))
     for is_chosen in (True, False):
-        monkeypatch.setattr(environment, "threads_are_chosen", lambda answer=is_chosen: answer)
+        monkeypatch.setattr(cpu, "threads_are_chosen", lambda answer=is_chosen: answer)
         use_all_cores()
         shared_out = not is_chosen and not torch.cuda.is_available()
         assert torch.get_num_threads() == (max(1, cores // local_processes) if shared_out else 3)

@@ -17,7 +17,7 @@ import torch
 
 from sst2.checkpoints.free_space import require_free_space
 from sst2.config.settings import Precision, Settings
-from sst2.distributed import rendezvous as preflight
+from sst2.distributed import rendezvous as rendezvous_module
 from sst2.distributed.init import _agree_on_precision, connect
 from sst2.distributed.launcher import Launcher, read_launcher
 from sst2.distributed.rendezvous import all_reduce_check, check_world_size, rendezvous, word_of_main
@@ -132,7 +132,7 @@ def test_nobody_where_the_first_should_be(launcher: Launcher, capfd: pytest.Capt
 
 def meet_a_store_that_is_stopped(launcher: Launcher, output: Path) -> None:
     os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 2)
-    preflight._LEEWAY = 1.0
+    rendezvous_module._LEEWAY = 1.0
     rendezvous(launcher, 1)
 
 
@@ -140,7 +140,7 @@ def test_a_store_that_has_stopped_to_answer_keeps_nobody(launcher: Launcher, tmp
     answers = CONTEXT.Queue()
     keeper = CONTEXT.Process(target=call, args=(rank_of(launcher, 0, 3, 3), 60, answers))
     keeper.start()
-    preflight._wait_for_server(*launcher.master, timeout=60, clock=RunningTime())
+    rendezvous_module._wait_for_server(*launcher.master, timeout=60, clock=RunningTime())
     os.kill(keeper.pid, signal.SIGSTOP)  # type: ignore[arg-type]
     try:
         second = rank_of(launcher, 1, 3, 3)

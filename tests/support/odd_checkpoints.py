@@ -35,7 +35,7 @@ def trained(kind: str) -> str:
     texts = sample_sentences("train")[0][:1500]
     texts = [*texts, *(text.title() for text in texts[:500]), *(20 * ["café naïve déjà vu señor Å 電影很好"])]
     special = ROBERTA if kind == "byte-level BPE" else BERT
-    # As in sst2.data.sample: letters within or at the end of a word are named up front, or their numbers, and with them the
+    # As in sst2.data.sample: letters within or at the end of a word are named up front, or their numbers, and so the
     # merges, would follow a randomly seeded hash map.
     inner = {"WordPiece": "##{}", "character": "{}</w>"}.get(kind.split(maxsplit=1)[0], "")
     read = texts if kind == "WordPiece cased" else [text.lower() for text in texts]

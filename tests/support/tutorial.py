@@ -1,6 +1,6 @@
 """Executes the tutorial in a clean kernel: for the tests, and to store anew what its cells put out.
 
-    python -m tests.support.tutorial        # what `make notebook` does, after a change of the notebook or of what it shows
+    python -m tests.support.tutorial     # what `make notebook` does, after a change of the notebook or of what it shows
 
 Of two executions on one machine, only the speeds and times that they print differ.
 """

@@ -16,7 +16,7 @@ from sst2.config.arguments import parse_arguments
 from sst2.config.settings import TRACKERS, Settings
 from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
-from sst2.tracking.external import ExternalTrackers
+from sst2.tracking.external_trackers import ExternalTrackers
 from sst2.utils.errors import StopRequestedError
 from tests.support.running import Finished
 
@@ -154,7 +154,7 @@ def test_one_that_does_not_answer_holds_up_nobody(
 ) -> None:
     answer = threading.Event()
     monkeypatch.setattr(FileTracker, "waits_for", answer)
-    monkeypatch.setattr("sst2.tracking.external.CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("sst2.tracking.external_trackers.CLOSE_SECONDS", 0.1)
     monkeypatch.setattr(logging.getLogger("sst2"), "propagate", True)
     trackers = ExternalTrackers()
     trackers.start(Settings(report_to=["mlflow"]), RunFolder(tmp_path / "run"))
@@ -177,7 +177,7 @@ def nobody_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_one_that_does_not_answer_at_the_start_is_given_up(
     train_here: Train, small_job: list[object], server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sst2.tracking.external.START_SECONDS", 0.3)
+    monkeypatch.setattr("sst2.tracking.external_trackers.START_SECONDS", 0.3)
     run = train_here(*small_job, "--report_to", "mlflow")
     assert run.code == 2
     assert "--report_to mlflow does not start (no answer in 0.3 s): see to that, or leave it out" in run.stderr

@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from sst2.checkpoints.checkpointer import SavedTimes
 from sst2.checkpoints.training_state import TrainingState
 from sst2.runs.run_folder import RunFolder
-from sst2.tracking.external import ExternalTrackers
+from sst2.tracking.external_trackers import ExternalTrackers
 from sst2.tracking.tracker import Tracker, drop_later_lines, flatten
 from sst2.utils.logs import start_logging
 

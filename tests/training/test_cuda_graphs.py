@@ -1,4 +1,4 @@
-"""Which steps are recorded, and what is left as it was. Recording needs a GPU: tests/gpu/test_step_graphs_on_gpu.py."""
+"""Which steps are recorded, and what is left as it was. Recording needs a GPU: tests/gpu/test_cuda_graphs_on_gpu.py."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from sst2.data.batch_plan import Passes
 from sst2.data.collation import Batch, collate
 from sst2.data.sample import sample_config
 from sst2.data.splits import Split
-from sst2.training import cuda_graphs as cuda_graph_runner
+from sst2.training import cuda_graphs
 from sst2.training.cuda_graphs import CudaGraphRunner, Result, Take
 from sst2.utils.errors import UserError
 
@@ -54,7 +54,7 @@ class Steps:
 def graphs(monkeypatch: pytest.MonkeyPatch) -> CudaGraphRunner:
     for noted in (Recorded.rates, Steps.taken, Steps.replayed):
         noted.clear()
-    monkeypatch.setattr(cuda_graph_runner, "Graph", Recorded)
+    monkeypatch.setattr(cuda_graphs, "Graph", Recorded)
     monkeypatch.setattr(CudaGraphRunner, "_has_room", lambda self: True)
     groups = [{"params": torch.nn.Parameter(torch.zeros(3)), "lr": rate} for rate in (0.25, 0.75)]
     optimizer = torch.optim.AdamW(groups)
@@ -135,9 +135,9 @@ def test_which_jobs_have_their_steps_recorded(
         fits_a_graph, device = fits, torch.device("cpu")
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
 
-    monkeypatch.setattr(cuda_graph_runner, "flash_works", lambda *arguments: True)
+    monkeypatch.setattr(cuda_graphs, "flash_works", lambda *arguments: True)
     settings = parse_arguments(["--smoke", "--output_dir", str(tmp_path / "run"), *flags])
     settings = replace(settings, gradient_accumulation_steps=settings.gradient_accumulation_steps or 1)
     strategy: Any = Strategy()
-    found = cuda_graph_runner.cuda_graph_runner(strategy, sample_config(100), settings, 32, np.array([3, 4]))
+    found = cuda_graphs.cuda_graph_runner(strategy, sample_config(100), settings, 32, np.array([3, 4]))
     assert (found is not None) == expected

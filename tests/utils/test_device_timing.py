@@ -9,7 +9,7 @@ from transformers import DistilBertConfig
 
 from sst2.checkpoints.training_state import TrainingState
 from sst2.training.flops import flop_per_token, matrix_peak
-from sst2.training.meter import Meter
+from sst2.training.step_metrics import StepMetrics
 from sst2.utils.device_timing import PHASES, Phases, Waiting
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def test_each_phase_has_its_time_and_all_of_them_the_step_s() -> None:
 
 
 def test_a_meter_reads_them_once() -> None:
-    meter, state = Meter(Accelerator(cpu=True), Waiting(CPU)), TrainingState()
+    meter, state = StepMetrics(Accelerator(cpu=True), Waiting(CPU)), TrainingState()
     meter.phases.begin("forward")
     time.sleep(0.02)
     meter.phases.end()

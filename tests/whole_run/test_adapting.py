@@ -13,7 +13,7 @@ from transformers import pipeline
 from sst2.data.readers import LabelledSentences, read_dataset, read_file
 from sst2.data.records import Columns
 from sst2.data.sample import Split, sample_sentences
-from sst2.inference.predict.incoming import sentences_of
+from sst2.inference.predict.inputs import sentences_of
 from sst2.utils.errors import UserError
 from tests.support.running import Finished
 

@@ -28,7 +28,7 @@ from transformers import (
 
 import train_sst2
 from sst2.data.splits import Split
-from sst2.tracking import environment
+from sst2.distributed import precision as precision_module
 from sst2.training.trainer import Job
 from tests.support.running import REPOSITORY, Finished, without_times
 
@@ -510,12 +510,12 @@ def test_auto_keeps_the_precision_of_the_run_that_goes_on(
     train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for gain, precision in ((9.0, "bf16"), (0.5, "no")):  # now another machine, which would choose otherwise
-        monkeypatch.setattr(environment, "bf16_gain", lambda gain=gain: gain)
-        monkeypatch.setattr(environment, "_cpu_has_bf16", lambda: True)
+        monkeypatch.setattr(precision_module, "bf16_gain", lambda gain=gain: gain)
+        monkeypatch.setattr(precision_module, "_cpu_has_bf16", lambda: True)
         flags = [*small_job, "--mixed_precision", "auto", "--max_train_steps", 8]
         fresh = train_here(*flags, "--overwrite_output_dir")
         assert f"mixed_precision: {precision}\n" in (fresh.run_dir / "resolved.yaml").read_text().replace("'", "")
-        monkeypatch.setattr(environment, "bf16_gain", lambda gain=gain: 1 / gain)
+        monkeypatch.setattr(precision_module, "bf16_gain", lambda gain=gain: 1 / gain)
         resumed = train_here(*flags, "--resume_from_checkpoint", "auto")
         assert resumed.code == 0, resumed.stderr
         assert f"precision {precision}: the checkpoint has it" in resumed.stderr

@@ -1,4 +1,4 @@
-"""The model that a run starts from: what tells it from another, and what of it a resumed run finds in its checkpoint.
+"""The base model: its fingerprint, and what of it a checkpoint keeps for a run that is resumed.
 
 A checkpoint has every weight. With the configuration and the tokenizer beside them, a run goes on where the folder that
 it started from is gone, or has another name.

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, saved off the critical path and loaded back.
+"""Saving and loading of a run: copied to host memory, written in the background, loaded back whole.
 
 A checkpoint holds `model.safetensors`, `training.pt` (optimizer, schedule, loss scale and the random states of every
 rank; read with `weights_only=True`, so that no foreign code can run), `state.json` (how far the run is, its settings,
@@ -20,7 +20,6 @@ from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LRScheduler
 
 from sst2.checkpoints.base_model import FINGERPRINT, BaseModel, same_name
-from sst2.checkpoints.compatibility import refuse_another_length, refuse_another_run
 from sst2.checkpoints.files import (
     UNREADABLE,
     damaged,
@@ -43,6 +42,7 @@ from sst2.checkpoints.folders import (
 from sst2.checkpoints.host_copy import HostCopy
 from sst2.checkpoints.random_states import random_state, restore_random_state
 from sst2.checkpoints.rescue import save_or_rescue
+from sst2.checkpoints.resume_compatibility import refuse_another_length, refuse_another_run
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.data.splits import Split

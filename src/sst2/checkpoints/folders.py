@@ -1,4 +1,4 @@
-"""The checkpoints of a run: sealed folders `step-00000123`, of which the newest whole one is found and old ones go."""
+"""The checkpoints of a run: atomic folders `step-00000123`; the newest whole one is found, old ones are rotated."""
 
 import json
 import logging

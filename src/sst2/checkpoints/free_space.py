@@ -1,4 +1,4 @@
-"""Room on the disk for what a run will write, asked for before training."""
+"""The check before training that the disk has room for what a run will write."""
 
 import shutil
 from pathlib import Path

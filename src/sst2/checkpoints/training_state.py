@@ -1,4 +1,4 @@
-"""What the loop knows besides weights: where it is, how it went, and the sums since the last logged point."""
+"""The training state besides weights: the step, the best evaluation, and the sums since the last logged point."""
 
 from dataclasses import dataclass, field
 from typing import Any

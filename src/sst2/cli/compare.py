@@ -21,16 +21,16 @@ import yaml
 
 from sst2.config.arguments import OF_ONE_START
 from sst2.config.class_names import order_of_classes
+from sst2.config.one_line_parser import OneLineParser
 from sst2.config.settings import LABEL_NAMES, NAMES, Settings
 from sst2.config.yaml_file import names_what_was_worked_out
+from sst2.data.csv_cells import to_cell
 from sst2.evaluation.predictions import read_predictions
 from sst2.evaluation.significance import Difference, compare_accuracy, mcnemar, mean_interval
 from sst2.runs.run_folder import RunFolder, is_run
 from sst2.utils.atomic_file import write_text
 from sst2.utils.console import say, standard_output
-from sst2.utils.csv_cells import to_cell
 from sst2.utils.errors import UserError, exit_codes
-from sst2.utils.one_line_parser import OneLineParser
 
 PROGRAM = "python -m sst2.compare"
 # Settings that say where, how often and in what portions something is done, and nothing of the result.

@@ -31,6 +31,7 @@ from packaging.requirements import Requirement
 from torch import distributed
 
 from sst2.config.launcher_variables import is_reporting_process, process_rank
+from sst2.config.one_line_parser import OneLineParser
 from sst2.config.settings import DEFAULT_MODEL, Settings
 from sst2.data.hub import TIMEOUT, answer_in_time, in_words
 from sst2.distributed.devices import processor
@@ -40,7 +41,6 @@ from sst2.distributed.precision import choose_precision
 from sst2.utils.console import say, standard_output
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_once
 from sst2.utils.file_system import FEATURES, missing_features, sync
-from sst2.utils.one_line_parser import OneLineParser
 
 PACKAGES = "torch accelerate transformers datasets evaluate scikit-learn scipy tensorboard deepspeed".split()
 BASE_PARAMETERS = 66_955_010  # of DistilBERT-base with its head

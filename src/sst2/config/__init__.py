@@ -1,0 +1,1 @@
+"""What a run is asked to do: settings, which are the flags; command line; YAML files; variables of launchers."""

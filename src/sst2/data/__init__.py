@@ -1,0 +1,1 @@
+"""From files, the hub or the embedded sample to batches: reading, splits, tokenization, order, packing."""

@@ -1,4 +1,4 @@
-"""Which sentences make which optimizer step, how the devices share them, and what a batch looks like.
+"""The order of sentences: which of them make which optimizer step, and how devices share them.
 
 The sentences of step k depend on (seed, k, global batch size) alone, so a job that resumes, or runs on another number
 of devices, only has to know k.

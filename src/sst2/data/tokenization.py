@@ -136,7 +136,7 @@ def _damage(folder: Path, num_sentences: int, largest_id: int) -> str:
 
 
 def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> None:
-    """`write_atomic_folder` where there are no locks: each process writes a folder of its own, and the first takes the place.
+    """`write_atomic_folder` without locks: each process writes a folder of its own, and the first takes the place.
 
     Raises:
         OSError: as there.

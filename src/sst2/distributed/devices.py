@@ -1,4 +1,4 @@
-"""Which devices there are, and what has been said of them."""
+"""Devices: whether a run computes on CPU or GPU, GPUs that are overlooked, the processor."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""The processes of a job find each other, and accelerate learns what they are to do together."""
+"""Joining: the processes of a job find each other, and accelerate learns strategy and precision."""
 
 import logging
 import os
@@ -59,7 +59,7 @@ def connect(
     precision, reason = _agree_on_precision(settings, launcher, store, saved_precision)
     plugin, backend = None, None
     if launcher.uses_deepspeed:
-        from sst2.distributed.strategies.zero_config import deepspeed_plugin, precision_of_file
+        from sst2.distributed.strategies.deepspeed_config import deepspeed_plugin, precision_of_file
 
         asked = precision_of_file(launcher.deepspeed_file) if launcher.deepspeed_file else None
         if settings.mixed_precision is None and asked:

@@ -1,4 +1,4 @@
-"""What the launcher has said to this process."""
+"""The launcher's word to this process: its rank, the promised world size, the strategy."""
 
 import os
 from contextlib import suppress
@@ -13,7 +13,7 @@ from sst2.config.launcher_variables import is_set, launched_by, process_rank, re
 
 @dataclass(frozen=True)
 class Launcher:
-    """What the launcher has said to this process.
+    """The launcher's word to this process: its rank, the promised world size, the strategy.
 
     Attributes:
         name: in words: `python`, `torchrun`, `accelerate launch`, `accelerate launch (torchrun)`.

@@ -1,4 +1,4 @@
-"""What ranks do together, or one for all."""
+"""Work that one rank does for all, and the CPU process group in which hosts talk."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Checks before training: all processes are there and can add up numbers, and the disk has room."""
+"""The rendezvous: all processes are there, as many as were promised, and can add up numbers."""
 
 import math
 import socket

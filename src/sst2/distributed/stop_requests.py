@@ -1,4 +1,4 @@
-"""The wish to stop or to save: from signals, from files in the run's folder, agreed on by all ranks.
+"""Stop requests: from signals and from files in the run's folder, reduced over all ranks.
 
 A signal sets a wish and nothing else. The loop asks for wishes between two steps, and between two batches of an
 evaluation, where all ranks can act on them together.

@@ -1,0 +1,1 @@
+"""What an evaluation yields: metrics, predictions, intervals and tests, tables of errors."""

@@ -1,4 +1,4 @@
-"""Where a model errs, as tables of sentences in Markdown."""
+"""Error analysis: tables of misclassified sentences, and of those whose prediction has changed, in Markdown."""
 
 import html
 from collections.abc import Iterable, Sequence

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sst2.data.csv_cells import PREDICTIONS, from_cell, to_cell
 from sst2.utils.atomic_file import put_in_place
-from sst2.utils.csv_cells import PREDICTIONS, from_cell, to_cell
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:

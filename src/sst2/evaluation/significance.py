@@ -1,4 +1,4 @@
-"""What the figures of several runs say: intervals over seeds, and tests on the sentences that two runs share.
+"""Significance: intervals over seeds, and tests on the sentences that two runs share.
 
 Runs are compared on the same sentences, which takes out what makes a sentence hard for all of them.
 """

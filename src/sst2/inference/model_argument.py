@@ -1,4 +1,4 @@
-"""What the commands beside the run's have in common: mistakes in one line, and where a trained MODEL lies."""
+"""The argument MODEL of `predict` and `export`: a run, an exported folder, or a name on the hub."""
 
 import os
 from pathlib import Path

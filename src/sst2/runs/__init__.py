@@ -1,0 +1,1 @@
+"""The folder of a run: paths, lock, and where its first checkpoint came from."""

@@ -1,4 +1,4 @@
-"""What ran where: the record kept with every run, what the launcher has said, and what the machine can do."""
+"""The record of what ran where, environment.json: versions, devices, git commit, launcher, SLURM job."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Pictures of figures."""
+"""Plots: of evaluations for TensorBoard, and of runs for `compare`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

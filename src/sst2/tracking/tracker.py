@@ -16,7 +16,7 @@ from sst2.checkpoints.checkpointer import SavedTimes
 from sst2.checkpoints.training_state import TrainingState
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.dashboard import Dashboard
-from sst2.tracking.external import ExternalTrackers, plain
+from sst2.tracking.external_trackers import ExternalTrackers, plain
 from sst2.utils.atomic_file import write_text
 from sst2.utils.file_system import BestEffort, sync
 

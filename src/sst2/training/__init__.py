@@ -1,0 +1,1 @@
+"""The trainer: optimizer, CUDA graphs, and the metrics of steps."""

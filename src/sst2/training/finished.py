@@ -1,4 +1,4 @@
-"""A run that has finished: started again, it is left as it is, with all that its user has made of it since."""
+"""A finished run that is started again: it is left as it is, with all that its user has made of it since."""
 
 from dataclasses import replace
 

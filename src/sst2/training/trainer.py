@@ -1,4 +1,4 @@
-"""Everything a run consists of."""
+"""The trainer: everything a run consists of, and what of it changes from step to step."""
 
 import gc
 import logging
@@ -29,7 +29,7 @@ from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
 from sst2.training.cuda_graphs import CudaGraphRunner
 from sst2.training.flops import flop_per_token
-from sst2.training.meter import Meter, peak_memory_mib
+from sst2.training.step_metrics import StepMetrics, peak_memory_mib
 from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.utils.waiting import RunningTime
@@ -70,7 +70,7 @@ class Job:
     strategy: Strategy
     schedule: LRScheduler
     state: TrainingState
-    meter: Meter
+    meter: StepMetrics
     checkpoints: Checkpointer
     requests: StopRequests
     watchdog: Watchdog

@@ -1,4 +1,4 @@
-"""Moments as the device has them, which on a GPU is not when the host has asked for the work."""
+"""Timing on the device, which on a GPU is not when the host has asked for the work: phases of a step, waiting."""
 
 import time
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Data files before anything in them is understood: which format one has, compressed or not, and whether it is UTF-8.
+"""Data files before anything in them is understood: format, compression, pipes, and whether they are UTF-8.
 
 Nothing heavy is imported here, since flags that name files are checked at once.
 """

@@ -32,8 +32,8 @@ from sst2.config.arguments import MARK
 from sst2.data.sample import sample_sentences
 from sst2.inference.predict import command
 from sst2.inference.predict.classifier import Classifier, slices
-from sst2.inference.predict.incoming import CHUNK_CHARACTERS, chunks
-from sst2.inference.predict.sinks import NewFile
+from sst2.inference.predict.inputs import CHUNK_CHARACTERS, chunks
+from sst2.inference.predict.writers import NewFile
 from sst2.models.loading import load_classifier
 from sst2.utils.errors import UserError, exit_codes
 from tests.support.hub_server import HubServer

@@ -6,7 +6,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from sst2.distributed.cpu import limit_threads
-from sst2.distributed.strategies.data_parallel import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 
 
 def prepare(
@@ -24,11 +24,13 @@ def prepare(
         limit_threads(bare_model)
     model, prepared = accelerator.prepare(bare_model, optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from sst2.distributed.strategies.zero import Zero  # which needs DeepSpeed, and so not every host has it
+        from sst2.distributed.strategies.deepspeed_zero import (
+            DeepSpeedStrategy,  # which needs DeepSpeed, and so not every host has it
+        )
 
-        return Zero(accelerator, bare_model, model, optimizer, groups)
+        return DeepSpeedStrategy(accelerator, bare_model, model, optimizer, groups)
     if accelerator.distributed_type == DistributedType.FSDP:
-        from sst2.distributed.strategies.fully_sharded import FSDP2Strategy
+        from sst2.distributed.strategies.fsdp2 import FSDP2Strategy
 
         return FSDP2Strategy(accelerator, model, prepared, groups)
     return Strategy(accelerator, bare_model, model, prepared, compress)

@@ -1,4 +1,4 @@
-"""What strategies have in common that keep a part of every weight and moment on each rank: checkpoints are whole.
+"""Strategies that keep a shard of every weight and moment on each rank: their checkpoints are whole.
 
 A checkpoint holds plain float32 weights and AdamW's state as torch's own optimizer describes it, however they were
 spread, so that a run may go on with another strategy or another number of ranks.
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sst2.distributed.strategies.data_parallel import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

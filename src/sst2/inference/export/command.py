@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sst2.config.class_names import are_generic, names_in_order, order_of_classes
+from sst2.config.one_line_parser import OneLineParser
 from sst2.config.settings import LABEL_NAMES
 from sst2.data.readers import SST2, LabelledSentences, read_file
 from sst2.data.records import Columns
@@ -25,7 +26,6 @@ from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.runs.run_folder import RunFolder, is_run
 from sst2.utils.console import say
 from sst2.utils.errors import UserError
-from sst2.utils.one_line_parser import OneLineParser
 from sst2.utils.text_files import problem_of
 
 if TYPE_CHECKING:

@@ -24,15 +24,15 @@ import numpy as np
 from tqdm import tqdm
 
 from sst2.config.class_names import have_positive
+from sst2.config.one_line_parser import OneLineParser
 from sst2.evaluation.predictions import log_probabilities
 from sst2.inference.model_argument import MODEL_HELP, model_name
-from sst2.inference.predict.answers import Answer, lines_of
+from sst2.inference.predict.formatters import Answer, lines_of
 from sst2.inference.predict.highlight import PAGE_END, page_row, page_start
-from sst2.inference.predict.incoming import chunks, sentences_of
-from sst2.inference.predict.sinks import NewFile, Sink, StandardOutput
+from sst2.inference.predict.inputs import chunks, sentences_of
+from sst2.inference.predict.writers import NewFile, Sink, StandardOutput
 from sst2.utils.console import flush, reserve_standard_descriptors
 from sst2.utils.errors import UserError, print_line
-from sst2.utils.one_line_parser import OneLineParser
 from sst2.utils.text_files import FILE_SUFFIXES, format_of, problem_of
 
 if TYPE_CHECKING:  # they import torch, which is not needed to answer a mistake

@@ -1,12 +1,12 @@
-"""Predictions as lines: for a person, as csv, or as JSON."""
+"""Formatters of predictions: as text for a person, as csv, or as JSON lines."""
 
 import csv
 import json
 from typing import NamedTuple, Protocol
 
+from sst2.data.csv_cells import ANSWERS, ANSWERS_EXPLAINED, to_cell
 from sst2.inference.predict.highlight import Word, in_colour, in_plain, printable
-from sst2.inference.predict.sinks import Sink
-from sst2.utils.csv_cells import ANSWERS, ANSWERS_EXPLAINED, to_cell
+from sst2.inference.predict.writers import Sink
 
 
 class Answer(NamedTuple):

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the run that its settings describe, and what those leave to the checkpoint."""
+"""Settings that are fixed on resume: a checkpoint of another run is refused, with the flag that differs."""
 
 import json
 from contextlib import suppress

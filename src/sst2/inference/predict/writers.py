@@ -1,4 +1,4 @@
-"""Where answers go: standard output, or a file that appears when it is whole and takes no other file's place."""
+"""Writers of predictions: to standard output, or to a file that appears when it is whole and replaces none."""
 
 import os
 from contextlib import suppress

@@ -17,7 +17,7 @@ from transformers import DistilBertForSequenceClassification
 from sst2.config.settings import Settings
 from sst2.data.sample import sample_config
 from sst2.distributed.strategies import Strategy, prepare
-from sst2.distributed.strategies.fully_sharded import FSDP2Strategy
+from sst2.distributed.strategies.fsdp2 import FSDP2Strategy
 from sst2.training.optimizer import build_optimizer
 from tests.support.processes import free_port, start
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's loss scaler in fp16
 
 
-class Zero(ShardedStrategy):
+class DeepSpeedStrategy(ShardedStrategy):
     """Drives DeepSpeed's engine itself: accelerate's wrapper takes the step within `backward`.
 
     Clipping, and the decision to skip a step whose gradient is not finite, are the engine's (`zero_config` says so).

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from sst2.checkpoints.training_state import TrainingState
-from sst2.training.meter import Meter
+from sst2.training.step_metrics import StepMetrics
 from sst2.utils.device_timing import Waiting
 
 
@@ -21,12 +21,12 @@ def accelerator() -> Iterator[Accelerator]:
     GradientState._reset_state()
 
 
-def count(meter: Meter, loss_sum: float, grad_norm: float, sentences: int = 4) -> None:
+def count(meter: StepMetrics, loss_sum: float, grad_norm: float, sentences: int = 4) -> None:
     meter.count(torch.tensor(loss_sum), torch.tensor(grad_norm), sentences, padded_tokens=50, seconds=0.5)
 
 
 def test_steps_that_were_skipped_are_counted_and_their_loss_is_not(accelerator: Accelerator) -> None:
-    meter, state = Meter(accelerator, Waiting(accelerator.device)), TrainingState()
+    meter, state = StepMetrics(accelerator, Waiting(accelerator.device)), TrainingState()
     count(meter, 8.0, 1.0)
     count(meter, nan, nan)
     count(meter, 3.0, inf)
@@ -41,11 +41,11 @@ def test_steps_that_were_skipped_are_counted_and_their_loss_is_not(accelerator: 
 
 def test_a_row_goes_on_over_reads_and_starts_of_the_run(accelerator: Accelerator) -> None:
     state = TrainingState()
-    meter = Meter(accelerator, Waiting(accelerator.device))
+    meter = StepMetrics(accelerator, Waiting(accelerator.device))
     for length in (1, 2):
         count(meter, nan, nan)
         assert meter.read(state) == length
-    resumed = Meter(accelerator, Waiting(accelerator.device), state.skipped_in_a_row)
+    resumed = StepMetrics(accelerator, Waiting(accelerator.device), state.skipped_in_a_row)
     count(resumed, nan, nan)
     assert resumed.read(state) == 3
     count(resumed, 1.0, 1.0)
@@ -56,7 +56,7 @@ def test_a_row_goes_on_over_reads_and_starts_of_the_run(accelerator: Accelerator
 
 
 def test_what_ranks_do_between_steps_counts_as_a_phase_of_the_next(accelerator: Accelerator) -> None:
-    meter, state = Meter(accelerator, Waiting(accelerator.device)), TrainingState()
+    meter, state = StepMetrics(accelerator, Waiting(accelerator.device)), TrainingState()
     with meter.between_steps("stop_check"):
         time.sleep(0.05)
     assert meter.read(state) == 0
@@ -68,7 +68,7 @@ def test_what_ranks_do_between_steps_counts_as_a_phase_of_the_next(accelerator: 
 
 
 def test_a_cpu_is_read_after_every_step(accelerator: Accelerator) -> None:
-    meter = Meter(accelerator, Waiting(accelerator.device))
+    meter = StepMetrics(accelerator, Waiting(accelerator.device))
     assert not meter.is_due
     count(meter, 1.0, 1.0)
     assert meter.is_due
@@ -78,7 +78,7 @@ def test_the_sum_of_many_losses_does_not_depend_on_when_it_is_read(accelerator: 
     losses = torch.rand(1000).tolist()
     sums = []
     for every in (1, 7, 1000):
-        meter, state = Meter(accelerator, Waiting(accelerator.device)), TrainingState()
+        meter, state = StepMetrics(accelerator, Waiting(accelerator.device)), TrainingState()
         for number, loss in enumerate(losses, start=1):
             count(meter, loss, 1.0)
             if number % every == 0:

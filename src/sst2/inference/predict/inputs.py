@@ -1,4 +1,4 @@
-"""Sentences to classify, one after another: from the command line, a file or standard input, each one checked."""
+"""Inputs of `predict`: sentences from the command line, a file or standard input, each one checked."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

@@ -11,7 +11,8 @@ from transformers import DistilBertForSequenceClassification
 
 from sst2.config.settings import Settings
 from sst2.data.sample import sample_config
-from sst2.distributed.strategies import data_parallel, prepare
+from sst2.distributed.strategies import prepare
+from sst2.distributed.strategies import strategy as strategy_module
 from sst2.training.optimizer import build_optimizer
 from tests.support.processes import free_port, start
 
@@ -21,13 +22,13 @@ def passes_of_a_step(rank: int, port: int) -> list[list[str]]:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     events: list[str] = []
-    sent = data_parallel.bf16_compress_hook
+    sent = strategy_module.bf16_compress_hook
 
     def send(state: Any, bucket: Any) -> Any:
         events.append("sent")
         return sent(state, bucket)
 
-    data_parallel.bf16_compress_hook = send  # type: ignore[assignment]
+    strategy_module.bf16_compress_hook = send  # type: ignore[assignment]
     config = sample_config(20_000)
     config.update({"dim": 256, "hidden_dim": 1024})  # or all gradients would fit into the first bucket
     model = DistilBertForSequenceClassification(config)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from sst2.cli.compare import as_csv
+from sst2.data.csv_cells import from_cell, to_cell
 from sst2.data.readers import read_file
 from sst2.data.records import Columns
 from sst2.data.splits import Split
 from sst2.evaluation.predictions import read_predictions, write_predictions
-from sst2.inference.predict.answers import Answer, lines_of
 from sst2.inference.predict.command import main as predict
-from sst2.inference.predict.incoming import sentences_of
-from sst2.utils.csv_cells import from_cell, to_cell
+from sst2.inference.predict.formatters import Answer, lines_of
+from sst2.inference.predict.inputs import sentences_of
 
 FORMULAS = ['=HYPERLINK("http://x")', "+1 for this film", "-lrb- sic -rrb-", "@cast", "\t=1+1", "\r=1", "\uff1d1"]
 TEXTS = [*FORMULAS, *(f"'{text}" for text in FORMULAS), "''=1", "'tis fine", "'", "''", "a=b", " =1", "-5", "+0.25"]

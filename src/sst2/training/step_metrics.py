@@ -1,4 +1,4 @@
-"""Counts what optimizer steps have done, without waiting for the device that does them."""
+"""Metrics of optimizer steps: loss, skipped steps, tokens and time, summed up on the device without waiting for it."""
 
 import resource
 import sys
@@ -16,7 +16,7 @@ from sst2.utils.device_timing import PHASES, Phases, Waiting
 STEPS_BETWEEN_READS = 16  # on a GPU
 
 
-class Meter:
+class StepMetrics:
     """Sums of one rank since the last `read`, kept where they arise.
 
     Reading a number from a GPU makes the host wait for all the work before it, and the GPU then waits for the host. A
