@@ -104,16 +104,17 @@ def without_clipping_in_the_step() -> None:
 def without_fused_adamw() -> None:
     import torch
 
-    import train_sst2
     from sst2.config.settings import Settings
-    from sst2.training.optimizer import parameter_groups
+    from sst2.training import optimizer
 
     without_clipping_in_the_step()  # which is the fused one's
 
     def unfused(model: torch.nn.Module, settings: Settings) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameter_groups(model, settings.weight_decay), settings.learning_rate, fused=False)
+        return torch.optim.AdamW(
+            optimizer.parameter_groups(model, settings.weight_decay), settings.learning_rate, fused=False
+        )
 
-    put(train_sst2, "build_optimizer", unfused)
+    put(optimizer, "build_optimizer", unfused)
 
 
 def with_reading_every_step() -> None:
@@ -125,9 +126,10 @@ def with_reading_every_step() -> None:
 
 def without_graphs() -> None:
     """The host asks for the operations of a step one by one."""
-    import train_sst2
+    from sst2.training import trainer
+    from sst2.training.cuda_graphs import StepRunner
 
-    put(train_sst2, "cuda_graph_runner", lambda *arguments: None)
+    put(trainer, "step_runner", lambda *arguments: StepRunner())
 
 
 ON_ALL = (

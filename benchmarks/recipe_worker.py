@@ -28,7 +28,8 @@ from sst2.config.arguments import parse_arguments
 from sst2.config.settings import Settings
 from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
-from sst2.training.trainer import Job
+from sst2.training import optimizer as job_optimizer
+from sst2.training.trainer import Trainer
 from sst2.utils.atomic_file import write_json
 
 EMA_SPAN = 0.1  # share of the run over which an exponential average reaches back
@@ -43,10 +44,10 @@ class Alteration:
     def before_setup(self) -> None:
         """Put something else in place of a function of train_sst2."""
 
-    def before_fit(self, job: Job) -> None:
-        """Change the prepared job."""
+    def before_fit(self, trainer: Trainer) -> None:
+        """Change the prepared trainer."""
 
-    def after_fit(self, job: Job) -> None:
+    def after_fit(self, trainer: Trainer) -> None:
         """Change the trained model."""
 
 
@@ -67,13 +68,13 @@ class Averaged(Alteration, ABC):
             total: steps of the run.
         """
 
-    def before_fit(self, job: Job) -> None:
-        optimizer = job.strategy.optimizer
+    def before_fit(self, trainer: Trainer) -> None:
+        optimizer = trainer.strategy.optimizer
         self._weights = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
         # inside the optimizer's step, so that the time it takes counts as training
-        optimizer.register_step_post_hook(lambda *_: self._take(job.state.step + 1, job.plan.total_steps))
+        optimizer.register_step_post_hook(lambda *_: self._take(trainer.state.step + 1, trainer.plan.total_steps))
 
-    def after_fit(self, job: Job) -> None:
+    def after_fit(self, trainer: Trainer) -> None:
         for weight, average in zip(self._weights, self._averages, strict=True):
             weight.copy_(average)
 
@@ -116,7 +117,7 @@ class LabelSmoothing(Alteration):
         names = vars(F) | {"cross_entropy": self._smoothed}
         train_sst2.F = SimpleNamespace(**names)  # type: ignore[assignment]
 
-    def after_fit(self, job: Job) -> None:
+    def after_fit(self, trainer: Trainer) -> None:
         if not self._is_used:
             raise RuntimeError("train_sst2 has its loss from elsewhere now: nothing was smoothed")
 
@@ -129,11 +130,11 @@ class LayerWiseDecay(Alteration):
     """Lower layers, which hold what is common to all tasks, learn more slowly."""
 
     def before_setup(self) -> None:
-        train_sst2.build_optimizer = partial(slower_below, train_sst2.build_optimizer)
+        job_optimizer.build_optimizer = partial(slower_below, job_optimizer.build_optimizer)
 
-    def before_fit(self, job: Job) -> None:
-        if len(set(job.schedule.base_lrs)) == 1:
-            raise RuntimeError("train_sst2 has its optimizer from elsewhere now: all layers learn at one rate")
+    def before_fit(self, trainer: Trainer) -> None:
+        if len(set(trainer.schedule.base_lrs)) == 1:
+            raise RuntimeError("the job has its optimizer from elsewhere now: all layers learn at one rate")
 
 
 def slower_below(
@@ -182,18 +183,20 @@ def train(settings: Settings, alteration: Alteration) -> dict[str, float]:
     `load_average` is the host's at the end of training: seconds are worth something where it is about the number of
     threads, and little where it is more, since others have worked beside.
     """
-    train_sst2.checkpoint = lambda job: None  # nobody goes on with these runs, and a disk may take a minute for it
+    train_sst2.save_checkpoint = lambda trainer: (
+        None
+    )  # nobody goes on with these runs, and a disk may take a minute for it
     alteration.before_setup()
-    with RunFolder(settings.run_dir) as run, train_sst2.setup(settings, StopRequests(), run) as job:
-        alteration.before_fit(job)
-        train_sst2.fit(job)
+    with RunFolder(settings.run_dir) as run, train_sst2.setup(settings, StopRequests(), run) as trainer:
+        alteration.before_fit(trainer)
+        train_sst2.fit(trainer)
         load = os.getloadavg()[0]
-        alteration.after_fit(job)
+        alteration.after_fit(trainer)
         figures: dict[str, float] = {}
         for name, split in (("holdout", "test"), ("validation", "validation")):
-            metrics, _ = train_sst2.evaluate(job, job.splits[split])
+            metrics, _ = train_sst2.evaluate(trainer, trainer.splits[split])
             figures |= {f"{name}_{figure}": metrics[figure] for figure in ("accuracy", "loss", "count")}
-        state = job.state
+        state = trainer.state
         figures |= {
             "load_average": load,
             "seconds": state.seconds,

@@ -33,7 +33,7 @@ sys.path.insert(0, str(HERE.parent))  # for train_sst2.py and benchmarks
 
 # Functions and methods below `sst2`, by part. One that is not there is left out: its seconds are in `rest of setup`.
 PARTS = {
-    "connect": "distributed.init:connect",
+    "init distributed": "distributed.init:init_distributed",
     "sentences": "data.staging:stage data.splits:load_sentences",
     "tokenizer": "models.loading:load_tokenizer",
     "model": "models.loading:load_model",

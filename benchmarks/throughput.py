@@ -148,12 +148,12 @@ def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> St
     flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", tempfile.mkdtemp(dir=folder)]
     flags += ["--per_device_train_batch_size", batch_size, "--mixed_precision", precision, "--batching", batching]
     settings = parse_arguments([*map(str, flags), "--max_train_steps", "100000"])
-    job = setup(settings, StopRequests(), RunFolder(settings.run_dir))
+    trainer = setup(settings, StopRequests(), RunFolder(settings.run_dir))
 
     def step() -> tuple[int, int]:
-        rows = job.plan.rows(job.state.step)
-        train_step(job)
-        return len(rows), int(job.splits["train"].lengths[rows].sum())
+        indices = trainer.plan.indices(trainer.state.step)
+        train_step(trainer)
+        return len(indices), int(trainer.splits["train"].lengths[indices].sum())
 
     return step
 

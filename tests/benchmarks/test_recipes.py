@@ -21,6 +21,7 @@ from sst2.config.arguments import parse_arguments
 from sst2.config.settings import Settings
 from sst2.data.readers import LabelledSentences
 from sst2.data.sample import sample_config
+from sst2.training import optimizer
 from sst2.training.optimizer import build_optimizer
 from sst2.utils.errors import UserError
 from tests.support.running import REPOSITORY
@@ -209,20 +210,20 @@ def test_every_alteration_changes_the_model_that_a_run_ends_with(
     tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = {}
-    for name, alteration in ALTERATIONS.items():
+    for kind, alteration in ALTERATIONS.items():
         flags: list[object] = ["--model_name_or_path", tiny_model, "--train_file", tsv_files[0]]
-        flags += ["--validation_file", tsv_files[1], "--test_file", tsv_files[1], "--output_dir", tmp_path / name]
+        flags += ["--validation_file", tsv_files[1], "--test_file", tsv_files[1], "--output_dir", tmp_path / kind]
         flags += ["--learning_rate", 1e-3, "--max_train_steps", 20, "--batching", "packed"]
         try:
             with monkeypatch.context() as patch:
-                for function in ("F", "build_optimizer", "checkpoint"):
-                    patch.setattr(train_sst2, function, getattr(train_sst2, function))  # to be put back
+                for owner, name in ((train_sst2, "F"), (train_sst2, "save_checkpoint"), (optimizer, "build_optimizer")):
+                    patch.setattr(owner, name, getattr(owner, name))  # to be put back
                 figures = train(parse_arguments([*map(str, flags)]), alteration())
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
         assert figures["holdout_loss"] == figures["validation_loss"]  # here of the same file
-        losses[name] = figures["holdout_loss"]
+        losses[kind] = figures["holdout_loss"]
     assert len(set(losses.values())) == len(ALTERATIONS), losses
 
 

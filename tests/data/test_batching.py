@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import BatchPlan, epoch_order, micro_batches, plan_batches, split_by_tokens
+from sst2.data.batch_plan import BatchPlan, epoch_order, micro_batch_indices, plan_batches, split_by_tokens
 from sst2.data.collation import collate, evaluation_loader
 from sst2.data.splits import Split
 from sst2.utils.errors import UserError
@@ -27,11 +27,11 @@ def settings(**changes: Any) -> Settings:
 def test_an_epoch_visits_every_sentence_once_and_epochs_differ() -> None:
     plan = BatchPlan(num_sentences=103, global_batch_size=10, seed=1, total_steps=33)
     assert plan.steps_per_epoch == 11
-    epochs = [np.concatenate([plan.rows(step) for step in range(11 * e, 11 * (e + 1))]) for e in range(3)]
+    epochs = [np.concatenate([plan.indices(step) for step in range(11 * e, 11 * (e + 1))]) for e in range(3)]
     for rows in epochs:
         assert sorted(rows) == list(range(103))
     assert not np.array_equal(epochs[0], epochs[1])
-    assert len(plan.rows(10)) == 3  # the short last step
+    assert len(plan.indices(10)) == 3  # the short last step
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
@@ -47,8 +47,8 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 def test_every_sentence_of_a_step_is_dealt_once(world_size: int, micro_batch_size: int, count: int) -> None:
     lengths = np.random.default_rng(0).integers(3, 60, size=200)
     rows = np.random.default_rng(1).permutation(200)[:count]
-    hands = split_by_tokens(rows, lengths, world_size)
-    passes = [micro_batches(hands, rank, micro_batch_size) for rank in range(world_size)]
+    shards = split_by_tokens(rows, lengths, world_size)
+    passes = [micro_batch_indices(shards, rank, micro_batch_size) for rank in range(world_size)]
     assert len({len(own) for own in passes}) == 1  # as many forward passes on every rank
     batches = [batch for own in passes for batch in own]
     assert all(1 <= len(rows) <= micro_batch_size for rows, _ in batches)

@@ -27,9 +27,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 DENORMALS = """
 from sst2.config.arguments import parse_arguments
-from sst2.distributed.init import connect
+from sst2.distributed.init import init_distributed
 import torch
-connect(parse_arguments(["--smoke", "--mixed_precision", "auto"]))
+init_distributed(parse_arguments(["--smoke", "--mixed_precision", "auto"]))
 assert torch.get_num_threads() == 2
 print(int((torch.full((1 << 20,), 1e-40).mul(1.0) != 0).sum()))
 """

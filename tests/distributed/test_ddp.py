@@ -39,11 +39,11 @@ def passes_of_a_step(rank: int, port: int) -> list[list[str]]:
     seen = []
     for is_last in (False, True):
         events.clear()
-        with strategy.forward_pass(is_last):
+        with strategy.accumulate(is_last):
             logits = strategy.model(input_ids=torch.arange(2, 20)[None]).logits
             strategy.backward(F.cross_entropy(logits, torch.tensor([1])))
         seen.append([*events])
-    assert strategy.update(max_norm=1.0) > 0
+    assert strategy.clip_and_step(max_norm=1.0) > 0
     assert strategy.waiting.take() > 0
     assert strategy.waiting.take() == 0
     assert all(parameter.grad is None for parameter in model.parameters())

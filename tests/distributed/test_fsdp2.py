@@ -52,11 +52,11 @@ def train(strategy: Strategy, steps: range, world_size: int) -> list[float]:
     for step in steps:
         ids = torch.randint(50, (6, 9), generator=torch.Generator().manual_seed(step))
         for is_last in (False, True):
-            with strategy.forward_pass(is_last):
+            with strategy.accumulate(is_last):
                 logits = strategy.model(input_ids=ids[int(is_last) :: 2]).logits
                 # every rank has the same sentences, so that the mean over them is what one rank has
                 strategy.backward(torch.nn.functional.cross_entropy(logits, ids[int(is_last) :: 2, 0] % 2) / 2)
-        norms.append(float(strategy.update(max_norm=0.5)))
+        norms.append(float(strategy.clip_and_step(max_norm=0.5)))
     return norms
 
 

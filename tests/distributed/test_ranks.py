@@ -14,7 +14,7 @@ from torch import distributed, nn
 from sst2.checkpoints.checkpointer import Checkpointer
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
-from sst2.distributed.init import connect
+from sst2.distributed.init import init_distributed
 from sst2.distributed.ranks import read_on_main, run_on_main
 from sst2.distributed.strategies import prepare
 from sst2.training.optimizer import build_optimizer, build_schedule
@@ -119,13 +119,13 @@ def resume(rank: int, port: int, folder: Path) -> tuple[list[float], list[str]]:
     """A step, a checkpoint, another model that takes it over. Returns its weights, and the files read on the way."""
     join(rank, port)
     settings = Settings(output_dir=str(folder / "run"), num_warmup_steps=0, max_train_steps=9)
-    accelerator, _ = connect(settings)
+    accelerator, _ = init_distributed(settings)
 
     def training() -> tuple[WithBuffer, Checkpointer]:
         model = WithBuffer()
         strategy = prepare(accelerator, model, build_optimizer(model, settings))
         strategy.backward(strategy.model(torch.ones(4, 1)).logits.sum())
-        strategy.update(1.0)
+        strategy.clip_and_step(1.0)
         schedule = build_schedule(strategy.optimizer, settings)
         return model, Checkpointer(folder / "run" / "checkpoints", accelerator, strategy, schedule, None, settings, {})
 
@@ -158,7 +158,7 @@ def sent_in_a_step(rank: int, port: int) -> list[str]:
     """The collective operations of two forward and backward passes."""
     join(rank, port)
     settings = Settings(output_dir="/nonexistent")
-    accelerator, _ = connect(settings)
+    accelerator, _ = init_distributed(settings)
     model = WithBuffer()
     strategy = prepare(accelerator, model, build_optimizer(model, settings))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

@@ -18,7 +18,7 @@ import torch
 from sst2.checkpoints.free_space import require_free_space
 from sst2.config.settings import Precision, Settings
 from sst2.distributed import rendezvous as rendezvous_module
-from sst2.distributed.init import _agree_on_precision, connect
+from sst2.distributed.init import _agree_on_precision, init_distributed
 from sst2.distributed.launcher import Launcher, read_launcher
 from sst2.distributed.rendezvous import all_reduce_check, check_world_size, rendezvous, word_of_main
 from sst2.utils.errors import LocalError, LostProcessError, UserError
@@ -259,7 +259,7 @@ def test_what_the_host_cannot_run_is_refused(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=complaint):
-        connect(Settings(**flags))  # type: ignore[arg-type]
+        init_distributed(Settings(**flags))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

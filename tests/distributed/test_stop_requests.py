@@ -1,4 +1,4 @@
-"""Signals and files become wishes that all ranks agree on; nothing happens before they are asked for."""
+"""Signals and files become flags that all ranks agree on; nothing happens before they are asked for."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,17 +20,17 @@ from tests.support.running import REPOSITORY
 def answer_to(*signals: signal.Signals) -> StopFlags:
     """What a process is told that has got these signals."""
     requests = StopRequests().listen()
-    assert requests.agree() == StopFlags()
+    assert requests.reduce()[0] == StopFlags()
     for number in signals:
         os.kill(os.getpid(), number)
-    wishes = requests.agree()
+    flags = requests.reduce()[0]
     deadline = time.monotonic() + 30
-    while not wishes.stop and time.monotonic() < deadline:
+    while not flags.stop and time.monotonic() < deadline:
         time.sleep(0.01)  # another thread receives them
-        wishes = requests.agree()
+        flags = requests.reduce()[0]
     time.sleep(0.2)
-    assert requests.agree() == wishes  # nobody takes it back
-    return wishes
+    assert requests.reduce()[0] == flags  # nobody takes it back
+    return flags
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -48,7 +49,7 @@ def test_what_is_printed_where_outputs_are_closed_is_no_signal() -> None:
         "for output in (0, 1, 2):\n"
         "    os.write(output, bytes(range(1, 32)))\n"  # a newline is SIGUSR1
         "time.sleep(0.5)\n"
-        "raise SystemExit(requests.agree().stop != '')"
+        "raise SystemExit(requests.reduce()[0].stop != '')"
     )
     command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code]
     assert subprocess.run(command, check=False).returncode == 0
@@ -79,7 +80,7 @@ def answer_of_a_library(number: signal.Signals) -> StopFlags:
     signal.signal(number, lambda number, frame: None)
     os.kill(os.getpid(), number)
     time.sleep(0.5)
-    return requests.agree()
+    return requests.reduce()[0]
 
 
 def test_a_signal_that_a_library_has_taken_is_no_wish() -> None:
@@ -118,55 +119,55 @@ def test_signals_are_caught_before_torch_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
-def test_files_are_wishes_and_are_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_flags_and_are_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sst2.distributed.stop_requests.SECONDS_BETWEEN_LOOKS", 0)
     requests = StopRequests()
     (tmp_path / "STOP").touch()
-    assert requests.agree() == StopFlags()  # it has not been told where to look
+    assert requests.reduce()[0] == StopFlags()  # it has not been told where to look
     (tmp_path / "STOP").unlink()
     requests.watch(tmp_path)
-    assert requests.agree() == StopFlags()
+    assert requests.reduce()[0] == StopFlags()
     for _ in range(2):
         (tmp_path / "SAVE").touch()
-        assert requests.agree() == StopFlags(save=True)
-        assert requests.agree() == StopFlags()  # once is enough
+        assert requests.reduce()[0] == StopFlags(save=True)
+        assert requests.reduce()[0] == StopFlags()  # once is enough
     (tmp_path / "STOP").touch()
-    assert requests.agree() == StopFlags(stop="the file STOP")
+    assert requests.reduce()[0] == StopFlags(stop="the file STOP")
     assert list(tmp_path.iterdir()) == []  # or the next start would stop as well
-    assert requests.agree().stop
+    assert requests.reduce()[0].stop
 
 
 def test_the_folder_is_not_looked_at_in_every_step(tmp_path: Path) -> None:
     requests = StopRequests()
     requests.watch(tmp_path)
     began = time.monotonic()
-    requests.agree()
+    requests.reduce()[0]
     (tmp_path / "SAVE").touch()
     looks = 0
-    while not requests.agree().save:
+    while not requests.reduce()[0].save:
         looks += 1
         time.sleep(0.01)
     assert time.monotonic() - began >= 1
     assert looks > 3
 
 
-def agreement(rank: int, folder: Path) -> list[StopFlags]:
+def agreement(rank: int, folder: Path) -> list[Any]:
     """What one of two ranks is told while only the other one knows of something."""
     from torch import distributed
 
     (folder / "run").mkdir(exist_ok=True)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     requests = StopRequests()
-    told = [requests.agree(), requests.agree(failed=rank == 1)]
+    told: list[Any] = [requests.reduce()[0], requests.reduce(rank == 1)]
     if rank == 0:
         (folder / "run" / "SAVE").touch()
         requests.watch(folder / "run")
-    told += [requests.agree(), requests.agree()]
+    told += [requests.reduce()[0], requests.reduce()[0]]
     if rank == 1:
         requests.listen()
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(1)
-    told.append(requests.agree())
+    told.append(requests.reduce()[0])
     distributed.barrier()
     distributed.destroy_process_group()
     return told
@@ -177,7 +178,7 @@ def test_what_one_rank_knows_all_are_told_at_once(tmp_path: Path) -> None:
     for process, answer in started:
         assert answer.recv() == [
             StopFlags(),
-            StopFlags(failed=True),
+            (StopFlags(), [True]),
             StopFlags(save=True),
             StopFlags(),
             StopFlags(stop="SIGUSR1"),
@@ -193,15 +194,15 @@ def leave_a_process_behind(reported: Path) -> None:
         return
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # exported by somebody, and no sign of a launcher
     of_shell = StopRequests()
-    told = [of_shell.agree()]
+    told = [of_shell.reduce()[0]]
     os.environ |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"}  # a launcher sets both
     requests = StopRequests()
-    told.append(requests.agree())
+    told.append(requests.reduce()[0])
     launcher = os.getppid()
     ready.touch()
     while os.getppid() == launcher:
         time.sleep(0.01)
-    told += [requests.agree(), of_shell.agree()]
+    told += [requests.reduce()[0], of_shell.reduce()[0]]
     write_text(reported, repr(told))
     os._exit(0)
 

@@ -12,98 +12,99 @@ from accelerate.state import AcceleratorState, GradientState
 from sst2.config.arguments import parse_arguments
 from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
-from sst2.training.trainer import Job
+from sst2.training.cuda_graphs import CudaGraphRunner, StepRunner
+from sst2.training.trainer import Trainer
 from train_sst2 import setup, train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
 
 @contextmanager
-def job_of(folder: Path, *flags: object) -> Iterator[Job]:
+def trainer_of(folder: Path, *flags: object) -> Iterator[Trainer]:
     command = ["--smoke", "--mixed_precision", "bf16", "--output_dir", folder, *flags]
     settings = parse_arguments([*map(str, command)])
     try:
-        with RunFolder(settings.run_dir) as run, setup(settings, StopRequests(), run) as job:
-            yield job
+        with RunFolder(settings.run_dir) as run, setup(settings, StopRequests(), run) as trainer:
+            yield trainer
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
 
-def losses(job: Job, steps: int) -> list[float]:
+def losses(trainer: Trainer, steps: int) -> list[float]:
     found = []
     for _ in range(steps):
-        train_step(job)
-        found.append(job.pop_averages()["loss"])
+        train_step(trainer)
+        found.append(trainer.pop_averages()["loss"])
     return found
 
 
 def test_losses_are_those_of_steps_operation_by_operation(tmp_path: Path) -> None:
     flags = ["--dropout", 0, "--max_train_steps", 60, "--global_batch_size", 32, "--learning_rate", "3e-4"]
-    with job_of(tmp_path / "recorded", *flags) as job:
-        recorded = losses(job, 60)
-        assert job.graphs is not None
-        assert job.graphs.recorded >= 2
-        weights = job.strategy.weights()
-    with job_of(tmp_path / "plain", *flags) as job:
-        job.graphs = None
-        plain = losses(job, 60)
-        expected = job.strategy.weights()
+    with trainer_of(tmp_path / "recorded", *flags) as trainer:
+        recorded = losses(trainer, 60)
+        assert isinstance(trainer.step_runner, CudaGraphRunner)
+        assert trainer.step_runner.captured >= 2
+        weights = trainer.strategy.weights()
+    with trainer_of(tmp_path / "plain", *flags) as trainer:
+        trainer.step_runner = StepRunner()
+        plain = losses(trainer, 60)
+        expected = trainer.strategy.weights()
     assert recorded == pytest.approx(plain, rel=0.02, abs=0.005)  # sums on a GPU are not repeatable to the last bit
     distance = sum(float((weights[name] - value).square().sum()) for name, value in expected.items())
     assert distance < 1e-3 * sum(float(value.square().sum()) for value in expected.values())
 
 
 def test_dropout_is_drawn_anew_and_saved_with_the_random_state(tmp_path: Path) -> None:
-    with job_of(tmp_path / "run", "--learning_rate", "1e-9", "--max_train_steps", 60) as job:
-        losses(job, 30)
-        repeated(job)
-        assert job.graphs is not None
-        recorded = job.graphs.recorded
+    with trainer_of(tmp_path / "run", "--learning_rate", "1e-9", "--max_train_steps", 60) as trainer:
+        losses(trainer, 30)
+        repeated(trainer)
+        assert isinstance(trainer.step_runner, CudaGraphRunner)
+        recorded = trainer.step_runner.captured
         assert recorded
         before = torch.cuda.get_rng_state()
-        first = [repeated(job), repeated(job)]
+        first = [repeated(trainer), repeated(trainer)]
         assert first[0] != first[1]
         torch.cuda.set_rng_state(before)
-        assert [repeated(job), repeated(job)] == pytest.approx(first, rel=1e-3)
-        assert job.graphs.recorded == recorded  # nothing of this was a step operation by operation
+        assert [repeated(trainer), repeated(trainer)] == pytest.approx(first, rel=1e-3)
+        assert trainer.step_runner.captured == recorded  # nothing of this was a step operation by operation
 
 
-def repeated(job: Job) -> float:
+def repeated(trainer: Trainer) -> float:
     """The loss of one and the same step."""
-    job.state.step = 4
-    train_step(job)
-    return job.pop_averages()["loss"]
+    trainer.state.step = 4
+    train_step(trainer)
+    return trainer.pop_averages()["loss"]
 
 
 def test_a_recorded_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
-    with job_of(tmp_path / "run", "--max_train_steps", 60) as job:
-        losses(job, 30)
-        head = job.strategy.model.get_parameter("classifier.weight")
+    with trainer_of(tmp_path / "run", "--max_train_steps", 60) as trainer:
+        losses(trainer, 30)
+        head = trainer.strategy.model.get_parameter("classifier.weight")
         with torch.no_grad():
             saved = head[0, 0].clone()
             head[0, 0] = float("nan")
-        before = {name: value.clone() for name, value in job.strategy.weights().items()}
-        job.state.step = 4
-        measured = train_step(job)
+        before = {name: value.clone() for name, value in trainer.strategy.weights().items()}
+        trainer.state.step = 4
+        measured = train_step(trainer)
         assert not measured["grad_norm"].isfinite()
-        for name, value in job.strategy.weights().items():
+        for name, value in trainer.strategy.weights().items():
             torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
         with torch.no_grad():
             head[0, 0] = saved
-        job.state.step = 5
-        assert train_step(job)["grad_norm"].isfinite()
+        trainer.state.step = 5
+        assert train_step(trainer)["grad_norm"].isfinite()
 
 
 def test_an_epochs_short_last_step_is_taken_as_it_is(tmp_path: Path) -> None:
     flags = ["--max_train_samples", 100, "--num_train_epochs", 6, "--global_batch_size", 32]
-    with job_of(tmp_path / "run", *flags) as job:
-        assert np.isfinite(losses(job, job.plan.total_steps)).all()
-        assert job.state.sentences == 600
+    with trainer_of(tmp_path / "run", *flags) as trainer:
+        assert np.isfinite(losses(trainer, trainer.plan.total_steps)).all()
+        assert trainer.state.sentences == 600
 
 
 @pytest.mark.parametrize("flags", [["--mixed_precision", "fp16"], ["--batching", "padded"]], ids=" ".join)
 def test_what_cannot_be_recorded_is_not(flags: list[str], tmp_path: Path) -> None:
-    with job_of(tmp_path / "run", "--max_train_steps", 10, *flags) as job:
-        assert job.graphs is None
-        losses(job, 3)
+    with trainer_of(tmp_path / "run", "--max_train_steps", 10, *flags) as trainer:
+        assert not isinstance(trainer.step_runner, CudaGraphRunner)
+        losses(trainer, 3)

@@ -62,12 +62,12 @@ def test_dropout_of_flash_attention_is_drawn_and_keeps_the_mean() -> None:
 def test_the_host_waits_for_no_step(tmp_path: Path) -> None:
     flags = ["--smoke", "--mixed_precision", "bf16", "--max_train_steps", "30", "--output_dir", str(tmp_path / "run")]
     settings = parse_arguments(flags)
-    with RunFolder(settings.run_dir) as run, setup(settings, StopRequests(), run) as job:
+    with RunFolder(settings.run_dir) as run, setup(settings, StopRequests(), run) as trainer:
         for _ in range(17):  # to the first read, after which there are some steps without one
-            train_step(job)
+            train_step(trainer)
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(5):
-                train_step(job)
+                train_step(trainer)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -37,7 +37,14 @@ class Finished:
 
 def without_times(values: dict[str, Any]) -> dict[str, Any]:
     """What is left of a logged point, or of metrics.json, when everything that depends on the clock is gone."""
-    measured = {"seconds", "step_seconds", "sentences_per_second", "tokens_per_second", "mfu", "peak_memory_mib"}
+    measured = {
+        "seconds",
+        "step_seconds",
+        "sentences_per_second",
+        "tokens_per_second",
+        "matmul_peak_share",
+        "peak_memory_mib",
+    }
     phases = ("waiting", "data", "forward", "backward", "optimizer", "graph", "stop_check")
     measured |= {f"{name}_share" for name in phases}
     return {name: value for name, value in values.items() if name not in measured}

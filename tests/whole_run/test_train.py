@@ -29,7 +29,7 @@ from transformers import (
 import train_sst2
 from sst2.data.splits import Split
 from sst2.distributed import precision as precision_module
-from sst2.training.trainer import Job
+from sst2.training.trainer import Trainer
 from tests.support.running import REPOSITORY, Finished, without_times
 
 Train = Callable[..., Finished]
@@ -84,8 +84,15 @@ def test_what_a_run_leaves_behind(train_here: Train, small_job: list[Any]) -> No
     steps = [line["step"] for line in run.logged("train")]
     assert steps == list(range(1, 21))
     assert [line["step"] for line in run.logged("validation")] == [10, 20]
-    finite = "loss learning_rate grad_norm sentences_per_second tokens_per_second padding_share mfu step_seconds"
-    for name in (*finite.split(), "peak_memory_mib", "data_share", "forward_share", "backward_share"):
+    finite = "loss learning_rate grad_norm sentences_per_second tokens_per_second padding_share step_seconds"
+    for name in (
+        *finite.split(),
+        "matmul_peak_share",
+        "peak_memory_mib",
+        "data_share",
+        "forward_share",
+        "backward_share",
+    ):
         assert np.isfinite([line[name] for line in run.logged("train")]).all(), name
     config = yaml.safe_load((run.run_dir / "resolved.yaml").read_text())
     assert (config["global_batch_size"], config["max_train_steps"], config["num_warmup_steps"]) == (32, 20, 2)
@@ -489,9 +496,9 @@ def test_the_last_evaluation_is_computed_once_and_reported_as_it_was_logged(
 ) -> None:
     evaluated: list[tuple[str, int]] = []
 
-    def evaluate(job: Job, split: Split, computed: Any = train_sst2.evaluate) -> Any:
-        evaluated.append((split.name, job.state.step))
-        return computed(job, split)
+    def evaluate(trainer: Trainer, split: Split, computed: Any = train_sst2.evaluate) -> Any:
+        evaluated.append((split.name, trainer.state.step))
+        return computed(trainer, split)
 
     monkeypatch.setattr(train_sst2, "evaluate", evaluate)
     run = train_here(*small_job, "--holdout_fraction", 0.1)

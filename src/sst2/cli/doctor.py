@@ -35,7 +35,7 @@ from sst2.config.one_line_parser import OneLineParser
 from sst2.config.settings import DEFAULT_MODEL, Settings
 from sst2.data.hub import TIMEOUT, answer_in_time, in_words
 from sst2.distributed.devices import processor
-from sst2.distributed.init import connect
+from sst2.distributed.init import init_distributed
 from sst2.distributed.launcher import read_launcher
 from sst2.distributed.precision import choose_precision
 from sst2.utils.console import say, standard_output
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings(connect_timeout=arguments.connect_timeout)
     except ValueError as error:
         raise UserError(str(error)) from None
-    accelerator, _ = connect(settings)
+    accelerator, _ = init_distributed(settings)
     findings = [
         finding
         for examine in (

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from sst2.config.settings import Settings
-from sst2.data.collation import Batch
 from sst2.utils.errors import UserError
 
 
@@ -36,7 +35,7 @@ class BatchPlan:
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(self.num_sentences, self.global_batch_size)
 
-    def rows(self, step: int) -> np.ndarray:
+    def indices(self, step: int) -> np.ndarray:
         """Row numbers of the sentences of optimizer step `step`, counted from 0: (sentences,) int64."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
@@ -58,7 +57,7 @@ def epoch_order(num_sentences: int, seed: int, epoch: int) -> np.ndarray:
 def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndarray]:
     """The sentences of one optimizer step for each device, in order of length.
 
-    They are dealt in rounds, the longest first, and in each round the device with the fewest tokens so far gets the
+    They are shared out in rounds, the longest first; in each round the device with the fewest tokens so far gets the
     longest: devices get about equally many tokens, and as many sentences but for one, which is short.
 
     Args:
@@ -80,22 +79,22 @@ def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> l
     return [by_length[device == number] for number in range(world_size)]
 
 
-def micro_batches(hands: list[np.ndarray], rank: int, micro_batch_size: int) -> list[tuple[np.ndarray, float]]:
-    """The forward passes of one device in one optimizer step.
+def micro_batch_indices(shards: list[np.ndarray], rank: int, micro_batch_size: int) -> list[tuple[np.ndarray, float]]:
+    """The micro-batches of one device in one optimizer step.
 
     Every device makes as many, since they meet in collective operations; where the sentences do not go round, one is
     repeated with weight 0, which leaves loss and gradient alone.
 
     Args:
-        hands: what `split_by_tokens` gave to each device.
+        shards: what `split_by_tokens` gave to each device.
         micro_batch_size: sentences in one forward pass of one device, at most.
 
     Returns:
         Pairs of row numbers (at least one) and the weight of each sentence in that micro-batch, 1.0 or 0.0.
     """
-    count = math.ceil(max(map(len, hands)) / micro_batch_size)
-    parts = [part for part in np.array_split(hands[rank], count) if len(part)]
-    filler = [(hands[0][:1], 0.0)] * (count - len(parts))
+    count = math.ceil(max(map(len, shards)) / micro_batch_size)
+    parts = [part for part in np.array_split(shards[rank], count) if len(part)]
+    filler = [(shards[0][:1], 0.0)] * (count - len(parts))
     return [(part, 1.0) for part in parts] + filler
 
 
@@ -135,8 +134,8 @@ def plan_batches(settings: Settings, num_sentences: int, world_size: int) -> tup
     return settings, BatchPlan(num_sentences, batch, settings.seed, total)
 
 
-def forward_size(settings: Settings, device: torch.device) -> int:
-    """Sentences in one forward pass of a device.
+def max_micro_batch_size(settings: Settings, device: torch.device) -> int:
+    """Sentences in one micro-batch of a device, at most.
 
     A GPU takes all it may, and packed sentences need no padding in any number. A CPU is as fast with few sentences as
     with many, and a few of about one length need little padding: with 8, training on SST-2 ran 1.4 to 1.7 times as fast
@@ -144,6 +143,3 @@ def forward_size(settings: Settings, device: torch.device) -> int:
     """
     size = settings.per_device_train_batch_size
     return min(size, 8) if device.type == "cpu" and settings.batching == "padded" else size
-
-
-Passes = list[tuple[Batch, float]]  # the batches of a step, and the weight of each one's sentences

@@ -47,6 +47,9 @@ class Batch:
         return [*inputs, self.labels]
 
 
+MicroBatches = list[tuple[Batch, float]]  # of a step and a rank, with the weight of each one's sentences
+
+
 def collate(split: Split, rows: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:
     """The batch of these rows of a split, on the CPU."""
     rows = np.asarray(rows)

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, cast
@@ -31,16 +32,16 @@ FIRST_DEEPSPEED = "0.19.8"  # that skips steps which are not finite in float32; 
 _GROUP_TIMEOUT = 1800.0  # seconds for the process group to form; the watchdog then takes over
 
 
-def connect(
+def init_distributed(
     settings: Settings, saved_precision: Callable[[], Precision | None] = lambda: None
-) -> tuple[Accelerator, Precision]:
+) -> tuple[Accelerator, Settings]:
     """Bring all processes together, as the launcher has asked for.
 
     Args:
         saved_precision: called on rank 0 for `--mixed_precision auto`; that of the run that is resumed, if one is.
 
     Returns:
-        The accelerator, and the precision of forward passes: `no`, `bf16` or `fp16`.
+        The accelerator, and the settings with the precision of forward passes: `no`, `bf16` or `fp16`.
 
     Raises:
         UserError: the host cannot do what the launcher asks for, its configuration contradicts the flags, or the hub
@@ -85,7 +86,7 @@ def connect(
         logger.warning("%s is set: products of float32 numbers have fewer digits than float32", loose)
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     logger.info("%s: %s", _in_words(accelerator, precision), reason)
-    return accelerator, precision
+    return accelerator, replace(settings, mixed_precision=precision)
 
 
 def _in_words(accelerator: Accelerator, precision: Precision) -> str:

@@ -55,14 +55,10 @@ class StopFlags:
     Attributes:
         stop: who asked to stop; empty if nobody did.
         save: whether a checkpoint was asked for.
-        failed: whether a rank said that it cannot go on.
-        busy: whether a rank said that it has not finished yet.
     """
 
     stop: str = ""
     save: bool = False
-    failed: bool = False
-    busy: bool = False
 
 
 class StopRequests:
@@ -103,12 +99,14 @@ class StopRequests:
         """Look for files `STOP` and `SAVE` in the run's folder. For one rank."""
         self._folder = folder
 
-    def agree(self, failed: bool = False, busy: bool = False) -> StopFlags:
-        """The wishes of all ranks together. All ranks call it.
+    def reduce(self, *others: bool) -> tuple[StopFlags, list[bool]]:
+        """All-reduce the flags of all ranks by their maximum. All ranks call it.
 
         Args:
-            failed: whether this rank cannot go on.
-            busy: whether this rank has not finished yet.
+            others: further flags of this rank, which go in the same message.
+
+        Returns:
+            The flags, and for each of the others whether it is set on any rank.
         """
         import torch
         from torch import distributed
@@ -116,13 +114,13 @@ class StopRequests:
         from sst2.distributed.ranks import cpu_process_group
 
         self._look()
-        wishes = [self._stop, int(self._save), int(failed), int(busy)]
+        flags = [self._stop, int(self._save), *map(int, others)]
         if distributed.is_initialized():
-            shared = torch.tensor(wishes)
-            distributed.all_reduce(shared, distributed.ReduceOp.MAX, group=cpu_process_group())
-            wishes = shared.tolist()
+            reduced = torch.tensor(flags)
+            distributed.all_reduce(reduced, distributed.ReduceOp.MAX, group=cpu_process_group())
+            flags = reduced.tolist()
         self._save, self._trains = False, True
-        return StopFlags(_REASONS.get(wishes[0], ""), *map(bool, wishes[1:]))
+        return StopFlags(_REASONS.get(flags[0], ""), bool(flags[1])), [*map(bool, flags[2:])]
 
     def raise_if_stopped(self) -> None:
         """For work of one process before training: there is nothing to save, and nobody to agree with.
@@ -134,7 +132,7 @@ class StopRequests:
             raise StopRequestedError(f"stopped by {_REASONS[self._stop]} before training began; nothing is lost")
 
     @contextmanager
-    def stopping(self) -> Iterator[None]:
+    def before_training(self) -> Iterator[None]:
         """Around all that the job does: before training, a request to stop is heeded by each process for itself.
 
         One that stops leaves others without it in what they do together, and that is the end that was asked for. So is

@@ -1,4 +1,4 @@
-"""Optimizer steps as CUDA graphs: recorded once for each shape, then launched whole.
+"""Optimizer steps as CUDA graphs: captured once for each shape, then replayed whole.
 
 A step of DistilBERT on some hundred tokens is over a thousand small operations. Asking for them one by one takes a host
 several times as long as a GPU needs to do them; a graph is asked for at once.
@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from transformers import DistilBertConfig
 
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import Passes
-from sst2.data.collation import Batch
+from sst2.data.collation import Batch, MicroBatches
 from sst2.data.packing import Pack
 from sst2.distributed.strategies import Strategy
 from sst2.models.attention import flash_works
@@ -23,34 +22,55 @@ from sst2.utils.errors import UserError
 
 FEWEST_TOKENS = 64  # numbers of tokens are rounded up to a multiple of it,
 IGNORED = -100  # torch's label for what has none
-SHARE = 8  # or of the power of two below the usual number divided by this
+BUCKETS = 8  # or of the power of two below the usual number divided by this
 
-Result = tuple[torch.Tensor, torch.Tensor]  # of a step: the sum of its losses and its gradient norm, () each
-Take = Callable[[Passes], Result]
+StepResult = tuple[torch.Tensor, torch.Tensor]  # the sum of a step's losses and its gradient norm, () each
+StepFunction = Callable[[MicroBatches], StepResult]
 
 
-def cuda_graph_runner(
-    strategy: Strategy, config: DistilBertConfig, settings: Settings, batch_size: int, lengths: np.ndarray
-) -> "CudaGraphRunner | None":
-    """Have steps recorded, if they can be.
+class StepRunner:
+    """Runs steps eagerly, operation by operation."""
+
+    def run(self, micro_batches: MicroBatches, step_function: StepFunction) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Run a step.
+
+        Args:
+            micro_batches: of this rank, on the host.
+            step_function: does the step with them, in whichever shape they come.
+
+        Returns:
+            What `step_function` has returned, and the tokens that it was given, padding included.
+        """
+        return *step_function(micro_batches), sum(batch.size for batch, _ in micro_batches)
+
+
+def step_runner(
+    strategy: Strategy,
+    config: DistilBertConfig,
+    settings: Settings,
+    lengths: np.ndarray,
+    start_phase: Callable[[str], None],
+) -> StepRunner:
+    """Have steps captured to CUDA graphs, if they can be.
+
+    They can on one process with one GPU, for packed batches in bf16, one micro-batch a step. The sizes of padded
+    batches, and of attention in grids, follow from their sentences; fp16's loss scale is looked at by the host, and
+    ranks wait for each other.
 
     Args:
-        batch_size: sentences of a step.
+        settings: with the global batch size filled in.
         lengths: (sentences,) tokens of each training sentence.
-
-    Returns:
-        None where steps cannot be recorded: anywhere but on one process with one GPU, for packed batches in bf16, one
-        forward pass a step. The sizes of padded batches, and of attention in grids, follow from their sentences;
-        fp16's loss scale is looked at by the host, and ranks wait for each other.
+        start_phase: called with `graph` when a step is replayed or captured.
     """
     fits = settings.cuda_graphs == "auto" and settings.batching == "packed" and settings.mixed_precision == "bf16"
     fits = fits and settings.gradient_accumulation_steps == 1 and strategy.fits_a_graph
     if not fits or not flash_works(strategy.device, torch.bfloat16, config.dim // config.n_heads):
-        return None
-    return CudaGraphRunner(strategy.optimizer, strategy.device, batch_size, lengths)
+        return StepRunner()
+    batch_size = settings.global_batch_size or 0
+    return CudaGraphRunner(strategy.optimizer, strategy.device, batch_size, lengths, start_phase)
 
 
-def fill(batch: Batch, multiple: int, longest: int) -> Batch:
+def pad_to_bucket(batch: Batch, multiple: int, longest: int) -> Batch:
     """A packed batch with some sentences more, of padding, that no loss looks at: its shape is one of few.
 
     They are as many in every batch, `multiple` / `FEWEST_TOKENS`, and each has a token at least: attention might leave
@@ -68,65 +88,72 @@ def fill(batch: Batch, multiple: int, longest: int) -> Batch:
     return Batch(filled | {"pack": pack}, F.pad(batch.labels, (0, count), value=IGNORED), batch.rows)
 
 
-class CudaGraphRunner:
-    """Takes steps of `batch_size` sentences. A shape that comes for the second time is recorded.
+class CudaGraphRunner(StepRunner):
+    """Replays steps of `batch_size` sentences, and runs others eagerly. A shape that comes again is captured.
 
-    The first time, the step is taken as it would be without this class; libraries then prepare what they cannot prepare
-    in a recording. Nothing is recorded for which the GPU has no room: graphs keep their memory, all in one pool, and
+    The first time, the step is run as it would be without this class; libraries then prepare what they cannot prepare
+    in a capture. Nothing is captured for which the GPU has no room: graphs keep their memory, all in one pool, and
     steps without one need theirs beside it.
 
     Args:
         optimizer: of the steps; the learning rates of its groups may change from step to step, nothing else.
         lengths: (sentences,) tokens of each training sentence.
+        start_phase: called with `graph` when a step is replayed or captured.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, batch_size: int, lengths: np.ndarray):
-        self.batch_size = batch_size
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        batch_size: int,
+        lengths: np.ndarray,
+        start_phase: Callable[[str], None],
+    ) -> None:
+        self._batch_size, self._start_phase = batch_size, start_phase
         self._optimizer, self._device = optimizer, device
         self._longest = int(lengths.max())
         usual = batch_size * float(lengths.mean())
-        self._multiple = max(FEWEST_TOKENS, 2 ** int(np.log2(usual / SHARE)))
+        self._multiple = max(FEWEST_TOKENS, 2 ** int(np.log2(usual / BUCKETS)))
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._graphs: dict[int, Graph | None] = {}  # by number of tokens; None where there is none yet
         self._pool: Any = None
 
     @property
-    def recorded(self) -> int:
-        """Number of shapes that are recorded."""
+    def captured(self) -> int:
+        """Number of shapes that are captured."""
         return sum(graph is not None for graph in self._graphs.values())
 
-    def fill(self, passes: Passes) -> Passes:
-        """The same packed batches in one of few shapes."""
-        return [(fill(batch, self._multiple, self._longest), weight) for batch, weight in passes]
-
-    def step(self, passes: Passes, take: Take) -> Result:
-        """Take a step.
+    def run(self, micro_batches: MicroBatches, step_function: StepFunction) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Run a step: see `StepRunner.run`.
 
         Args:
-            passes: of `fill`, a batch with all sentences of the step, on the host.
-            take: the step; it does the same with each batch of a shape.
+            step_function: does the same with each batch of a shape.
 
         Raises:
-            UserError: the device refuses to record it.
+            UserError: the device refuses to capture it.
         """
-        ((batch, weight),) = passes
+        ((batch, weight),) = micro_batches
+        if len(batch.labels) != self._batch_size:  # an epoch's short last step
+            return super().run(micro_batches, step_function)
+        batch = pad_to_bucket(batch, self._multiple, self._longest)
+        self._start_phase("graph")
         if batch.size not in self._graphs or not (self._graphs[batch.size] or self._has_room()):
             self._graphs.setdefault(batch.size, None)
-            return take(passes)
+            return super().run([(batch, weight)], step_function)
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         graph = self._graphs[batch.size]
         if graph is None:
             try:
-                with self._recordable():
-                    graph = Graph(take, batch.to(self._device), weight, self._pool)
+                with self._capturable():
+                    graph = Graph(step_function, batch.to(self._device), weight, self._pool)
             except RuntimeError as error:  # which leaves CUDA's state such that nothing can go on
                 reason = str(error).partition("\n")[0]
                 raise UserError(
                     f"this GPU cannot record steps to CUDA graphs ({reason}): give --cuda_graphs no"
                 ) from error
             self._graphs[batch.size], self._pool = graph, graph.pool
-        return graph.replay(batch)
+        return *graph.replay(batch), batch.size
 
     def _has_room(self) -> bool:
         """Whether another step fits the GPU beside all that is there."""
@@ -134,8 +161,8 @@ class CudaGraphRunner:
         return free > torch.cuda.max_memory_allocated(self._device)
 
     @contextmanager
-    def _recordable(self) -> Iterator[None]:
-        """A graph repeats the numbers that it was recorded with, so that it has to find learning rates in memory."""
+    def _capturable(self) -> Iterator[None]:
+        """A graph repeats the numbers that it was captured with, so that it has to find learning rates in memory."""
         groups = self._optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group, in_memory in zip(groups, self._rates, strict=True):
@@ -150,15 +177,15 @@ class CudaGraphRunner:
 class Graph:
     """One shape's step, and the memory that it finds its batch in."""
 
-    def __init__(self, take: Take, batch: Batch, weight: float, pool: Any) -> None:
+    def __init__(self, step_function: StepFunction, batch: Batch, weight: float, pool: Any) -> None:
         self._batch = batch
         self._graph = torch.cuda.CUDAGraph()
-        # What other threads ask of the GPU meanwhile is no business of the recording.
+        # What other threads ask of the GPU meanwhile is no business of the capture.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._result = take([(batch, weight)])
+            self._result = step_function([(batch, weight)])
         self.pool = self._graph.pool()
 
-    def replay(self, batch: Batch) -> Result:
+    def replay(self, batch: Batch) -> StepResult:
         for own, new in zip(self._batch.tensors(), batch.tensors(), strict=True):
             own.copy_(new.pin_memory(), non_blocking=True)
         self._graph.replay()

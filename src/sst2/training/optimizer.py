@@ -1,11 +1,20 @@
 """AdamW and its learning rate: what decays, and how fast."""
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from sst2.config.settings import Settings
+from sst2.distributed.strategies import Strategy, prepare
+
+
+def prepare_training(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Strategy, LRScheduler]:
+    """Spread the model and its AdamW as the launcher has asked for, and make the schedule. All ranks call it."""
+    optimizer = build_optimizer(model, settings)
+    strategy = prepare(accelerator, model, optimizer, compress=settings.gradient_compression == "bf16")
+    return strategy, build_schedule(strategy.optimizer, settings)
 
 
 def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:

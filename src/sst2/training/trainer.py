@@ -4,7 +4,7 @@ import gc
 import logging
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sst2.checkpoints.checkpointer import Checkpointer, load_weights
 from sst2.checkpoints.folders import checkpoint_name, newest_checkpoint
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import BatchPlan, Passes
+from sst2.data.batch_plan import BatchPlan
 from sst2.data.splits import Split
 from sst2.distributed.ranks import run_on_main
 from sst2.distributed.stop_requests import StopFlags, StopRequests
@@ -27,7 +27,7 @@ from sst2.distributed.strategies import Strategy
 from sst2.distributed.watchdog import Watchdog
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
-from sst2.training.cuda_graphs import CudaGraphRunner
+from sst2.training.cuda_graphs import StepRunner, step_runner
 from sst2.training.flops import flop_per_token
 from sst2.training.step_metrics import StepMetrics, peak_memory_mib
 from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
@@ -36,27 +36,28 @@ from sst2.utils.waiting import RunningTime
 
 logger = logging.getLogger(__name__)
 
-Evaluated = tuple[dict[str, Any], np.ndarray]  # metrics (none without labels); logits, (sentences, 2)
+Evaluation = tuple[dict[str, Any], np.ndarray]  # metrics (none without labels); logits, (sentences, 2)
 STEPS_BETWEEN_COLLECTIONS = 100  # of Python's garbage: ranks that pause one by one make all others wait each time
 SHORTEST_PATIENCE = 600.0  # seconds for which a slow disk is waited for at least
 MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
 @dataclass
-class Job:
+class Trainer:
     """A run, loaded and prepared for its device.
 
     Attributes:
         settings: all flags, with everything that they left open filled in.
         splits: the data by name: `train`, and of `holdout`, `validation` and `test` those that there are.
-        loaders: batches of every split but `train`, shared out over the ranks.
+        loaders: batches of every split but `train`, sharded over the ranks.
         plan: which training sentences make which optimizer step.
         model_config: of the stock model.
         strategy: the model as it is spread over the ranks, and its optimizer.
-        meter: what steps have done since `state` was last brought up to date, by `sync_to_host`.
         schedule: steps once per optimizer step; accelerate does not know of it.
+        state: the step, and what is saved beside weights.
+        step_metrics: of the steps since `state` was last brought up to date, by `sync_to_host`.
+        step_runner: runs steps eagerly, or as CUDA graphs.
         last_evaluation: metrics and logits of the last one during training, if this process has made it.
-        graphs: takes steps whole, on one GPU; None where they are taken operation by operation.
     """
 
     settings: Settings
@@ -70,78 +71,94 @@ class Job:
     strategy: Strategy
     schedule: LRScheduler
     state: TrainingState
-    meter: StepMetrics
-    checkpoints: Checkpointer
-    requests: StopRequests
+    checkpointer: Checkpointer
+    stop_requests: StopRequests
     watchdog: Watchdog
     tracker: Tracker
-    graphs: CudaGraphRunner | None = None
-    last_evaluation: Evaluated | None = None
+    step_metrics: StepMetrics = field(init=False)
+    step_runner: StepRunner = field(init=False)
+    last_evaluation: Evaluation | None = None
+
+    def __post_init__(self) -> None:
+        self.step_metrics = StepMetrics(self.accelerator, self.strategy.waiting, self.state.skipped_in_a_row)
+        lengths = self.splits["train"].lengths
+        self.step_runner = step_runner(self.strategy, self.model_config, self.settings, lengths, self.start_phase)
 
     @property
     def selection_split(self) -> Split:
         """What evaluations during training look at: the hold-out where there is one, else validation."""
         return self.splits.get("holdout") or self.splits["validation"]
 
-    def enter(self, phase: str, number: int = 0) -> None:
-        """Say what a step goes over to: to the watchdog, and to the meter of its time.
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is in the run's folder."""
+        return newest_checkpoint(self.run.checkpoints)
+
+    def start_phase(self, phase: str, number: int = 0) -> None:
+        """Start a phase of a step: for the watchdog, and for the metrics of where time goes.
 
         Args:
             phase: one of `PHASES`.
-            number: of the forward pass that it is for, from 1.
+            number: of the micro-batch that it is for, from 1.
         """
         self.watchdog.at(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
-        self.meter.phases.begin(phase)
+        self.step_metrics.phases.begin(phase)
 
     def count_step(
         self,
-        hands: list[np.ndarray],
-        passes: Passes,
+        shards: list[np.ndarray],
         loss_sum: torch.Tensor,
         grad_norm: torch.Tensor,
-        seconds: float,
+        padded_tokens: int,
+        started: float,
     ) -> None:
-        """Count an optimizer step, and read the meter if it is due. All ranks call it.
+        """Count an optimizer step, and read its metrics from the device if they are due. All ranks call it.
 
         Args:
-            hands: row numbers of the step's sentences, for each rank.
-            passes: of this rank.
+            shards: indices of the step's sentences, for each rank.
             loss_sum: (), over this rank's sentences, in nats.
             grad_norm: (), of all ranks; not finite if the step was skipped.
-            seconds: that the host took for it.
+            padded_tokens: of this rank, padding included.
+            started: when the host began with it, by `time.perf_counter`.
         """
-        tokens = [int(self.splits["train"].lengths[hand].sum()) for hand in hands]
-        self.state.count_step(sum(map(len, hands)), sum(tokens), max(tokens) * len(tokens))
-        own, padded_tokens = len(hands[self.accelerator.process_index]), sum(batch.size for batch, _ in passes)
-        self.meter.count(loss_sum, grad_norm, own, padded_tokens, seconds)
-        if self.meter.is_due:
+        self.step_metrics.phases.end()
+        tokens = [int(self.splits["train"].lengths[shard].sum()) for shard in shards]
+        self.state.count_step(sum(map(len, shards)), sum(tokens), max(tokens) * len(tokens))
+        own, seconds = len(shards[self.accelerator.process_index]), time.perf_counter() - started
+        self.step_metrics.count(loss_sum, grad_norm, own, padded_tokens, seconds)
+        if self.step_metrics.is_due:
             self.sync_to_host()
-
         if self.state.step % STEPS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
 
-    def agree(self, after_step: bool = False) -> StopFlags:
+    def reduce_stop_flags(self, after_step: bool = False) -> StopFlags:
         """What all ranks have agreed to do. All ranks call it.
 
         Args:
             after_step: whether the time that it takes belongs to training; else it is an evaluation's.
+
+        Raises:
+            UserError: a checkpoint could not be written.
         """
-        with self.meter.between_steps("stop_check") if after_step else nullcontext():
-            return self.requests.agree(self.checkpoints.has_failed)
+        with self.step_metrics.between_steps("stop_check") if after_step else nullcontext():
+            flags, (has_failed,) = self.stop_requests.reduce(self.checkpointer.has_failed)
+        if has_failed:
+            raise self.checkpointer.failure()
+        return flags
 
     def pop_averages(self) -> dict[str, float]:
-        """What a logged point of training holds: `TrainingState.pop_averages`, and where the run is. All ranks call it.
+        """What a logged point of training holds: averages since the last one, and where the run is. All ranks call it.
 
-        Among it the model FLOPs utilisation, `mfu`: of what all ranks could do, the share that training on the real
-        tokens takes.
+        Among it `matmul_peak_share`: of what all ranks could do by a large matrix product measured at the start, the
+        share that training on the real tokens takes.
         """
         self.sync_to_host()
-        means = self.state.pop_averages()
-        flops = means["tokens_per_second"] * flop_per_token(self.model_config)
-        return means | {
+        averages = self.state.pop_averages()
+        flops = averages["tokens_per_second"] * flop_per_token(self.model_config)
+        return averages | {
             "epoch": self.state.step / self.plan.steps_per_epoch,
             "skipped_steps": self.state.skipped_steps,
-            "mfu": flops / (self.meter.peak * self.accelerator.num_processes),
+            "matmul_peak_share": flops / (self.step_metrics.peak * self.accelerator.num_processes),
             "peak_memory_mib": peak_memory_mib(self.accelerator.device),
         }
 
@@ -152,12 +169,12 @@ class Job:
             TrainingDivergedError: too many steps in a row have changed nothing.
         """
         self.watchdog.at(f"the sums up to step {self.state.step}")
-        if self.meter.read(self.state) >= MAX_SKIPPED_STEPS:
+        if self.step_metrics.read(self.state) >= MAX_SKIPPED_STEPS:
             raise self.diverged(f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row")
 
     def diverged(self, what: str) -> TrainingDivergedError:
         """The error to raise when training has broken down; it names the checkpoint to go back to."""
-        good = newest_checkpoint(self.run.checkpoints) or "none yet"
+        good = self.newest_checkpoint or "none yet"
         return TrainingDivergedError(
             f"{what}, up to step {self.state.step}: lower --learning_rate; last good checkpoint: {good}"
         )
@@ -185,7 +202,7 @@ class Job:
         """For tqdm's `disable`: yes on all ranks but one; None there, which hides them only without a terminal."""
         return not self.accelerator.is_main_process or None
 
-    def known_evaluation(self, split: str, step: int) -> Evaluated | None:
+    def known_evaluation(self, split: str, step: int) -> Evaluation | None:
         """The last one during training, if it was on that split with the weights after that step."""
         is_it = split == self.selection_split.name and step == self.state.evaluated_step
         return self.last_evaluation if is_it else None
@@ -204,26 +221,7 @@ class Job:
             selected += ", which flatters these figures"
         return self.state.best_step, selected
 
-    def final_metrics(self, scores: dict[str, dict[str, Any]], step: int, selected: str) -> dict[str, Any]:
-        """What `metrics.json` holds.
-
-        Args:
-            scores: the metrics by split; none for a split without labels.
-            step: of the model that they speak of.
-            selected: how that was chosen.
-        """
-        metrics = scores[self.reported_split.name] | {
-            "split": self.reported_split.name,
-            "step": step,
-            "epoch": step / self.plan.steps_per_epoch,
-            "seconds": round(self.state.seconds, 3),
-            "sentences_per_second": round(self.state.sentences / self.state.seconds, 2),
-            "checkpoint": f"checkpoints/{checkpoint_name(step)}",
-            "selected": selected,
-        }
-        return metrics | ({"test": scores["test"]} if scores.get("test") else {})
-
-    def settle(self) -> None:
+    def wait_for_checkpoint(self) -> None:
         """Wait until the last checkpoint is on disk, on all ranks, which go on to hear of each other meanwhile.
 
         Raises:
@@ -232,25 +230,25 @@ class Job:
         clock, longest = RunningTime(), max(SHORTEST_PATIENCE, 10 * self.settings.step_timeout)
         while True:
             self.watchdog.at("the end of the last checkpoint")
-            busy = self.checkpoints.is_writing  # asked before the other: a writer may fail and end in between
-            if busy and clock.look() > longest:
-                self.checkpoints.give_up(longest)
-            wishes = self.requests.agree(self.checkpoints.has_failed, busy)
-            if wishes.failed:
-                raise self.checkpoints.failure()
-            if not wishes.busy:
+            is_writing = self.checkpointer.is_writing  # asked before the other: a writer may fail and end in between
+            if is_writing and clock.look() > longest:
+                self.checkpointer.give_up(longest)
+            _, (has_failed, is_writing) = self.stop_requests.reduce(self.checkpointer.has_failed, is_writing)
+            if has_failed:
+                raise self.checkpointer.failure()
+            if not is_writing:
                 return
             time.sleep(0.02)
 
-    def log_checkpoints(self) -> None:
+    def log_checkpoint_times(self) -> None:
         """Log what the checkpoints written since the last call have cost."""
-        for times in self.checkpoints.take_times():
+        for times in self.checkpointer.take_times():
             self.tracker.log_checkpoint(times)
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> "Trainer":
         device = f"{self.accelerator.num_processes} x {self.accelerator.device}"
         what = "resumed" if self.state.step else "started"
-        speed = f"matrix products at {self.meter.peak / 1e9:,.0f} GFLOP/s each"
+        speed = f"matrix products at {self.step_metrics.peak / 1e9:,.0f} GFLOP/s each"
         self.tracker.note_start(self.state.step, f"{what} on {device}, {speed}")
         gc.freeze()  # what is there now stays, and need not be looked through
         gc.disable()  # from here on `count_step` collects
@@ -267,10 +265,10 @@ class Job:
         suspension = self.watchdog.suspension()
         self.watchdog.at("the end of this start")  # watched as well: it leaves the process group
         try:
-            self.checkpoints.wait()
-            if not self.checkpoints.is_given_up:  # else the files of the tracker may not answer either
+            self.checkpointer.wait()
+            if not self.checkpointer.is_given_up:  # else the files of the tracker may not answer either
                 with suppress(OSError) if kind else nullcontext():
-                    self.log_checkpoints()
+                    self.log_checkpoint_times()
                     self.tracker.close()
         finally:
             self.watchdog.stop()

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from sst2.utils.redaction import redact
@@ -56,7 +57,17 @@ class TrainingDivergedError(Exception):
 
 
 class StopRequestedError(Exception):
-    """Somebody asked the run to stop. The message says who, and where it will go on."""
+    """Somebody asked the run to stop. The message says who, and where it will go on.
+
+    Attributes:
+        checkpoint: from which it will; None where there is nothing to go on from.
+    """
+
+    checkpoint: Path | None = None
+
+    def __str__(self) -> str:
+        way_on = f": --resume_from_checkpoint auto goes on from {self.checkpoint}" if self.checkpoint else ""
+        return f"{super().__str__()}{way_on}"
 
 
 class FinishedError(Exception):

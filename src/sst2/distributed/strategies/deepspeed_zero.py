@@ -61,17 +61,17 @@ class DeepSpeedStrategy(ShardedStrategy):
         logger.info("DeepSpeed: %s", json.dumps(self.describe()["deepspeed_config"]))
 
     @contextmanager
-    def forward_pass(self, is_last: bool) -> Iterator[None]:
+    def accumulate(self, sync: bool) -> Iterator[None]:
         # Stage 1 shares gradients with the last pass only. The others share with every pass, so as to keep no more of
         # them than their part, which is what they are for.
-        self.model.set_gradient_accumulation_boundary(is_last)
+        self.model.set_gradient_accumulation_boundary(sync)
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
         self.model.backward(loss)
         self.waiting.end()
 
-    def update(self, max_norm: float) -> torch.Tensor:
+    def clip_and_step(self, max_norm: float) -> torch.Tensor:
         self.model.step()  # clips to `max_norm` by its configuration
         norm = self.model.get_global_grad_norm() if self.model.was_step_applied() else math.nan
         return torch.as_tensor(norm, dtype=torch.float32, device=self._accelerator.device)
@@ -91,15 +91,15 @@ class DeepSpeedStrategy(ShardedStrategy):
         self._link_moments()
         return super().training_state()
 
-    def _full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
+    def _gather_full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
         if moment is None:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, moment)
 
-    def _take(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
+    def _load_shard(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
         value = value.to(torch.float32)
         if self._stage == 3:  # whose own way to set the whole fails where ranks do not divide it
-            value = self._own_part(parameter, value)
+            value = self._own_shard(parameter, value)
             if moment is None:
                 safe_set_local_fp32_param(parameter, value)
             else:
@@ -109,14 +109,14 @@ class DeepSpeedStrategy(ShardedStrategy):
         else:
             safe_set_full_optimizer_state(parameter, value, moment)
 
-    def _own_part(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    def _own_shard(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
         """Stage 3 cuts each flat parameter into equal parts, and pads the last one with zeros."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         start = size * self._accelerator.process_index
         part = value.flatten()[start : start + size]
         return torch.nn.functional.pad(part, (0, size - part.numel()))
 
-    def _parts(self) -> list[torch.Tensor]:
+    def _local_shards(self) -> list[torch.Tensor]:
         if self._stage == 3:
             return self._zero.fp32_partitioned_groups_flat
         return self._zero.single_partition_of_fp32_groups

@@ -34,7 +34,7 @@ class FSDP2Strategy(ShardedStrategy):
         if output.requires_grad:
             output.register_hook(self.waiting.begin)
 
-    def update(self, max_norm: float) -> torch.Tensor:
+    def clip_and_step(self, max_norm: float) -> torch.Tensor:
         norm = self._clip_then_step(max_norm)
         self.optimizer.zero_grad()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -45,16 +45,16 @@ class FSDP2Strategy(ShardedStrategy):
             if isinstance(module, FSDPModule):
                 module.reshard()  # else what an evaluation has gathered, and kept, would be used once more
 
-    def _full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
+    def _gather_full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
         tensor = parameter if moment is None else self.optimizer.state[parameter][moment]
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     @torch.no_grad()
-    def _take(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
+    def _load_shard(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
         own = parameter if moment is None else self.optimizer.state[parameter][moment]
         if isinstance(own, DTensor):
             value = distribute_tensor(value.to(own.device, own.dtype), own.device_mesh, own.placements)
         own.copy_(value)
 
-    def _parts(self) -> list[torch.Tensor]:
+    def _local_shards(self) -> list[torch.Tensor]:
         return list(self._parameters.values())

@@ -26,15 +26,15 @@ class ShardedStrategy(Strategy, ABC):
         return False
 
     @abstractmethod
-    def _full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
+    def _gather_full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
         """The whole of a float32 weight, or of one of its moments. All ranks call it."""
 
     @abstractmethod
-    def _take(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
+    def _load_shard(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
         """Keep this rank's part of `value`."""
 
     @abstractmethod
-    def _parts(self) -> list[torch.Tensor]:
+    def _local_shards(self) -> list[torch.Tensor]:
         """What AdamW takes for its parameters on this rank."""
 
     def _step_count(self) -> float:
@@ -42,7 +42,7 @@ class ShardedStrategy(Strategy, ABC):
 
     def _make_moments(self, steps: float) -> None:
         """Have AdamW's state at hand as it would be after `steps` steps, before its parts are filled in."""
-        for part in self._parts():
+        for part in self._local_shards():
             step = torch.tensor(steps, device=part.device)  # fused AdamW counts on the device
             self.optimizer.state[part] = {"step": step} | {moment: torch.zeros_like(part) for moment in MOMENTS}
 
@@ -50,7 +50,7 @@ class ShardedStrategy(Strategy, ABC):
         keeps = self._accelerator.is_main_process
         gathered = {}
         for name, parameter in self._parameters.items():
-            value = self._full(parameter, moment)
+            value = self._gather_full(parameter, moment)
             if keeps:
                 gathered[name] = value.detach().to("cpu", torch.float32, copy=True)
         return gathered
@@ -64,7 +64,7 @@ class ShardedStrategy(Strategy, ABC):
         for name, parameter in self._parameters.items():
             if weights[name].shape != _shape(parameter):
                 raise ValueError(f"{name} of another model: {tuple(weights[name].shape)}")
-            self._take(parameter, None, weights[name])
+            self._load_shard(parameter, None, weights[name])
 
     def optimizer_shapes(self) -> list[torch.Size]:
         return [_shape(self._parameters[name]) for group in self._groups for name in group["params"]]
@@ -96,7 +96,7 @@ class ShardedStrategy(Strategy, ABC):
             names = [name for group in self._groups for name in group["params"]]
             for index, name in enumerate(names):
                 for moment in MOMENTS:
-                    self._take(self._parameters[name], moment, saved["state"][index][moment])
+                    self._load_shard(self._parameters[name], moment, saved["state"][index][moment])
         self._load_scaler_state(state["scaler"])
 
 

@@ -72,9 +72,9 @@ class Strategy:
         return self.device.type == "cuda" and self.model is self._bare_model
 
     @contextmanager
-    def forward_pass(self, is_last: bool) -> Iterator[None]:
-        """Around each forward and backward pass of a step: only the last one has the ranks share their gradients."""
-        with nullcontext() if is_last else self._accelerator.no_sync(self.model):
+    def accumulate(self, sync: bool) -> Iterator[None]:
+        """Around each micro-batch of a step: ranks reduce their gradients with the last one, where `sync` is true."""
+        with nullcontext() if sync else self._accelerator.no_sync(self.model):
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ class Strategy:
         self._accelerator.backward(loss)
         self.waiting.end()
 
-    def update(self, max_norm: float) -> torch.Tensor:
+    def clip_and_step(self, max_norm: float) -> torch.Tensor:
         """Clip and take the step, unless its gradient is not finite. Gradients are gone afterwards.
 
         Args:

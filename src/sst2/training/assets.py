@@ -1,0 +1,60 @@
+"""What a run is made of: data, tokenizer and model, loaded and the same on all ranks."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase
+
+from sst2.checkpoints.base_model import BaseModel, checkpoint_for_base_model
+from sst2.config.settings import Settings
+from sst2.data.splits import Split, load_sentences, tokenize_all
+from sst2.data.staging import stage
+from sst2.distributed.agreement import require_agreement
+from sst2.distributed.ranks import run_on_main
+from sst2.models.export import rehearse_export
+from sst2.models.loading import load_model, load_tokenizer
+from sst2.models.packed_classifier import PackedClassifier
+from sst2.utils.errors import local_errors
+
+
+@dataclass(frozen=True)
+class Assets:
+    """Loaded, in host memory.
+
+    Attributes:
+        model: float32, not yet spread over the ranks.
+        base_model: what tells it from another.
+        splits: the data by name: `train`, and of `holdout`, `validation` and `test` those that there are.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PackedClassifier
+    base_model: BaseModel
+    splits: dict[str, Split]
+
+
+def load_assets(accelerator: Accelerator, settings: Settings, check_stop: Callable[[], None]) -> Assets:
+    """Load, check and compare everything. All ranks call it.
+
+    Args:
+        check_stop: called while waiting; what it raises ends the waiting.
+
+    Raises:
+        UserError: something cannot be read, does not fit, or differs between ranks.
+    """
+    checkpoint = run_on_main(accelerator, lambda: checkpoint_for_base_model(settings))
+    with local_errors(), ThreadPoolExecutor(max_workers=1) as beside:
+        local = stage(settings, checkpoint, check_stop)
+        sentences, tokenizer = load_sentences(local), load_tokenizer(local)
+        tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, check_stop)
+        set_seed(settings.seed)  # every rank draws the same new head
+        model = load_model(local, tokenizer, with_weights=checkpoint is None)
+        splits = tokenizing.result()
+    base_model = BaseModel.of(model, tokenizer, checkpoint)
+    run_on_main(accelerator, lambda: rehearse_export(settings, base_model.config, tokenizer))
+    set_seed(settings.seed, device_specific=True)  # and dropout of its own
+    require_agreement(accelerator, settings, base_model.fingerprint, splits)
+    return Assets(tokenizer, model, base_model, splits)
