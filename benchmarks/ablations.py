@@ -51,8 +51,8 @@ def without_copied_gradients() -> None:
     """Gradients of tokens in a grid are added up by indexing."""
     from sst2.models import attention
 
-    put(attention._Spread, "apply", lambda tensor, tokens, slots: tensor[tokens])
-    put(attention._Collect, "apply", lambda places, slots: places.flatten(0, 1)[slots])
+    put(attention.PadInput, "apply", lambda tensor, tokens, unpad_index: tensor[tokens])
+    put(attention.UnpadInput, "apply", lambda places, unpad_index: places.flatten(0, 1)[unpad_index])
 
 
 def without_few_shapes() -> None:

@@ -25,7 +25,7 @@ import yaml
 
 from sst2.data.readers import LabelledSentences, read_file
 from sst2.distributed.devices import processor
-from sst2.inference.export.figures import REFERENCE, Form, figures_of, padded
+from sst2.inference.export.figures import REFERENCE, Variant, figures_of, padded
 from sst2.inference.export.folder import versions
 from sst2.inference.export.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.models.export import stock_classifier
@@ -54,10 +54,10 @@ def main() -> None:
     loaded, tokenizer = load_classifier("RUN", str(RunFolder(arguments.run).model))
     model = stock_classifier(loaded.config, loaded.state_dict()).eval()
     with tempfile.TemporaryDirectory() as folder:
-        forms = make_forms(model, Path(folder))
-        figures = figures_of(forms, tokenizer, data)
+        variants = make_forms(model, Path(folder))
+        figures = figures_of(variants, tokenizer, data)
         overflows = {name: count_overflows(Path(folder) / f"{name}.onnx") for name in INT8}
-        in_batches = batched(forms, tokenizer, data)
+        in_batches = batched(variants, tokenizer, data)
     for name in figures:
         figures[name] |= in_batches[name] | ({"overflows": overflows[name]} if name in overflows else {})
     settings = yaml.safe_load(RunFolder(arguments.run).resolved.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def main() -> None:
         arguments.output.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def make_forms(model: Any, folder: Path) -> dict[str, Form]:
+def make_forms(model: Any, folder: Path) -> dict[str, Variant]:
     """All forms by name, their files in `folder`."""
     threads = torch.get_num_threads()
     write_onnx(model, folder / "onnx_float32.onnx")
@@ -87,17 +87,17 @@ def make_forms(model: Any, folder: Path) -> dict[str, Form]:
     for name, how in INT8.items():
         quantise(folder / "onnx_float32.onnx", folder / f"{name}.onnx", **how)
     quantise(folder / "onnx_float32_sdpa.onnx", folder / "onnx_int8_sdpa.onnx")
-    forms = {REFERENCE: Form(torch_classifier(model), num_bytes(model))}
+    variants = {REFERENCE: Variant(torch_classifier(model), num_bytes(model))}
     for name in ("onnx_float32", "onnx_float32_sdpa", *INT8, "onnx_int8_sdpa"):
         file = folder / f"{name}.onnx"
-        forms[name] = Form(onnx_classifier(file, threads), file.stat().st_size)
-    return forms
+        variants[name] = Variant(onnx_classifier(file, threads), file.stat().st_size)
+    return variants
 
 
-def batched(forms: dict[str, Form], tokenizer: Any, data: LabelledSentences, size: int = 32) -> dict[str, Any]:
+def batched(variants: dict[str, Variant], tokenizer: Any, data: LabelledSentences, size: int = 32) -> dict[str, Any]:
     """Accuracy in batches in the file's order, and by how much logits differ from those of torch."""
     batches = [padded(tokenizer, data.sentences[start : start + size]) for start in range(0, len(data), size)]
-    logits = {name: np.concatenate([form.classify(inputs) for inputs in batches]) for name, form in forms.items()}
+    logits = {name: np.concatenate([variant.classify(inputs) for inputs in batches]) for name, variant in variants.items()}
     return {
         name: {
             f"accuracy_in_batches_of_{size}": float((values.argmax(axis=1) == data.labels).mean()),

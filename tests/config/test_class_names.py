@@ -21,7 +21,7 @@ from sst2.data.readers import LabelledSentences
 from sst2.data.sample import sample_tokenizer
 from sst2.inference.export import figures
 from sst2.inference.export.command import read_validation
-from sst2.inference.export.figures import REFERENCE, Form
+from sst2.inference.export.figures import REFERENCE, Variant
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.utils.errors import UserError
 from tests.support.running import Finished
@@ -130,10 +130,10 @@ def test_f1_of_an_export_is_of_the_class_named_positive(monkeypatch: pytest.Monk
     found = []
     for order in ([0, 1], [1, 0]):
         rows = iter(logits[:, order])
-        form = Form(partial(next_logits, rows), 1)
+        variant = Variant(partial(next_logits, rows), 1)
         data = LabelledSentences.of([f"film {row}" for row in range(8)], np.array(order)[labels].tolist())
         names = np.array(["NEGATIVE", "POSITIVE"])[order].tolist()
-        told = figures.figures_of({REFERENCE: form}, sample_tokenizer(), data, 1, positive_class(names))
+        told = figures.figures_of({REFERENCE: variant}, sample_tokenizer(), data, 1, positive_class(names))
         found.append(told[REFERENCE]["f1"])
     assert found[0] == found[1] == pytest.approx(2 / 3)
 

@@ -1,4 +1,4 @@
-"""The sentences of a step depend on (seed, step, global batch size) alone, and each is dealt once."""
+"""The sentences of a step depend on (seed, step, global batch size) alone, and each goes to one device."""
 
 from dataclasses import replace
 from typing import Any

@@ -19,13 +19,13 @@ def test_sentences_lie_end_to_end() -> None:
     assert pack.cu_seqlens.tolist() == [0, 3, 4, 8]
     assert pack.cu_seqlens.dtype == torch.int32  # as FlashAttention takes it
     assert pack.cls_indices.tolist() == [0, 3, 4]
-    assert (len(pack), pack.num_tokens, pack.longest) == (3, 8, 4)
+    assert (len(pack), pack.num_tokens, pack.max_seqlen) == (3, 8, 4)
 
 
 def test_grids_hold_every_token_once_in_its_place() -> None:
     pack = Pack.of(LENGTHS)
     tokens = torch.arange(pack.num_tokens)
-    parts = tokens.split([len(grid.slots) for grid in pack.grids])
+    parts = tokens.split([len(grid.unpad_index) for grid in pack.grids])
     found, sentence = [], 0
     for grid, own in zip(pack.grids, parts, strict=True):
         places = own[grid.tokens]
@@ -33,7 +33,7 @@ def test_grids_hold_every_token_once_in_its_place() -> None:
             assert row[is_token].tolist() == tokens.split(LENGTHS.tolist())[sentence].tolist()
             assert is_token.tolist() == [True] * int(is_token.sum()) + [False] * int((~is_token).sum())
             sentence += 1
-        found += places.flatten()[grid.slots].tolist()
+        found += places.flatten()[grid.unpad_index].tolist()
     assert found == tokens.tolist()
 
 

@@ -13,7 +13,7 @@ import pytest
 from sst2.runs.run_folder import RunFolder
 from sst2.utils import file_system
 from sst2.utils.atomic_folder import verify_folder, write_atomic_folder
-from sst2.utils.file_system import missing_features, share, wait_for_lock
+from sst2.utils.file_system import missing_features, copy_mode, wait_for_lock
 from tests.support.processes import results, start
 
 
@@ -93,7 +93,7 @@ def test_mode_bits_are_no_reason_to_lose_a_checkpoint(
     write_something(tmp_path)
     refuse("chmod", code, monkeypatch)
     for _ in range(2):
-        share(tmp_path / "one", like=tmp_path / "other")
+        copy_mode(tmp_path / "one", like=tmp_path / "other")
     (said,) = caplog.messages
     assert "who may read it cannot be set" in said
     assert os.strerror(code) in said

@@ -5,7 +5,7 @@ import time
 
 import psutil
 
-from sst2.utils.waiting import RunningTime, deadline, wait_until, within
+from sst2.utils.waiting import RunningTime, deadline, wait_until, call_with_timeout
 from tests.support.processes import start
 
 
@@ -39,9 +39,9 @@ def test_a_question_without_an_answer_is_left_alone() -> None:
     def fail() -> str:
         raise RuntimeError("the store is gone")
 
-    assert within(60, lambda: "here", "nobody") == "here"
-    assert within(60, fail, "nobody") == "nobody"
-    assert within(0.1, lambda: str(threading.Event().wait()), "nobody") == "nobody"
+    assert call_with_timeout(60, lambda: "here", "nobody") == "here"
+    assert call_with_timeout(60, fail, "nobody") == "nobody"
+    assert call_with_timeout(0.1, lambda: str(threading.Event().wait()), "nobody") == "nobody"
 
 
 def test_a_deadline_is_for_what_has_not_ended() -> None:

@@ -52,7 +52,7 @@ from sst2.runs.origin import origin
 from sst2.runs.run_folder import RunFolder, is_finished
 from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
 from sst2.utils.errors import UserError
-from sst2.utils.waiting import within
+from sst2.utils.waiting import call_with_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Checkpointer:
         """The error to raise on every rank when a save has failed on the main process."""
         if self._failure is None:
             return UserError("a checkpoint could not be written; the main process says why")
-        last = within(SECONDS_TO_LOOK, lambda: last_good(self.folder), "its folder does not answer")
+        last = call_with_timeout(SECONDS_TO_LOOK, lambda: last_good(self.folder), "its folder does not answer")
         return UserError(f"{self._failure}; {last}")
 
     def take_times(self) -> list[SavedTimes]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sst2.checkpoints.base_model import STATE
 from sst2.checkpoints.folders import newest_checkpoint
 from sst2.utils.errors import UserError
-from sst2.utils.file_system import share
+from sst2.utils.file_system import copy_mode
 
 WEIGHTS, TRAINING = "model.safetensors", "training.pt"
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ def write_checkpoint(
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     _save_training(training, folder / TRAINING)
     (folder / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    share(folder / WEIGHTS, like=folder / STATE)
+    copy_mode(folder / WEIGHTS, like=folder / STATE)
 
 
 def read_state(place: Path) -> Any:

@@ -34,10 +34,10 @@ class Grid:
 
     tokens: torch.Tensor
     is_token: torch.Tensor
-    slots: torch.Tensor
+    unpad_index: torch.Tensor
 
     def to(self, device: torch.device) -> "Grid":
-        return Grid(*(send(part, device) for part in (self.tokens, self.is_token, self.slots)))
+        return Grid(*(send(part, device) for part in (self.tokens, self.is_token, self.unpad_index)))
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Pack:
     Attributes:
         lengths: (sentences,) int64 on the host, tokens of each; at least one sentence, and one token in each.
         cu_seqlens: (sentences + 1,) int32, the first token of each sentence, and the number of all tokens.
-        longest: tokens of the longest sentence, at least.
+        max_seqlen: tokens of the longest sentence, at least.
     """
 
     lengths: np.ndarray
     cu_seqlens: torch.Tensor = field(repr=False)
-    longest: int
+    max_seqlen: int
 
     @classmethod
-    def of(cls, lengths: np.ndarray, longest: int = 0) -> "Pack":
+    def of(cls, lengths: np.ndarray, max_seqlen: int = 0) -> "Pack":
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return cls(lengths, torch.from_numpy(ends), max(int(lengths.max()), longest))
+        return cls(lengths, torch.from_numpy(ends), max(int(lengths.max()), max_seqlen))
 
     def to(self, device: torch.device) -> "Pack":
         return replace(self, cu_seqlens=send(self.cu_seqlens, device))
@@ -89,5 +89,5 @@ def _grid(lengths: np.ndarray) -> Grid:
     return Grid(
         tokens=torch.from_numpy(np.where(is_token, starts[:, None] + columns, 0)),
         is_token=torch.from_numpy(is_token),
-        slots=torch.from_numpy(np.flatnonzero(is_token)),
+        unpad_index=torch.from_numpy(np.flatnonzero(is_token)),
     )

@@ -18,9 +18,9 @@ from sst2.data.splits import Split
 from sst2.utils.errors import UserError
 
 # Places, which a node may have under another name. What is read there is compared.
-PLACES = {"model_name_or_path", "dataset_name", *DATA_FILES, "output_dir", "stage_dir", "resume_from_checkpoint"}
+PATHS = {"model_name_or_path", "dataset_name", *DATA_FILES, "output_dir", "stage_dir", "resume_from_checkpoint"}
 # What the main process alone goes by.
-OF_MAIN = {"report_to", "push_to_hub", "hub_model_id", "overwrite_output_dir"}
+MAIN_ONLY = {"report_to", "push_to_hub", "hub_model_id", "overwrite_output_dir"}
 NAMED = 8  # ranks in a message, at most
 
 
@@ -37,7 +37,7 @@ def require_agreement(
     """
     if accelerator.num_processes == 1:
         return
-    values = {name: value for name, value in settings.values().items() if name not in PLACES | OF_MAIN}
+    values = {name: value for name, value in settings.values().items() if name not in PATHS | MAIN_ONLY}
     facts = {f"--{name}": _in_words(value) for name, value in values.items()}
     facts["--resume_from_checkpoint"] = "given" if settings.resume_from_checkpoint else "left out"
     if accelerator.state.deepspeed_plugin is not None:

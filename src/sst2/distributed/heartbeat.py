@@ -13,7 +13,7 @@ from typing import Any
 from torch import distributed
 from torch.distributed import distributed_c10d
 
-from sst2.utils.waiting import within
+from sst2.utils.waiting import call_with_timeout
 
 ARRIVED = "every other rank has arrived"
 UNKNOWN = "where the other ranks are is not known: the process that keeps it does not answer"
@@ -47,7 +47,7 @@ class Heartbeat:
 
         Takes a few beats, and not much longer when the store does not answer.
         """
-        return within(5 * self._interval + 5, self._ask, ([UNKNOWN], True))
+        return call_with_timeout(5 * self._interval + 5, self._ask, ([UNKNOWN], True))
 
     def _beat(self) -> None:
         # A client of its own: a wait of the main thread on the shared one would keep this thread out.

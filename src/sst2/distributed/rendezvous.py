@@ -15,7 +15,7 @@ from torch.distributed import PrefixStore, TCPStore
 from sst2.distributed.launcher import Launcher
 from sst2.distributed.ranks import cpu_process_group
 from sst2.utils.errors import EXIT_FAILED, LostProcessError, UserError, end_from_thread
-from sst2.utils.waiting import RunningTime, deadline, wait_until, within
+from sst2.utils.waiting import RunningTime, deadline, wait_until, call_with_timeout
 
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
 _LEEWAY = 15.0  # seconds beyond a time-out, for an attempt to connect and for those that end by themselves
@@ -147,7 +147,7 @@ def all_reduce_check(launcher: Launcher, store: Any, timeout: float) -> Iterator
 
     def give_up() -> None:
         nobody_answers = f"{_not_added('nobody answers where all have met', timeout)}"
-        message = within(10, lambda: _why_no_sum(launcher, store, timeout), nobody_answers)
+        message = call_with_timeout(10, lambda: _why_no_sum(launcher, store, timeout), nobody_answers)
         if not message:
             time.sleep(5)  # who speaks would fail of a rank that is gone before
         end_from_thread(EXIT_FAILED, f"error: {message}" if message else "")

@@ -1,7 +1,7 @@
 """Stop requests: from signals and from files in the run's folder, reduced over all ranks.
 
-A signal sets a wish and nothing else. The loop asks for wishes between two steps, and between two batches of an
-evaluation, where all ranks can act on them together.
+A signal sets a flag and nothing else. The loop reduces the flags of all ranks between two steps, and between two
+batches of an evaluation, where all ranks can act on them together.
 
 Nothing heavy is imported here: signals must be caught before the seconds that importing torch takes.
 """
@@ -62,7 +62,7 @@ class StopFlags:
 
 
 class StopRequests:
-    """The wishes of this process. Creating the object touches nothing; `listen` catches signals."""
+    """The stop flags of this process. Creating the object touches nothing; `listen` catches signals."""
 
     def __init__(self) -> None:
         self._stop = 0

@@ -43,16 +43,16 @@ def in_grids(
 ) -> torch.Tensor:
     """`attend` by padded batches of a few sentences each, which a packed batch has in order of length."""
     one_each = len(query) == len(pack)
-    sizes = [len(grid.slots) for grid in pack.grids]
+    sizes = [len(grid.unpad_index) for grid in pack.grids]
     spare = [len(key) - pack.num_tokens]
     parts = (tensor.split(sizes + spare) for tensor in (key, value))
     queries = query.split([len(grid.tokens) for grid in pack.grids] if one_each else sizes + spare)
     mixed = []
     for grid, own, *pair in zip(pack.grids, queries, *parts, strict=False):
-        keys, values = (_Spread.apply(tensor, grid.tokens, grid.slots).transpose(1, 2) for tensor in pair)
-        asked = (own[:, None] if one_each else _Spread.apply(own, grid.tokens, grid.slots)).transpose(1, 2)
+        keys, values = (PadInput.apply(tensor, grid.tokens, grid.unpad_index).transpose(1, 2) for tensor in pair)
+        asked = (own[:, None] if one_each else PadInput.apply(own, grid.tokens, grid.unpad_index)).transpose(1, 2)
         got = _attend_padded(asked, keys, values, grid.is_token[:, None, None], probability, scaling).transpose(1, 2)
-        mixed.append(got.flatten(0, 1) if one_each else _Collect.apply(got, grid.slots))
+        mixed.append(got.flatten(0, 1) if one_each else UnpadInput.apply(got, grid.unpad_index))
     if not one_each:
         mixed.append(torch.zeros_like(queries[-1]))
     return torch.cat(mixed)
@@ -65,7 +65,7 @@ def by_flash(
 
     `torch.nn.attention.varlen` has no dropout; the operator beneath it does.
     """
-    starts, longest = pack.cu_seqlens, pack.longest
+    starts, longest = pack.cu_seqlens, pack.max_seqlen
     assert len(key) == pack.num_tokens  # the operator would leave the others as it finds them
     if len(query) == len(pack):
         query_starts = torch.arange(len(pack) + 1, dtype=torch.int32, device=query.device)
@@ -79,11 +79,11 @@ def by_flash(
 
 
 @lru_cache
-def flash_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether FlashAttention gives on this device what grids give; found out once, by trying, forward and backward."""
     pack = Pack.of(torch.tensor([3, 9, 1, 20]).numpy()).to(device)
     generator = torch.Generator().manual_seed(0)  # the random state of training stays what it is
-    shape = (3, int(pack.lengths.sum()), 2, width)
+    shape = (3, int(pack.lengths.sum()), 2, head_dim)
     inputs = torch.randn(shape, generator=generator).to(device, dtype)
     found: list[list[torch.Tensor]] = []
     try:
@@ -91,12 +91,12 @@ def flash_works(device: torch.device, dtype: torch.dtype, width: int) -> bool:
             for attention in (by_flash, in_grids):
                 own = inputs.clone().requires_grad_()
                 queries = own[0], own[0][pack.cls_indices]
-                outputs = [attention(query, own[1], own[2], pack, 0.0, 1 / math.sqrt(width)) for query in queries]
+                outputs = [attention(query, own[1], own[2], pack, 0.0, 1 / math.sqrt(head_dim)) for query in queries]
                 (gradient,) = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
                 found.append([*outputs, gradient])
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 own = inputs.clone().requires_grad_()
-                dropped = by_flash(own[0], own[1], own[2], pack, 0.1, 1 / math.sqrt(width))
+                dropped = by_flash(own[0], own[1], own[2], pack, 0.1, 1 / math.sqrt(head_dim))
                 (gradient,) = torch.autograd.grad(dropped.float().square().sum(), own)
                 if not (dropped.isfinite().all() and gradient.isfinite().all()):
                     raise RuntimeError("its dropout gives numbers that are not finite")
@@ -133,35 +133,35 @@ def _attend_padded(
     return torch.matmul(weights, value)
 
 
-class _Spread(torch.autograd.Function):
+class PadInput(torch.autograd.Function):
     """Tokens to the places of a grid. The gradient comes back by copying as well: each token has one place.
 
     Indexing alone would add up gradients, element by element, since it cannot know that.
     """
 
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, tokens: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(slots)
+    def forward(ctx: Any, tensor: torch.Tensor, tokens: torch.Tensor, unpad_index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(unpad_index)
         return tensor[tokens]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (slots,) = ctx.saved_tensors
-        return gradients[0].flatten(0, 1)[slots], None, None
+        (unpad_index,) = ctx.saved_tensors
+        return gradients[0].flatten(0, 1)[unpad_index], None, None
 
 
-class _Collect(torch.autograd.Function):
+class UnpadInput(torch.autograd.Function):
     """Tokens back from the places of a grid, its inverse. Places without a token have no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, places: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(slots)
+    def forward(ctx: Any, places: torch.Tensor, unpad_index: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(unpad_index)
         ctx.shape = places.shape
-        return places.flatten(0, 1)[slots]
+        return places.flatten(0, 1)[unpad_index]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (slots,) = ctx.saved_tensors
+        (unpad_index,) = ctx.saved_tensors
         spread = gradients[0].new_zeros(ctx.shape)
-        spread.flatten(0, 1)[slots] = gradients[0]
+        spread.flatten(0, 1)[unpad_index] = gradients[0]
         return spread, None

@@ -25,7 +25,7 @@ from sst2.models.tokenizer import probes
 from sst2.runs.run_folder import WEIGHTS
 from sst2.utils.atomic_folder import commit, describe_file
 from sst2.utils.errors import DISK_ERRORS, UserError, disk_error, first_line
-from sst2.utils.file_system import share
+from sst2.utils.file_system import copy_mode
 from sst2.utils.removal import UNFINISHED, discard, hidden_name, put_aside
 from sst2.utils.scratch import no_room
 
@@ -91,7 +91,7 @@ def _write(
     tokenizer.model_max_length = max_length or tokenizer.model_max_length
     stock.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    share(folder / WEIGHTS, like=folder / "config.json")
+    copy_mode(folder / WEIGHTS, like=folder / "config.json")
     # the name of a file of data may hold bytes that are no UTF-8
     (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     compare = partial(_compare, stock, tokenizer, sentences[:PROBES], max_length, expected)

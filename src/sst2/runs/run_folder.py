@@ -11,7 +11,7 @@ from typing import TextIO
 
 from sst2.utils.atomic_folder import describe_file
 from sst2.utils.errors import UserError
-from sst2.utils.file_system import SECONDS_BETWEEN_TRIES, NoLocksError, sync, try_lock, warn_once
+from sst2.utils.file_system import SECONDS_BETWEEN_TRIES, NoLocksError, fsync, try_lock, warn_once
 from sst2.utils.removal import discard, leftovers, put_aside
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class RunFolder:
                 aside = put_aside(entry)
                 if (reason := discard(aside)) and aside == entry:
                     raise OSError(None, reason)
-                sync(self.path)
+                fsync(self.path)
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -18,7 +18,7 @@ from sst2.runs.run_folder import RunFolder
 from sst2.tracking.dashboard import Dashboard
 from sst2.tracking.external_trackers import ExternalTrackers, plain
 from sst2.utils.atomic_file import write_text
-from sst2.utils.file_system import BestEffort, sync
+from sst2.utils.file_system import BestEffort, fsync
 
 if TYPE_CHECKING:
     from sst2.data.splits import Split
@@ -141,7 +141,7 @@ class Tracker:
     def _flush_board(self, board: SummaryWriter) -> None:
         board.flush()
         for file in self._event_files:
-            sync(file)
+            fsync(file)
 
     def close(self) -> None:
         self._on_board(SummaryWriter.close)
@@ -164,7 +164,7 @@ class _Log:
         self._write(lambda: drop_later_lines(self._file, last_steps))
 
     def flush(self) -> None:
-        self._write(lambda: sync(self._file) if self._file.exists() else None)
+        self._write(lambda: fsync(self._file) if self._file.exists() else None)
 
     def _write(self, write: Callable[[], object]) -> None:
         if not self._for_file.is_lost:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sst2.utils.file_system import sync
+from sst2.utils.file_system import fsync
 
 
 def write_text(file: Path, text: str) -> None:
@@ -17,9 +17,9 @@ def write_text(file: Path, text: str) -> None:
 
 def put_in_place(unfinished: Path, file: Path) -> None:
     """Rename a file that has been written, when it is on disk."""
-    sync(unfinished)
+    fsync(unfinished)
     os.replace(unfinished, file)
-    sync(file.parent)
+    fsync(file.parent)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

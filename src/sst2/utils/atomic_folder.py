@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sst2.utils.errors import disk_error
-from sst2.utils.file_system import sync
+from sst2.utils.file_system import fsync
 from sst2.utils.removal import REPLACED, UNFINISHED, discard, hidden_name
 
 MANIFEST = "manifest.json"
@@ -97,7 +97,7 @@ def _require_file(path: Path) -> int:
 def commit(unfinished: Path, place: Path) -> None:
     """Bring a folder and all that is in it to disk, and rename it to its place."""
     for path in (*unfinished.rglob("*"), unfinished):
-        sync(path)
+        fsync(path)
     replaced = None
     if os.path.lexists(place):  # written once more: a run resumed from an earlier step passes here again
         replaced = _move_away(place)
@@ -108,7 +108,7 @@ def commit(unfinished: Path, place: Path) -> None:
             os.rename(replaced, place)
         raise
     for folder in (place.parent, place.parent.parent):  # both may be new
-        sync(folder)
+        fsync(folder)
     if replaced:
         discard(replaced)
 

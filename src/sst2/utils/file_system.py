@@ -56,7 +56,7 @@ class BestEffort:
             logger.warning("%s cannot be written (%s): going on without it", self._name, error.strerror or error)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Bring a file, or a folder's list of names, to disk.
 
     A folder that may be written below but not opened, as /scratch with mode 0711, and a file system without fsync are
@@ -82,7 +82,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def share(file: Path, like: Path) -> None:
+def copy_mode(file: Path, like: Path) -> None:
     """Let those read a file who may read another: safetensors makes files for their owner alone, whatever the umask.
 
     A file system that keeps no mode bits, as SMB and vfat, is warned of once.

@@ -65,7 +65,7 @@ def wait_until(
     return True
 
 
-def within(seconds: float, work: Callable[[], Answer], otherwise: Answer) -> Answer:
+def call_with_timeout(seconds: float, work: Callable[[], Answer], otherwise: Answer) -> Answer:
     """What `work` returns; `otherwise` where it fails or takes longer, and then its thread is left waiting."""
     answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
 

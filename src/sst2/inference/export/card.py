@@ -31,8 +31,8 @@ def onnx_card(report: dict[str, Any]) -> str:
     Args:
         report: what `export.json` holds.
     """
-    labels, forms = report["labels"], report["forms"]
-    file = FILES["onnx_int8" if "onnx_int8" in forms else "onnx_float32"]
+    labels, variants = report["labels"], report["forms"]
+    file = FILES["onnx_int8" if "onnx_int8" in variants else "onnx_float32"]
     parts = [
         HEADER,
         f"# {report['model']}, ONNX",
@@ -42,7 +42,7 @@ def onnx_card(report: dict[str, Any]) -> str:
         f"ONNX opset {report['opset']}; inputs `input_ids` and `attention_mask`, int64, (sentences, length), checked "
         f"with up to {report['max_length']} tokens; output `logits`, float32, (sentences, 2).",
         "## Checked",
-        *_checked(report["probes"], forms),
+        *_checked(report["probes"], variants),
         "## Measured",
         table(report),
         _circumstances(report),
@@ -52,12 +52,12 @@ def onnx_card(report: dict[str, Any]) -> str:
 
 def table(report: dict[str, Any]) -> str:
     """Markdown, one line for each form."""
-    forms = report["forms"]
-    labelled = "accuracy" in forms["torch_float32"]
+    variants = report["forms"]
+    labelled = "accuracy" in variants["torch_float32"]
     columns = ["form", "file", "MB", *(["accuracy", "95 % interval"] if labelled else []), "predicts as torch"]
     lines = [[*columns, "ms, batch 1", "ms, batch 32"]]
     lines.append(["---"] * len(lines[0]))
-    for name, figures in forms.items():
+    for name, figures in variants.items():
         line = [NAMES[name], f"`{FILES[name]}`" if name in FILES else "", f"{figures['megabytes']:.1f}"]
         if labelled:
             low, high = figures["accuracy_ci95"]
@@ -70,7 +70,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _checked(probes: dict[str, Any], forms: dict[str, Any]) -> list[str]:
+def _checked(probes: dict[str, Any], variants: dict[str, Any]) -> list[str]:
     """Paragraphs on how close the files are to the model in torch."""
     largest = probes["largest_logit_difference"]
     sizes = ", ".join(f"{sentences} x {length}" for sentences, length in probes["batches"])
@@ -78,9 +78,9 @@ def _checked(probes: dict[str, Any], forms: dict[str, Any]) -> list[str]:
         f"The float32 logits are those of torch, with differences up to {largest['onnx_float32']:.1e} (allowed: "
         f"{probes['tolerance']:g}) on batches of sentences x tokens: {sizes}."
     ]
-    if "onnx_int8" not in forms:
+    if "onnx_int8" not in variants:
         return paragraphs
-    figures = forms["onnx_int8"]
+    figures = variants["onnx_int8"]
     on_int8 = [
         "The int8 model has its weights in 7 bits with a scale for each output, so that no CPU's sums overflow, and "
         "quantises activations on the way by the range of the whole batch: a sentence's logits depend a little on "

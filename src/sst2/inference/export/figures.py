@@ -23,7 +23,7 @@ REFERENCE = "torch_float32"
 
 
 @dataclass(frozen=True)
-class Form:
+class Variant:
     """The classifier in one form.
 
     Attributes:
@@ -83,7 +83,7 @@ def require_same_logits(
 
 
 def figures_of(
-    forms: dict[str, Form],
+    variants: dict[str, Variant],
     tokenizer: PreTrainedTokenizerBase,
     data: LabelledSentences | None,
     rounds: int = ROUNDS,
@@ -104,13 +104,13 @@ def figures_of(
         RuntimeError: a logit is not finite.
     """
     sentences = sample_sentences("validation")[0][:PROBES] if data is None else data.sentences
-    logits = {name: _logits(name, form.classify, tokenizer, sentences) for name, form in forms.items()}
+    logits = {name: _logits(name, variant.classify, tokenizer, sentences) for name, variant in variants.items()}
     reference = logits[REFERENCE]
     figures: dict[str, dict[str, Any]] = {}
-    for name, form in forms.items():
+    for name, variant in variants.items():
         same = logits[name].argmax(axis=1) == reference.argmax(axis=1)
         figures[name] = {
-            "megabytes": form.bytes / 1e6,
+            "megabytes": variant.bytes / 1e6,
             "same_predictions": float(same.mean()),
             "largest_logit_difference": float(np.abs(logits[name] - reference).max()),
         }
@@ -121,7 +121,7 @@ def figures_of(
         rows = np.linspace(0, len(sentences) - 1, size * calls).round().astype(int).reshape(calls, size)
         batches = [padded(tokenizer, [sentences[row] for row in batch]) for batch in rows]
         tokens = float(np.mean([inputs["attention_mask"].sum(axis=1).mean() for inputs in batches]))
-        for name, latency in measure_latency({n: form.classify for n, form in forms.items()}, batches, rounds).items():
+        for name, latency in measure_latency({n: variant.classify for n, variant in variants.items()}, batches, rounds).items():
             figures[name][f"batch_{size}"] = latency | {"tokens_of_a_sentence": tokens}
     return figures
 

@@ -19,7 +19,7 @@ from sst2.inference.export.card import FILES, onnx_card
 from sst2.inference.export.figures import (
     REFERENCE,
     TOLERANCE,
-    Form,
+    Variant,
     figures_of,
     probe_batches,
     require_finite,
@@ -75,8 +75,8 @@ def write_files(
     tokenizer.save_pretrained(folder)  # before its first use, which would leave its padding in it
     model.config.save_pretrained(folder)
     batches, threads = probe_batches(tokenizer), torch.get_num_threads()
-    forms = {REFERENCE: Form(torch_classifier(model), num_bytes(model))}
-    require_finite(forms[REFERENCE].classify, batches)
+    variants = {REFERENCE: Variant(torch_classifier(model), num_bytes(model))}
+    require_finite(variants[REFERENCE].classify, batches)
     with _says("writing the ONNX model"):
         write_onnx(model, folder / FILES["onnx_float32"])
     if int8:
@@ -85,12 +85,12 @@ def write_files(
     differences = {}
     for name in [*FILES][: 1 + int8]:
         file = folder / FILES[name]
-        forms[name] = Form(onnx_classifier(file, threads), file.stat().st_size)
+        variants[name] = Variant(onnx_classifier(file, threads), file.stat().st_size)
         differences[name] = require_same_logits(
-            forms[REFERENCE].classify, forms[name].classify, batches, TOLERANCES[name]
+            variants[REFERENCE].classify, variants[name].classify, batches, TOLERANCES[name]
         )
     with _says("measuring accuracy and latency" if data else "measuring latency"):
-        figures = figures_of(forms, tokenizer, data and data[1], positive=positive_class(labels))
+        figures = figures_of(variants, tokenizer, data and data[1], positive=positive_class(labels))
     report = {
         "model": title,
         "format": "onnx",

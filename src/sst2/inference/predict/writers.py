@@ -7,7 +7,7 @@ from types import TracebackType
 
 from sst2.utils.console import give_up
 from sst2.utils.errors import UserError
-from sst2.utils.file_system import sync
+from sst2.utils.file_system import fsync
 
 
 class StandardOutput:
@@ -95,7 +95,7 @@ class NewFile:
         if error is None:
             self.flush()
             self._file.close()
-            sync(self._unfinished)
+            fsync(self._unfinished)
             self._require_free(f"; this one is in {self._unfinished}")
             os.replace(self._unfinished, self._path)
             return
