@@ -3,7 +3,7 @@
 A checkpoint holds `model.safetensors`, `training.pt` (optimizer, schedule, loss scale and the random states of every
 rank; read with `weights_only=True`, so that no foreign code can run), `state.json` (how far the run is, its settings,
 fingerprints of its data and of the model that it began with), that model's configuration and tokenizer, and the
-manifest of `checkpoint_folder`.
+manifest of `atomic_folder`.
 """
 
 import logging

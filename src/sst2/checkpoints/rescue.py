@@ -27,7 +27,7 @@ class SaveError(Exception):
 
 
 def save_or_rescue(place: Path, write_files: WriteFiles, best: Path | None = None) -> None:
-    """Write a sealed folder. Network disks have their moments: a failure is tried again after a while.
+    """Write a atomic folder. Network disks have their moments: a failure is tried again after a while.
 
     Args:
         place: of the checkpoint, in a folder of its run's folder, which must be there.

@@ -29,7 +29,7 @@ class Grid:
     Attributes:
         tokens: (sentences, longest) int64, which of the grid's tokens is at each place; 0 where there is none.
         is_token: (sentences, longest) bool, where there is one.
-        slots: (tokens,) int64, the place of each token in the flattened grid.
+        unpad_index: (tokens,) int64, the place of each token in the flattened grid.
     """
 
     tokens: torch.Tensor

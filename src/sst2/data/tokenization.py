@@ -1,7 +1,7 @@
 """Token ids on disk: written once for the same sentences, tokenizer and length, verified, and mapped.
 
 A folder `KEY.tokens` holds all ids end to end, where each sentence begins and how many of them were cut, as plain
-little-endian numbers. It is a sealed folder: whole or absent, with the size and SHA-256 of each file.
+little-endian numbers. It is a atomic folder: whole or absent, with the size and SHA-256 of each file.
 """
 
 import copy

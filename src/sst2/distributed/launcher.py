@@ -19,7 +19,7 @@ class Launcher:
         name: in words: `python`, `torchrun`, `accelerate launch`, `accelerate launch (torchrun)`.
         rank, world_size: number of this process among all, and of all.
         local_world_size: processes on this node.
-        asked_for: processes that the command line of `accelerate launch`, or its YAML, asks for; 1 if that is unknown.
+        requested_processes: processes that the command line of `accelerate launch`, or its YAML, asks for; 1 if that is unknown.
         master: host and port where the processes meet.
         keeps_store: whether the launcher itself keeps the store that they meet at; else rank 0 does.
         uses_deepspeed, uses_fsdp: strategy that it asks for; plain data parallel if neither.
@@ -55,7 +55,7 @@ def read_launcher() -> Launcher:
         rank=process_rank(),
         world_size=read_number("WORLD_SIZE", 1),
         local_world_size=read_number("LOCAL_WORLD_SIZE", 1),
-        requested_processes=_asked_for(),
+        requested_processes=_requested_processes(),
         master=(os.environ.get("MASTER_ADDR", "127.0.0.1"), read_number("MASTER_PORT", 29500)),
         keeps_store=is_set("TORCHELASTIC_USE_AGENT_STORE"),
         uses_deepspeed=is_set("ACCELERATE_USE_DEEPSPEED"),
@@ -71,7 +71,7 @@ def read_launcher() -> Launcher:
     )
 
 
-def _asked_for() -> int:
+def _requested_processes() -> int:
     """Number of processes on the command line of accelerate's launcher, where it has started this process alone.
 
     With `--cpu`, or MULTI_CPU in its YAML, it starts one without a word, whatever number it was given.

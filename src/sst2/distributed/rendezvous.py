@@ -15,7 +15,7 @@ from torch.distributed import PrefixStore, TCPStore
 from sst2.distributed.launcher import Launcher
 from sst2.distributed.ranks import cpu_process_group
 from sst2.utils.errors import EXIT_FAILED, LostProcessError, UserError, end_from_thread
-from sst2.utils.waiting import RunningTime, deadline, wait_until, call_with_timeout
+from sst2.utils.waiting import RunningTime, call_with_timeout, deadline, wait_until
 
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
 _LEEWAY = 15.0  # seconds beyond a time-out, for an attempt to connect and for those that end by themselves
@@ -48,7 +48,7 @@ def rendezvous(launcher: Launcher, timeout: float) -> Any:
             # multi_tenant: the process group, which is formed at the same place, shares the store
             patience = timedelta(seconds=max(1.0, timeout))
             server = TCPStore(host, port, None, keeps_store, patience, wait_for_workers=False, multi_tenant=True)
-            store: Any = PrefixStore(f"sst2.roll_call.{launcher.attempt}", server)
+            store: Any = PrefixStore(f"sst2.rendezvous.{launcher.attempt}", server)
             store.set(str(launcher.rank), socket.gethostname())
             store.add("count", 1)
         except (OSError, RuntimeError) as error:

@@ -117,7 +117,7 @@ def layout(selection_split: str) -> dict[str, dict[str, list]]:
         },
         "speed": {
             "sentences a second": lines("train/sentences_per_second"),
-            "model FLOPs utilisation": lines("train/matmul_peak_share"),
+            "share of the measured matmul peak": lines("train/matmul_peak_share"),
             "where the time of a step goes": lines(*shares),
             "checkpoints: training pauses, and until written, seconds": lines("checkpoint/.*"),
         },

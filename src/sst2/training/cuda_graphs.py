@@ -150,7 +150,7 @@ class CudaGraphRunner(StepRunner):
             except RuntimeError as error:  # which leaves CUDA's state such that nothing can go on
                 reason = str(error).partition("\n")[0]
                 raise UserError(
-                    f"this GPU cannot record steps to CUDA graphs ({reason}): give --cuda_graphs no"
+                    f"this GPU cannot capture steps as CUDA graphs ({reason}): give --cuda_graphs no"
                 ) from error
             self._graphs[batch.size], self._pool = graph, graph.pool
         return *graph.replay(batch), batch.size
