@@ -19,7 +19,7 @@ class Launcher:
         name: in words: `python`, `torchrun`, `accelerate launch`, `accelerate launch (torchrun)`.
         rank, world_size: number of this process among all, and of all.
         local_world_size: processes on this node.
-        requested_processes: processes that the command line of `accelerate launch`, or its YAML, asks for; 1 if that is unknown.
+        requested_processes: number that the command line of `accelerate launch`, or its YAML, asks for; 1 if unknown.
         master: host and port where the processes meet.
         keeps_store: whether the launcher itself keeps the store that they meet at; else rank 0 does.
         uses_deepspeed, uses_fsdp: strategy that it asks for; plain data parallel if neither.

@@ -31,7 +31,7 @@ SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of
 class DeepSpeedStrategy(ShardedStrategy):
     """Drives DeepSpeed's engine itself: accelerate's wrapper takes the step within `backward`.
 
-    Clipping, and the decision to skip a step whose gradient is not finite, are the engine's (`deepspeed_config` says so).
+    Clipping, and skipping a step whose gradient is not finite, are the engine's (`deepspeed_config` says so).
 
     Args:
         engine: DeepSpeed's, around `bare_model`.
