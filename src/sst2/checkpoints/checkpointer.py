@@ -47,7 +47,7 @@ from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
 from sst2.distributed.ranks import read_on_main, run_on_main
-from sst2.distributed.strategies import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 from sst2.runs.origin import origin
 from sst2.runs.run_folder import RunFolder, is_finished
 from sst2.utils.atomic_folder import DamagedFolderError, verify_folder

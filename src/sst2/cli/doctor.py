@@ -40,7 +40,7 @@ from sst2.distributed.launcher import read_launcher
 from sst2.distributed.precision import choose_precision
 from sst2.utils.console import say, standard_output
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_once
-from sst2.utils.file_system import FEATURES, missing_features, fsync
+from sst2.utils.file_system import FEATURES, fsync, missing_features
 
 PACKAGES = "torch accelerate transformers datasets evaluate scikit-learn scipy tensorboard deepspeed".split()
 BASE_PARAMETERS = 66_955_010  # of DistilBERT-base with its head

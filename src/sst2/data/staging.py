@@ -131,7 +131,8 @@ def _facts(files: dict[str, Path]) -> dict[str, list[int]]:
 def _is_current(place: Path, facts: dict[str, list[int]]) -> bool:
     try:
         verify_folder(place)
-        return json.loads((place / _SOURCE).read_text(encoding="utf-8")) == facts
+        is_same: bool = json.loads((place / _SOURCE).read_text(encoding="utf-8")) == facts
+        return is_same
     except (DamagedFolderError, OSError, ValueError) as error:
         if place.exists():
             logger.warning("copying anew what is damaged: %s (%s)", place, error)

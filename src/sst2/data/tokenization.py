@@ -93,7 +93,7 @@ def map_tokens(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
     """What encodes sentences in training and prediction: without padding and what earlier calls have left in it."""
-    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.no_padding()
     encoder.enable_truncation(max_length, direction=tokenizer.truncation_side)
     return encoder

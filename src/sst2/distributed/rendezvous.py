@@ -15,7 +15,7 @@ from torch.distributed import PrefixStore, TCPStore
 from sst2.distributed.launcher import Launcher
 from sst2.distributed.ranks import cpu_process_group
 from sst2.utils.errors import EXIT_FAILED, LostProcessError, UserError, end_from_thread
-from sst2.utils.waiting import RunningTime, deadline, wait_until, call_with_timeout
+from sst2.utils.waiting import RunningTime, call_with_timeout, deadline, wait_until
 
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
 _LEEWAY = 15.0  # seconds beyond a time-out, for an attempt to connect and for those that end by themselves
@@ -111,7 +111,8 @@ def word_of_main(launcher: Launcher, store: Any, word: Callable[[], str]) -> str
         try:
             # Asked again and again: a wait in the store's client would end when the job is suspended for long.
             wait_until(lambda: store.check(["word"]), math.inf)
-            return store.get("word").decode()
+            answer: str = store.get("word").decode()
+            return answer
         except RuntimeError:  # rank 0 has ended, and has said why
             raise LostProcessError("") from None
 
@@ -192,11 +193,13 @@ def _not_added(what: str, timeout: float) -> str:
 
 def _host(store: Any, rank: int) -> str:
     with suppress(RuntimeError):
-        return store.get(str(rank)).decode()
+        host: str = store.get(str(rank)).decode()
+        return host
     return "a host out of reach"
 
 
 def _has(store: Any, key: str) -> bool:
     with suppress(RuntimeError):
-        return store.check([key])
+        is_there: bool = store.check([key])
+        return is_there
     return False

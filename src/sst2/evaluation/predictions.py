@@ -15,12 +15,14 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     """(sentences, 2) logits to (sentences, 2) logarithms of the classes' probabilities, in float64."""
     # as scipy.special.log_softmax does it, bit for bit
     below_highest = np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True)
-    return below_highest - np.log(np.exp(below_highest).sum(axis=1, keepdims=True))
+    logarithms: np.ndarray = below_highest - np.log(np.exp(below_highest).sum(axis=1, keepdims=True))
+    return logarithms
 
 
 def probability_positive(logits: np.ndarray) -> np.ndarray:
     """(sentences, 2) logits to (sentences,) probabilities of POSITIVE, in float64."""
-    return np.exp(log_probabilities(logits))[:, 1]
+    positive: np.ndarray = np.exp(log_probabilities(logits))[:, 1]
+    return positive
 
 
 def in_order_of_rows(rows: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:

@@ -72,6 +72,7 @@ def by_flash(
         longest_query = 1
     else:
         query_starts, longest_query = starts, longest
+    mixed: torch.Tensor
     mixed, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, query_starts, starts, longest_query, longest, probability, False, False, scale=scaling
     )

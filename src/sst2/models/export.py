@@ -68,11 +68,12 @@ def export_model(
     compare = _write(config, weights, tokenizer, sentences, card, unfinished, max_length, expected)
     if _has_same_weights(folder, unfinished) and _succeeds(partial(compare, folder)):
         discard(unfinished)  # what its user has added, or written into the card, stays
-        return describe_file(folder / WEIGHTS)["sha256"]
-    if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
-        discard(put_aside(onnx))
-    commit(unfinished, folder)
-    return describe_file(folder / WEIGHTS)["sha256"]
+    else:
+        if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
+            discard(put_aside(onnx))
+        commit(unfinished, folder)
+    digest: str = describe_file(folder / WEIGHTS)["sha256"]
+    return digest
 
 
 def _write(
@@ -181,6 +182,6 @@ def _require_close(one: torch.Tensor, other: torch.Tensor, tolerance: float, mes
 @torch.inference_mode()
 def _logits(model: Any, tokenizer: Any, sentences: Sequence[str], max_length: int | None) -> torch.Tensor:
     model.eval()
-    return model(
-        **tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-    ).logits
+    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    logits: torch.Tensor = model(**inputs).logits
+    return logits

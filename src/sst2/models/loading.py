@@ -117,7 +117,7 @@ def plain_config(config: DistilBertConfig) -> DistilBertConfig:
 
 def _read_config(flag: str, name: str, revision: str) -> DistilBertConfig:
     """All of a DistilBERT's config.json."""
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config: DistilBertConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if config.model_type != "distilbert":
         raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
     if odd := [size for size in SIZES if getattr(config, size) < 1]:

@@ -63,7 +63,8 @@ class PackedClassifier(DistilBertForSequenceClassification):
             pack: of a packed batch.
         """
         if pack is None or position_ids is None:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+            padded: SequenceClassifierOutput = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+            return padded
         if input_ids.device.type == "cpu":  # whose library generates code for every number of tokens that it meets
             spare = (0, -len(input_ids) % CPU_TOKENS)
             input_ids, position_ids = F.pad(input_ids, spare), F.pad(position_ids, spare)
@@ -99,7 +100,8 @@ class _LastBlock(TransformerBlock):
         mixed = attend(query, key, value, pack, probability, attention.scaling)
         attended = attention.out_lin(mixed.flatten(1))[None]
         attended = self.sa_layer_norm(attended + first)
-        return self.output_layer_norm(self.ffn(attended) + attended)
+        output: torch.Tensor = self.output_layer_norm(self.ffn(attended) + attended)
+        return output
 
 
 def packed_attention(

@@ -149,6 +149,7 @@ def is_finished(run: RunFolder) -> bool:
         metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
         for name in ("config.json", "tokenizer.json"):
             json.loads((run.model / name).read_text(encoding="utf-8"))
-        return describe_file(run.model / WEIGHTS)["sha256"] == metrics["model_sha256"]
+        is_same: bool = describe_file(run.model / WEIGHTS)["sha256"] == metrics["model_sha256"]
+        return is_same
     except (OSError, ValueError, LookupError, TypeError):
         return False

@@ -12,7 +12,7 @@ from sst2.config.arguments import check_run_dir, write_settings
 from sst2.config.settings import Settings
 from sst2.distributed.ranks import run_on_main
 from sst2.distributed.stop_requests import StopRequests
-from sst2.distributed.strategies import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.environment import describe_environment
 from sst2.tracking.external_trackers import ExternalTrackers, start_trackers

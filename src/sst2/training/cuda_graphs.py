@@ -16,7 +16,7 @@ from transformers import DistilBertConfig
 from sst2.config.settings import Settings
 from sst2.data.collation import Batch, MicroBatches
 from sst2.data.packing import Pack
-from sst2.distributed.strategies import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 from sst2.models.attention import flash_works
 from sst2.utils.errors import UserError
 

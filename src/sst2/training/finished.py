@@ -57,6 +57,7 @@ def has_settings(run: RunFolder, settings: Settings) -> bool:
     """Whether `resolved.yaml` says the same, wherever the folder is."""
     try:
         saved = yaml.safe_load(run.resolved.read_text(encoding="utf-8"))
-        return saved == yaml.safe_load(resolved_yaml(replace(settings, output_dir=saved["output_dir"])))
+        is_same: bool = saved == yaml.safe_load(resolved_yaml(replace(settings, output_dir=saved["output_dir"])))
+        return is_same
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return False

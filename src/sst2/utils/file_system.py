@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sst2.utils.errors import UserError
 
@@ -93,7 +93,7 @@ def copy_mode(file: Path, like: Path) -> None:
         warn_once("mode bits", file, f"{file}: who may read it cannot be set", error)
 
 
-def try_lock(file: IO, operation: int = fcntl.LOCK_EX) -> bool:
+def try_lock(file: IO[Any], operation: int = fcntl.LOCK_EX) -> bool:
     """Take a lock that ends with the process, however that ends. Returns False where another process has it.
 
     Raises:
@@ -111,7 +111,7 @@ def try_lock(file: IO, operation: int = fcntl.LOCK_EX) -> bool:
 
 
 def wait_for_lock(
-    file: IO, purpose: str, operation: int = fcntl.LOCK_EX, check_stop: Callable[[], object] = lambda: None
+    file: IO[Any], purpose: str, operation: int = fcntl.LOCK_EX, check_stop: Callable[[], object] = lambda: None
 ) -> bool:
     """Wait until the lock is free, and take it. Says what it waits for.
 
@@ -191,7 +191,7 @@ def _require_modes(file: Path) -> None:
             raise OSError("not kept")
 
 
-def _require_locks(one: IO, other: IO) -> None:
+def _require_locks(one: IO[Any], other: IO[Any]) -> None:
     if not try_lock(one) or try_lock(other):
         raise OSError("not held")
 

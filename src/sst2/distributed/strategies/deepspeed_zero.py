@@ -93,8 +93,10 @@ class DeepSpeedStrategy(ShardedStrategy):
 
     def _gather_full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
         if moment is None:
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, moment)
+            whole: torch.Tensor = safe_get_full_fp32_param(parameter)
+        else:
+            whole = safe_get_full_optimizer_state(parameter, moment)
+        return whole
 
     def _load_shard(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
         value = value.to(torch.float32)
@@ -117,9 +119,11 @@ class DeepSpeedStrategy(ShardedStrategy):
         return torch.nn.functional.pad(part, (0, size - part.numel()))
 
     def _local_shards(self) -> list[torch.Tensor]:
-        if self._stage == 3:
-            return self._zero.fp32_partitioned_groups_flat
-        return self._zero.single_partition_of_fp32_groups
+        zero = self._zero
+        shards: list[torch.Tensor] = (
+            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        return shards
 
     def _make_moments(self, steps: float) -> None:
         super()._make_moments(steps)

@@ -121,7 +121,9 @@ def figures_of(
         rows = np.linspace(0, len(sentences) - 1, size * calls).round().astype(int).reshape(calls, size)
         batches = [padded(tokenizer, [sentences[row] for row in batch]) for batch in rows]
         tokens = float(np.mean([inputs["attention_mask"].sum(axis=1).mean() for inputs in batches]))
-        for name, latency in measure_latency({n: variant.classify for n, variant in variants.items()}, batches, rounds).items():
+        for name, latency in measure_latency(
+            {n: variant.classify for n, variant in variants.items()}, batches, rounds
+        ).items():
             figures[name][f"batch_{size}"] = latency | {"tokens_of_a_sentence": tokens}
     return figures
 

@@ -104,7 +104,8 @@ def onnx_classifier(file: Path, threads: int) -> Classify:
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def classify(inputs: Inputs) -> np.ndarray:
-        return session.run(["logits"], inputs)[0]
+        logits: np.ndarray = session.run(["logits"], inputs)[0]
+        return logits
 
     return classify
 
@@ -114,7 +115,8 @@ def torch_classifier(model: DistilBertForSequenceClassification) -> Classify:
 
     @torch.inference_mode()
     def classify(inputs: Inputs) -> np.ndarray:
-        return model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits.numpy()
+        logits: np.ndarray = model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits.numpy()
+        return logits
 
     return classify
 
@@ -127,7 +129,8 @@ class _LogitsAlone(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
 
 
 @contextmanager
