@@ -42,7 +42,7 @@ class Run:
         self.command = [sys.executable, *launcher, str(SCRIPT), *recipe, *flags, "--output_dir", str(folder)]
         self.output = folder.with_suffix(".log")
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen[bytes]:
         # one thread a process, on the CPU also where there are GPUs: their sums are not repeatable bit for bit
         variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         with open(self.output, "w", encoding="utf-8") as output:
@@ -141,7 +141,7 @@ def torment(folder: Path, kills: int, processes: int, seed: int, flags: list[str
     }
 
 
-def kill(job: subprocess.Popen, one_rank: bool, chance: random.Random, run: Run) -> dict[str, Any]:
+def kill(job: subprocess.Popen[bytes], one_rank: bool, chance: random.Random, run: Run) -> dict[str, Any]:
     """Kill all processes of the job, or one rank and wait for the end of the others."""
     everybody = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
     ranks = [process for process in everybody[1:] if str(SCRIPT) in " ".join(process.cmdline())]

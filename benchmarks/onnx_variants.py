@@ -97,7 +97,9 @@ def make_forms(model: Any, folder: Path) -> dict[str, Variant]:
 def batched(variants: dict[str, Variant], tokenizer: Any, data: LabelledSentences, size: int = 32) -> dict[str, Any]:
     """Accuracy in batches in the file's order, and by how much logits differ from those of torch."""
     batches = [padded(tokenizer, data.sentences[start : start + size]) for start in range(0, len(data), size)]
-    logits = {name: np.concatenate([variant.classify(inputs) for inputs in batches]) for name, variant in variants.items()}
+    logits = {
+        name: np.concatenate([variant.classify(inputs) for inputs in batches]) for name, variant in variants.items()
+    }
     return {
         name: {
             f"accuracy_in_batches_of_{size}": float((values.argmax(axis=1) == data.labels).mean()),

@@ -115,7 +115,7 @@ class LabelSmoothing(Alteration):
 
     def before_setup(self) -> None:
         names = vars(F) | {"cross_entropy": self._smoothed}
-        train_sst2.F = SimpleNamespace(**names)  # type: ignore[assignment]
+        vars(train_sst2)["F"] = SimpleNamespace(**names)
 
     def after_fit(self, trainer: Trainer) -> None:
         if not self._is_used:

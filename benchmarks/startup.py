@@ -88,7 +88,8 @@ def start(folder: Path) -> dict[str, float]:
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     run_python("import startup; startup.work()", time.monotonic(), report, *flags, HF_DATASETS_CACHE=folder / "cache")
-    return json.loads(report.read_text(encoding="utf-8"))
+    seconds: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
+    return seconds
 
 
 def run_python(call: str, *words: object, **variables: object) -> None:
