@@ -13,10 +13,10 @@ import yaml
 from scipy.stats import ttest_ind
 
 from sst2.cli.compare import PROGRAM, main
-from sst2.config.arguments import MARK, write_settings
+from sst2.config.arguments import write_settings
 from sst2.config.settings import Settings
 from sst2.evaluation.metrics import SentimentMetric
-from sst2.runs.run_folder import RunFolder
+from sst2.runs.run_folder import MARK, RunFolder
 from sst2.utils.errors import exit_codes
 
 Compare = Callable[..., tuple[int, str, str]]

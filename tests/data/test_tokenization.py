@@ -80,7 +80,11 @@ def test_ids_are_the_tokenizers_own_sentence_by_sentence(tokenizer: PreTrainedTo
     assert_tokenizers_own(split, tokenizer, 12)
     assert split.lengths.max() == split.lengths[3] == 12  # the fourth was cut
     assert (split.name, split.sentences, split.labels.tolist()) == ("train", sentences, [1] * len(sentences))
-    assert (split.input_ids.dtype, split.offsets.dtype, split.labels.dtype) == (np.int32, np.int64, np.int64)
+    assert (split.input_ids.dtype, split.offsets.dtype, split.labels.dtype) == (
+        np.dtype(np.int32),
+        np.dtype(np.int64),
+        np.dtype(np.int64),
+    )
 
 
 def test_parts_are_put_together(tokenizer: PreTrainedTokenizerBase, sentences: list[str], tmp_path: Path) -> None:

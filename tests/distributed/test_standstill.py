@@ -119,7 +119,7 @@ def hosts() -> Iterator[tuple[str, str]]:
             ip("netns", "delete", name)
 
 
-def ip(*words: str) -> subprocess.CompletedProcess | None:
+def ip(*words: str) -> subprocess.CompletedProcess[bytes] | None:
     if shutil.which("ip") is None:
         return None
     return subprocess.run(["ip", *words], capture_output=True, check=False)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sst2.config.arguments import MARK, check_run_dir, write_settings
+from sst2.config.arguments import check_run_dir, write_settings
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
 from sst2.distributed.stop_requests import StopRequests
 from sst2.evaluation.predictions import write_predictions
-from sst2.runs.run_folder import RunFolder, is_run
+from sst2.runs.run_folder import MARK, RunFolder, is_run
 from sst2.utils.atomic_file import write_json, write_text
 from sst2.utils.errors import StopRequestedError, UserError
 from sst2.utils.logs import log_to_file, start_logging

@@ -58,7 +58,7 @@ fcntl.flock = lambda file, operation: refuse(errno.ENOSYS)
 class Job:
     """`train_sst2.py`, running."""
 
-    def __init__(self, process: subprocess.Popen, run_dir: Path, output: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], run_dir: Path, output: Path) -> None:
         self.process = process
         self.run_dir = run_dir
         self._output = output
@@ -109,7 +109,8 @@ class Job:
 
 def is_alive(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        is_at_work: bool = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return is_at_work
     except psutil.NoSuchProcess:
         return False
 

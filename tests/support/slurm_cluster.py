@@ -57,7 +57,7 @@ class Cluster:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self._daemons: dict[str, subprocess.Popen] = {}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("munge", "state", "spool-n1", "spool-n2"):
             (folder / name).mkdir(parents=True)
         host = socket.gethostname()
@@ -143,7 +143,8 @@ class Cluster:
 def _node_of(process: psutil.Process) -> str | None:
     """The node that a process of a job runs on."""
     with suppress(psutil.Error):
-        return process.environ().get("SLURMD_NODENAME")
+        node: str | None = process.environ().get("SLURMD_NODENAME")
+        return node
     return None
 
 

@@ -23,7 +23,7 @@ from tests.support.running import Finished
 Train = Callable[..., Finished]
 
 
-class FileTracker(GeneralTracker):
+class FileTracker(GeneralTracker):  # type: ignore[misc]  # accelerate has no annotations
     """Keeps runs as files of lines, under mlflow's name and by its rules: names of metrics, one thread for a run."""
 
     name = "mlflow"

@@ -5,7 +5,7 @@ import time
 
 import psutil
 
-from sst2.utils.waiting import RunningTime, deadline, wait_until, call_with_timeout
+from sst2.utils.waiting import RunningTime, call_with_timeout, deadline, wait_until
 from tests.support.processes import start
 
 

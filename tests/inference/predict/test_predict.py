@@ -28,13 +28,13 @@ from transformers import (
     DistilBertForTokenClassification,
 )
 
-from sst2.config.arguments import MARK
 from sst2.data.sample import sample_sentences
 from sst2.inference.predict import command
 from sst2.inference.predict.classifier import Classifier, slices
 from sst2.inference.predict.inputs import CHUNK_CHARACTERS, chunks
 from sst2.inference.predict.writers import NewFile
 from sst2.models.loading import load_classifier
+from sst2.runs.run_folder import MARK
 from sst2.utils.errors import UserError, exit_codes
 from tests.support.hub_server import HubServer
 from tests.support.running import terminal
@@ -452,7 +452,7 @@ def hub(tiny_classifier: Path, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-def start(hub: HubServer, folder: Path, *flags: object) -> subprocess.Popen:
+def start(hub: HubServer, folder: Path, *flags: object) -> subprocess.Popen[str]:
     """The command in a process of its own that would reach the hub."""
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
