@@ -51,7 +51,7 @@ def without_copied_gradients() -> None:
     """Gradients of tokens in a grid are added up by indexing."""
     from sst2.models import attention
 
-    put(attention.PadInput, "apply", lambda tensor, tokens, unpad_index: tensor[tokens])
+    put(attention.PadInput, "apply", lambda tensor, tokens, _: tensor[tokens])
     put(attention.UnpadInput, "apply", lambda places, unpad_index: places.flatten(0, 1)[unpad_index])
 
 
@@ -82,7 +82,7 @@ def without_kept_memory() -> None:
 def without_flushed_denormals() -> None:
     import torch
 
-    put(torch, "set_flush_denormal", lambda mode: True)
+    put(torch, "set_flush_denormal", lambda _: True)
 
 
 def without_clipping_in_the_step() -> None:
@@ -129,7 +129,7 @@ def without_graphs() -> None:
     from sst2.training import trainer
     from sst2.training.cuda_graphs import StepRunner
 
-    put(trainer, "step_runner", lambda *arguments: StepRunner())
+    put(trainer, "step_runner", lambda *_: StepRunner())
 
 
 ON_ALL = (

@@ -45,7 +45,7 @@ class Run:
     def start(self) -> subprocess.Popen[bytes]:
         # one thread a process, on the CPU also where there are GPUs: their sums are not repeatable bit for bit
         variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        with open(self.output, "w", encoding="utf-8") as output:
+        with self.output.open("w", encoding="utf-8") as output:
             return subprocess.Popen(self.command, stdout=output, stderr=subprocess.STDOUT, env=variables)
 
     def has_begun(self) -> bool:

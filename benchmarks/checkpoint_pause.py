@@ -78,7 +78,7 @@ def measure(folder: Path, rounds: int) -> dict[str, object]:
         checkpoints.take_times()
         return {"pause": time.perf_counter() - started}
 
-    def save_state(state: TrainingState) -> dict[str, float]:
+    def save_state(_: TrainingState) -> dict[str, float]:
         started = time.perf_counter()
         accelerator.save_state(str(folder / "save_state"))
         return {"pause": time.perf_counter() - started}

@@ -61,7 +61,7 @@ def write_sentences(file: Path, times: int) -> int:
     histogram = json.loads(LENGTHS.read_text(encoding="utf-8"))["train"]
     lengths = np.repeat([*map(int, histogram)], [*histogram.values()])
     assert len(lengths) == SST2
-    with open(file, "w", encoding="utf-8") as stream:
+    with file.open("w", encoding="utf-8") as stream:
         stream.write("sentence\tlabel\n")
         for _ in range(times):
             generator.shuffle(lengths)

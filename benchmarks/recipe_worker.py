@@ -74,7 +74,7 @@ class Averaged(Alteration, ABC):
         # inside the optimizer's step, so that the time it takes counts as training
         optimizer.register_step_post_hook(lambda *_: self._take(trainer.state.step + 1, trainer.plan.total_steps))
 
-    def after_fit(self, trainer: Trainer) -> None:
+    def after_fit(self, _trainer: Trainer) -> None:
         for weight, average in zip(self._weights, self._averages, strict=True):
             weight.copy_(average)
 
@@ -94,7 +94,7 @@ class Averaged(Alteration, ABC):
 class ExponentialAverage(Averaged):
     """Over all steps, the later the more: a tenth of the run ago, weights count 1/e of the last ones."""
 
-    def share(self, step: int, total: int) -> float:
+    def share(self, _step: int, total: int) -> float:
         return min(1.0, 1 / (EMA_SPAN * total))
 
 
@@ -117,7 +117,7 @@ class LabelSmoothing(Alteration):
         names = vars(F) | {"cross_entropy": self._smoothed}
         vars(train_sst2)["F"] = SimpleNamespace(**names)
 
-    def after_fit(self, trainer: Trainer) -> None:
+    def after_fit(self, _trainer: Trainer) -> None:
         if not self._is_used:
             raise RuntimeError("train_sst2 has its loss from elsewhere now: nothing was smoothed")
 
@@ -183,9 +183,8 @@ def train(settings: Settings, alteration: Alteration) -> dict[str, float]:
     `load_average` is the host's at the end of training: seconds are worth something where it is about the number of
     threads, and little where it is more, since others have worked beside.
     """
-    train_sst2.save_checkpoint = lambda trainer: (
-        None
-    )  # nobody goes on with these runs, and a disk may take a minute for it
+    # Nobody goes on with these runs, and a disk may take a minute for it.
+    train_sst2.save_checkpoint = lambda trainer: None  # noqa: ARG005 (named as the real one has it)
     alteration.before_setup()
     with RunFolder(settings.run_dir) as run, train_sst2.setup(settings, StopRequests(), run) as trainer:
         alteration.before_fit(trainer)

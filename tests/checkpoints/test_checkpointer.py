@@ -360,7 +360,7 @@ def break_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing below this folder gets to disk any more."""
 
     def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
-        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(folder):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(descriptor)
 

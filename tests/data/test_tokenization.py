@@ -200,7 +200,7 @@ def test_ids_at_hand_are_read_without_the_lock(tokenizer: PreTrainedTokenizerBas
     """A thousand processes do not queue, and a cache that nobody may write to serves."""
     tokenise_in_process(tmp_path, tokenizer, SENTENCES)
     (folder,) = tmp_path.glob("*.tokens")
-    with open(f"{folder}.lock", "w") as lock:
+    with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process, receiver = start(tokenise_in_process, tmp_path, tokenizer, SENTENCES)
         assert receiver.poll(60)
@@ -253,7 +253,7 @@ def test_whoever_waits_for_another_process_says_so_and_can_be_stopped(
         raise StopRequestedError("stopped by SIGTERM")
 
     log.clear()
-    with open(f"{folder}.lock", "w") as lock:
+    with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(StopRequestedError):
             tokenize("train", unlabelled(SENTENCES), tokenizer, 16, tmp_path, check_stop=stop)
@@ -276,7 +276,7 @@ def test_a_job_that_waits_for_another_ones_tokens_heeds_sigterm(
         shutil.rmtree(folder)
     with ExitStack() as held:
         for file in cache.glob("*.lock"):
-            fcntl.flock(held.enter_context(open(file, "w")), fcntl.LOCK_EX)
+            fcntl.flock(held.enter_context(file.open("w")), fcntl.LOCK_EX)
         with running(small_job, tmp_path / "run", HF_DATASETS_CACHE=str(cache.parent)) as job:
             job.wait_for(lambda: "waiting for another process that tokenises the train split" in job.said)
             job.process.terminate()

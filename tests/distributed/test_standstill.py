@@ -133,7 +133,7 @@ def test_a_wire_that_is_cut_ends_both_sides(hosts: tuple[str, str], flags: list[
     try:
         for number, (host, output) in enumerate(zip(hosts, outputs, strict=True)):
             inside = ["ip", "netns", "exec", host, "env", "GLOO_SOCKET_IFNAME=wire"]
-            with open(output, "w") as stream:
+            with output.open("w") as stream:
                 jobs.append(
                     subprocess.Popen(
                         [*inside, *launch, "--machine_rank", str(number), *command], stdout=stream, stderr=stream

@@ -213,7 +213,7 @@ def test_predictions_come_back_as_they_were_made(tmp_path: Path) -> None:
     logits = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [-500.0, 500.0]], dtype=np.float32)
     write_predictions(tmp_path / "p.csv", [(validation, logits), (test, logits[1:2])])
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
-    with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["sentence"] for row in rows] == [
         *sentences[:3],

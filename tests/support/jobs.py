@@ -122,7 +122,7 @@ def running(
     """Start a job; kill what is left of it at the end."""
     command = [*launcher, str(SCRIPT), *map(str, flags), "--output_dir", str(run_dir)]
     output = run_dir.with_name(f"{run_dir.name}.output")
-    with open(output, "w", encoding="utf-8") as stream:
+    with output.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=os.environ | variables, start_new_session=True
         )

@@ -130,7 +130,7 @@ class Cluster:
                 process.kill()
 
     def _start(self, name: str, *command: str) -> None:
-        with open(self.folder / f"{name}.out", "a") as output:
+        with (self.folder / f"{name}.out").open("a") as output:
             self._daemons[name] = subprocess.Popen(
                 command, env=self.environment, stdout=output, stderr=output, start_new_session=True
             )

@@ -70,7 +70,7 @@ class FileTracker(GeneralTracker):  # type: ignore[misc]  # accelerate has no an
         self._write("finish", 0)
 
     def _write(self, what: str, step: int) -> None:
-        with open(self.folder / str(self.run_id), "a") as file:
+        with (self.folder / str(self.run_id)).open("a") as file:
             file.write(json.dumps([what, step]) + "\n")
 
 

@@ -76,7 +76,7 @@ def _save_training(training: dict[str, Any], file: Path) -> None:
     try:
         torch.save(training, file)
     except RuntimeError:  # such as "unexpected pos 576 vs 534": once more, in a slower way that says what the disk says
-        with open(file, "wb") as stream:
+        with file.open("wb") as stream:
             torch.save(training, stream)
 
 

@@ -92,7 +92,7 @@ def local_copy(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if folder.stat().st_uid != os.geteuid():
             raise UserError(f"--stage_dir {folder} on {socket.gethostname()} is somebody else's: name one of your own")
-        with open(os.open(folder / f".{place.name}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)) as lock:
+        with os.fdopen(os.open(folder / f".{place.name}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)) as lock:
             purpose = f"copies {source} to {folder}"
             wait_for_lock(lock, purpose, fcntl.LOCK_SH, check_stop)  # all look at once
             if not _is_current(place, facts):

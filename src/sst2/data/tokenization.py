@@ -60,7 +60,7 @@ def require_tokens(
     if damage():  # seen without the lock: those that only read need not wait for each other
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with open(f"{folder}.lock", "w") as lock:
+            with Path(f"{folder}.lock").open("w") as lock:
                 is_alone = wait_for_lock(lock, f"tokenises the {name} split", check_stop=check_stop)
                 if found := damage():
                     if folder.exists():
@@ -157,8 +157,8 @@ def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> N
 def _write(sentences: Sentences, encoder: Tokenizer, check_stop: Callable[[], object], folder: Path) -> None:
     end = cut = 0
     with (
-        open(folder / INPUT_IDS, "wb") as ids_file,
-        open(folder / OFFSETS, "wb") as offsets_file,
+        (folder / INPUT_IDS).open("wb") as ids_file,
+        (folder / OFFSETS).open("wb") as offsets_file,
         tqdm(total=len(sentences), desc="Tokenising", unit=" sentences", unit_scale=True, disable=None) as bar,
     ):
         offsets_file.write(bytes(8))

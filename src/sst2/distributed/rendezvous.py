@@ -143,7 +143,7 @@ def all_reduce_check(launcher: Launcher, store: Any, timeout: float) -> Iterator
         store: where the ranks have met; None for one process.
     """
     if store is None:
-        yield lambda device: None
+        yield lambda _: None
         return
 
     def give_up() -> None:

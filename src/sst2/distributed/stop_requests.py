@@ -158,8 +158,8 @@ class StopRequests:
                 self._stop = self._stop or _STOP_FILE
             self._save |= _take(self._folder / "SAVE")
 
-    def _receive(self, receiver: socket.socket, sender: socket.socket) -> None:
-        while numbers := receiver.recv(64):  # `sender` is an argument to keep it open
+    def _receive(self, receiver: socket.socket, _sender: socket.socket) -> None:
+        while numbers := receiver.recv(64):  # `_sender` is an argument to keep it open
             for number in numbers:
                 if signal.getsignal(number) is _received:  # a library may have taken the signal for its own ends
                     self._note(number)

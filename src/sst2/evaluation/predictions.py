@@ -63,7 +63,7 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
         splits: pairs of a `Split` and its logits, (sentences, 2).
     """
     unfinished = file.with_name(f".{file.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(PREDICTIONS)
         for split, logits in splits:
@@ -81,6 +81,6 @@ def read_predictions(file: Path, split: str) -> list[dict[str, str]]:
     Raises:
         OSError, ValueError, LookupError, csv.Error: it cannot be read, or is no such file.
     """
-    with open(file, encoding="utf-8", newline="") as stream:
+    with file.open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["split"] == split]
     return [row | {name: from_cell(row[name]) for name in ("sentence", "label", "prediction")} for row in rows]

@@ -219,5 +219,5 @@ def _date_before_now(board: Path) -> None:
 
 
 def _append(file: Path, text: str) -> None:
-    with open(file, "a", encoding="utf-8") as stream:
+    with file.open("a", encoding="utf-8") as stream:
         stream.write(text)

@@ -133,7 +133,7 @@ def _files(folder: Path) -> list[Path]:
 def describe_file(file: Path) -> dict[str, Any]:
     """Size in bytes and SHA-256 of a file, as they stand in a manifest."""
     digest, block = hashlib.sha256(), bytearray(1 << 24)  # long blocks: between two of them Python's lock is contended
-    with open(file, "rb", buffering=0) as stream:
+    with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(block):
             digest.update(memoryview(block)[:count])
         return {"size": stream.tell(), "sha256": digest.hexdigest()}

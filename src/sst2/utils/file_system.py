@@ -162,7 +162,7 @@ def missing_features(folder: Path) -> dict[str, str]:
         OSError: nothing can be written there at all.
     """
     missing = {}
-    with tempfile.NamedTemporaryFile(prefix=".sst2-doctor-", dir=folder) as one, open(one.name, "rb") as other:
+    with tempfile.NamedTemporaryFile(prefix=".sst2-doctor-", dir=folder) as one, Path(one.name).open("rb") as other:
         probes = {
             "fsync of folders": lambda: _require_fsync(folder),
             "mode bits": lambda: _require_modes(Path(one.name)),

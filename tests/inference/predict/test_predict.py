@@ -79,7 +79,7 @@ def write_sentences(file: Path, sentences: list[str]) -> Path:
     if file.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.table({"sentence": sentences}), file)
     elif file.suffix == ".csv":
-        with open(file, "w", encoding="utf-8", newline="") as stream:
+        with file.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows([["sentence"], *([sentence] for sentence in sentences)])
     else:
         lines = [json.dumps({"sentence": s}) for s in sentences] if file.suffix == ".jsonl" else sentences
@@ -98,7 +98,7 @@ def test_answers_are_the_stock_models_in_the_order_of_the_input(
     code, out, said = run(tiny_classifier, "--file", file, "--output", tmp_path / "answers.csv")
     assert (code, out) == (0, "")
     assert said == "python -m sst2.predict: 1 sentences have more than 512 tokens, their ends are cut off\n"
-    with open(tmp_path / "answers.csv", encoding="utf-8", newline="") as stream:
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as stream:
         rows = [*csv.DictReader(stream)]
     assert [*rows[0]] == ["prediction", "probability_positive", "sentence"]
     assert [row["sentence"] for row in rows] == sentences
@@ -123,7 +123,7 @@ def test_standard_input_is_read_as_utf_8_whatever_the_locale(
 ) -> None:
     file = write_sentences(tmp_path / "sentences.txt", SENTENCES)
     before = os.dup(0)
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         os.dup2(stream.fileno(), 0)
         try:
             code, out, _ = run(tiny_classifier, "--format", "jsonl")

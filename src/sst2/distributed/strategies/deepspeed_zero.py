@@ -71,7 +71,7 @@ class DeepSpeedStrategy(ShardedStrategy):
         self.model.backward(loss)
         self.waiting.end()
 
-    def clip_and_step(self, max_norm: float) -> torch.Tensor:
+    def clip_and_step(self, max_norm: float) -> torch.Tensor:  # noqa: ARG002 (the configuration says it)
         self.model.step()  # clips to `max_norm` by its configuration
         norm = self.model.get_global_grad_norm() if self.model.was_step_applied() else math.nan
         return torch.as_tensor(norm, dtype=torch.float32, device=self._accelerator.device)

@@ -30,7 +30,7 @@ class FSDP2Strategy(ShardedStrategy):
         # A hook on a parameter would come after its gradient is shared.
         self._bare_model.get_submodule("distilbert.embeddings").register_forward_hook(self._watch)
 
-    def _watch(self, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+    def _watch(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         if output.requires_grad:
             output.register_hook(self.waiting.begin)
 

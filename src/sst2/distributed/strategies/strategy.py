@@ -148,7 +148,7 @@ class Strategy:
 
 
 def share_in_bf16(state: Any, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """torch's own hook by another name: DistributedDataParallel takes that for unfit for gloo, which it is not."""
+    """Torch's own hook by another name: DistributedDataParallel takes that for unfit for gloo, which it is not."""
     return bf16_compress_hook(state, bucket)
 
 
