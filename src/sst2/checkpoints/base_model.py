@@ -51,6 +51,8 @@ class BaseModel:
         """Describe a model that a strategy has not spread yet.
 
         Args:
+            model: has its weights whole.
+            tokenizer: of the model.
             place: what stands for it, of `checkpoint_for_base_model`; None where it was read itself. An export has no
                 fingerprint.
         """

@@ -115,6 +115,7 @@ class Checkpointer:
         Returns after the copy. Whether it could be written shows in `has_failed`, at the latest after `wait`.
 
         Args:
+            state: counters and figures of the run, as they are saved.
             started: by `time.perf_counter`, when training began to stand still; now, if None.
         """
         if state == self._saved:

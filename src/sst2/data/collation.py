@@ -36,6 +36,7 @@ class Batch:
         return tokens
 
     def to(self, device: torch.device) -> "Batch":
+        """Copy the batch to a device."""
         inputs = {
             name: value.to(device) if isinstance(value, Pack) else send(value, device)
             for name, value in self.inputs.items()
@@ -62,7 +63,9 @@ def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Te
     """Sentences padded to the longest of them.
 
     Args:
+        split: has the token ids.
         rows: (sentences,) row numbers of the split.
+        pad_token_id: fills the places after the end of a sentence.
 
     Returns:
         `input_ids` and `attention_mask`: (sentences, longest) int64.
@@ -82,6 +85,7 @@ def pack(split: Split, rows: np.ndarray) -> dict[str, Any]:
     """Sentences end to end.
 
     Args:
+        split: has the token ids.
         rows: (sentences,) row numbers of the split.
 
     Returns:

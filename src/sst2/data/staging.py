@@ -36,6 +36,7 @@ def stage(settings: Settings, base: Path | None = None, check_stop: Callable[[],
     which `tokenize` makes the copy.
 
     Args:
+        settings: of the run.
         base: a checkpoint that stands for the base model. It is read where it is: of few kilobytes no copy is made.
         check_stop: called now and then; what it raises ends the copying, or the waiting for a process that does it.
 

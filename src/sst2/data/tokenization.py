@@ -47,6 +47,8 @@ def require_tokens(
 
     Args:
         name: of the split, for messages.
+        sentences: to tokenize.
+        tokenizer: gives the token ids.
         max_length: tokens per sentence at most.
         cache_dir: where the folder is looked for. It need not be writable if the folder is there.
         check_stop: called now and then while waiting and while writing; what it raises ends both.

@@ -94,7 +94,9 @@ def word_of_main(launcher: Launcher, store: Any, word: Callable[[], str]) -> str
     """What `word` gives on rank 0. All ranks call it, before there is a process group.
 
     Args:
+        launcher: what the launcher has told of this process.
         store: where they have met; None for one process.
+        word: called on rank 0 alone.
     """
     if store is None:
         return word()
@@ -140,7 +142,9 @@ def all_reduce_check(launcher: Launcher, store: Any, timeout: float) -> Iterator
     ends. From a thread, and at once: a process group that does not form cannot be interrupted.
 
     Args:
+        launcher: what the launcher has told of this process.
         store: where the ranks have met; None for one process.
+        timeout: seconds for all of it.
     """
     if store is None:
         yield lambda _: None

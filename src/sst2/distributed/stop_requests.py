@@ -75,9 +75,9 @@ class StopRequests:
         self._launcher = os.getppid() if launched_by() != "python" else None
 
     def listen(self) -> "StopRequests":
-        """Catch `SIGNALS` from now on, but for those that the job was started to ignore. Once, in the main thread.
+        r"""Catch `SIGNALS` from now on, but for those that the job was started to ignore. Once, in the main thread.
 
-        SIGQUIT (Ctrl-\\) and a crash of the process still end it, and first print the stacks of all threads.
+        SIGQUIT (Ctrl-\) and a crash of the process still end it, and first print the stacks of all threads.
         """
         # A thread reads the signals, since Python's own handlers wait for the main thread, which may be in a collective
         # operation that never ends.

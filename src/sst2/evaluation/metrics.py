@@ -91,7 +91,8 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray
     """Sums over `CALIBRATION_BINS` equally wide bins of confidence between 0 and 1.
 
     Args:
-        confidence, correct: as above.
+        confidence: (sentences,) probability of the predicted class.
+        correct: (sentences,) bool, whether the prediction is right.
 
     Returns:
         For each bin, the number of sentences, the sum of their confidence, and the number of correct ones.

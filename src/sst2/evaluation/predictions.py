@@ -60,6 +60,7 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
     Texts are written as `to_cell` has them, so that a spreadsheet calculates none.
 
     Args:
+        file: appears when it is whole.
         splits: pairs of a `Split` and its logits, (sentences, 2).
     """
     unfinished = file.with_name(f".{file.name}.unfinished")

@@ -52,8 +52,10 @@ def export_model(
     Args:
         config: of the trained model.
         weights: all of them by name, on any device.
+        tokenizer: of the trained model.
         sentences: some texts; the first `PROBES` of them are classified before and after reloading.
         card: the model card, markdown.
+        folder: to write.
         max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
         expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
 
@@ -118,7 +120,9 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
     It draws from torch's random state.
 
     Args:
+        settings: of the run.
         config: of the model that will be exported.
+        tokenizer: of the run.
 
     Raises:
         UserError: the export would fail.

@@ -118,7 +118,15 @@ def packed_attention(
     """Attention within each sentence of a packed batch; transformers' own where there is no `pack`.
 
     Args:
-        query, key, value: (1, heads, tokens, width).
+        module: the attention layer, whose mode says whether there is dropout.
+        query: (1, heads, tokens, width).
+        key: as `query`.
+        value: as `query`.
+        attention_mask: of a padded batch, as transformers makes it.
+        dropout: probability of dropout on the attention weights.
+        scaling: factor of the scores; one over the square root of `width` if None.
+        pack: where the sentences lie.
+        **kwargs: for transformers' own.
 
     Returns:
         (1, tokens, heads, width), as transformers expects it, and no weights.

@@ -48,6 +48,8 @@ class ExternalTrackers:
         """Start all of `--report_to`, before the run's folder is touched.
 
         Args:
+            settings: of the run.
+            run: folder of the run.
             check_stop: called while waiting for them; what it raises ends the waiting.
 
         Raises:

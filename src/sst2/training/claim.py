@@ -32,7 +32,12 @@ def claim_run_folder(
     """Load the checkpoint that the run goes on from, and only then write to its folder. All ranks call it.
 
     Args:
+        run: folder of the run, which the main process locks here.
+        accelerator: of this rank.
         settings: with everything that the flags left open filled in.
+        checkpointer: loads the checkpoint.
+        strategy: takes over its weights.
+        stop_requests: looked at while waiting.
 
     Returns:
         The state that training begins with, and the trackers beside TensorBoard, started.

@@ -18,6 +18,8 @@ def leave_if_finished(accelerator: Accelerator, run: RunFolder, settings: Settin
     """End a start that would do again what is done. All ranks call it.
 
     Args:
+        accelerator: of this rank.
+        run: folder of the run.
         settings: with everything that the flags left open filled in.
         state: of the checkpoint that the start goes on from; a new one where the run keeps none any more.
 

@@ -29,6 +29,7 @@ def write_atomic_folder(place: Path, write_files: Callable[[Path], None]) -> Non
     """Write a folder, in place of the one that may be there.
 
     Args:
+        place: of the folder, when it is whole.
         write_files: writes all files into the folder that it is given.
 
     Raises:
@@ -53,6 +54,7 @@ def verify_folder(place: Path, but: Collection[str] = ()) -> None:
     """Compare every file with the manifest, byte for byte.
 
     Args:
+        place: of the folder.
         but: names of files that are left out.
 
     Raises:

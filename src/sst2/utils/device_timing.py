@@ -25,6 +25,7 @@ class DeviceClock:
         return self._on_gpu and torch.cuda.is_current_stream_capturing()
 
     def now(self) -> Moment:
+        """This moment of the device: on a GPU, when it has done all that was asked of it so far."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

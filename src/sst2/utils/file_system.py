@@ -116,7 +116,9 @@ def wait_for_lock(
     """Wait until the lock is free, and take it. Says what it waits for.
 
     Args:
+        file: open, on the file system in question.
         purpose: what the other process does, as in "another process that ...".
+        operation: `fcntl.LOCK_EX`, or `fcntl.LOCK_SH` to share it.
         check_stop: called while waiting; what it raises ends the waiting.
 
     Returns:
@@ -146,6 +148,8 @@ def warn_once(what: str, path: Path, message: str, error: OSError) -> None:
     Args:
         what: is missing, by which a second warning of the same is known.
         path: on the file system.
+        message: what is lacking, in words.
+        error: how the file system has answered.
     """
     with suppress(OSError):
         key = what, path.stat().st_dev

@@ -36,6 +36,7 @@ def write_onnx(model: DistilBertForSequenceClassification, file: Path, attention
 
     Args:
         model: in evaluation mode.
+        file: to write.
         attention: transformers' implementation to write down. The plain one, `eager`, leaves fewer operators, which
             the quantised model gains from (benchmarks/onnx_variants.py).
     """
@@ -73,6 +74,8 @@ def quantise(
     """Write the float32 model in `file` with int8 weights; activations are quantised on the way, by their range.
 
     Args:
+        file: the float32 model.
+        target: to write.
         per_channel: a scale for each output of a matrix, not one for all of it.
         reduce_range: weights of 7 bits. With 8, sums of two products may not fit 16 bits, and CPUs of the x86 family
             without VNNI cut them off (onnxruntime, "Quantize ONNX models", section "When and why do I need to try
@@ -95,6 +98,7 @@ def onnx_classifier(file: Path, threads: int) -> Classify:
     """The model in the file, on the CPU.
 
     Args:
+        file: an ONNX model.
         threads: that onnxruntime computes with.
     """
     import onnxruntime

@@ -182,6 +182,7 @@ def answer(
 
     Args:
         parts: the sentences.
+        classifier: gives the logits.
         explained: whether the answers say what each word did.
         done: called with numbers of sentences that are.
     """

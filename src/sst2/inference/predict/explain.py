@@ -63,8 +63,10 @@ class Explainer:
         self._method = LayerIntegratedGradients(self._logits, self._model.distilbert.embeddings.word_embeddings)
 
     def explain(self, sentence: str, target: int) -> Explanation:
-        """
+        """What each word of a sentence did for one logit.
+
         Args:
+            sentence: to explain.
             target: number of the class whose logit is explained.
         """
         encoding = self._tokenizer(

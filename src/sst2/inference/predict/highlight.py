@@ -47,7 +47,7 @@ class Word(NamedTuple):
 
 
 def printable(text: str) -> str:
-    """The text on one line, without characters that a terminal would obey: `\\n`, `\\x1b`."""
+    r"""The text on one line, without characters that a terminal would obey: `\n`, `\x1b`."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
