@@ -65,6 +65,7 @@ def without_few_shapes() -> None:
 
 
 def without_dropout_of_16_bits() -> None:
+    """Dropout is torch's, with 64 random bits for each element."""
     from torch import nn
 
     from sst2.models import attention, dropout
@@ -74,12 +75,14 @@ def without_dropout_of_16_bits() -> None:
 
 
 def without_kept_memory() -> None:
+    """The allocator gives freed memory back to the system."""
     from sst2.distributed import cpu
 
     put(cpu, "keep_memory", lambda: None)
 
 
 def without_flushed_denormals() -> None:
+    """Denormal numbers are computed with as such."""
     import torch
 
     put(torch, "set_flush_denormal", lambda _: True)
@@ -102,6 +105,7 @@ def without_clipping_in_the_step() -> None:
 
 
 def without_fused_adamw() -> None:
+    """AdamW takes its step operator by operator, after torch's clipping."""
     import torch
 
     from sst2.config.settings import Settings
@@ -149,12 +153,14 @@ ON_GPU = (without_graphs, with_reading_every_step)
 
 
 def altered_job(folder: Path, batch_size: int, alter: Callable[[], None] | None, precision: str, batching: str) -> Step:
+    """This job as `this_job` makes it, after `alter` has changed it; as it is if None."""
     if alter is not None:
         alter()
     return this_job(folder, batch_size, precision, batching)
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     import torch
 
     on_gpu = torch.cuda.is_available()

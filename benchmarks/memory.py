@@ -30,6 +30,7 @@ LENGTHS = Path(__file__).parent / "data" / "sst2_lengths.json"
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10, 100], help="of SST-2's number of sentences")
     parser.add_argument("--folder", type=Path, help="where to write data and token ids; default: a temporary folder")
@@ -141,6 +142,7 @@ def anonymous_mib(pid: int) -> float:
 
 
 def describe() -> dict[str, Any]:
+    """The machine and the versions."""
     import datasets
     import tokenizers
     import torch

@@ -62,6 +62,7 @@ WORKLOADS = {
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sentences", type=int, default=1000, help="in a round, for DistilBERT-base")
@@ -186,6 +187,7 @@ def measure(folder: Path, rounds: int, sentences: int, many: int) -> tuple[Round
 
     Args:
         folder: of the models.
+        rounds: in which both take their turn.
         sentences: in a round, times the workload's factor.
         many: sentences of which the tiny model's are slices.
 
@@ -299,6 +301,7 @@ def describe(
 
 
 def say(text: str) -> None:
+    """Print to standard error, at once."""
     print(text, file=sys.stderr, flush=True)
 
 

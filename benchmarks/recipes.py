@@ -115,6 +115,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def main(argv: Sequence[str]) -> None:
+    """Train what is missing in `--output`, and write the figures there after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", type=Path, required=True, metavar="DIR", help="checkpoint's folder")
     parser.add_argument("--data_dir", type=Path, required=True, metavar="DIR", help="with train.tsv and dev.tsv")
@@ -212,6 +213,7 @@ def describe(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def sha256(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -288,6 +290,7 @@ def run(
 
 
 def write_tsv(file: Path, data: LabelledSentences) -> Path:
+    """Write sentences and labels as `--train_file` takes them. Returns `file`."""
     rows = [f"{sentence}\t{label}\n" for sentence, label in zip(data.sentences, data.labels, strict=True)]
     file.write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
     return file

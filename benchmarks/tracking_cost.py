@@ -22,6 +22,7 @@ from benchmarks.throughput import circumstances
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments, flags = parser.parse_known_args()
