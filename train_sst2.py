@@ -53,6 +53,16 @@ logger = logging.getLogger("sst2.train")
 
 
 def main(settings: Settings, stop_requests: StopRequests) -> None:
+    """Train, evaluate and export.
+
+    Args:
+        settings: of the command line.
+        stop_requests: tell when to stop and save.
+
+    Raises:
+        StopRequestedError: the run was asked to stop, and has saved.
+        UserError: something cannot be read, written or used.
+    """
     with RunFolder(settings.run_dir) as run, setup(settings, stop_requests, run) as trainer:
         try:
             fit(trainer)

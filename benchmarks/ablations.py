@@ -51,7 +51,7 @@ def without_copied_gradients() -> None:
     """Gradients of tokens in a grid are added up by indexing."""
     from sst2.models import attention
 
-    put(attention.PadInput, "apply", lambda tensor, tokens, unpad_index: tensor[tokens])
+    put(attention.PadInput, "apply", lambda tensor, tokens, _: tensor[tokens])
     put(attention.UnpadInput, "apply", lambda places, unpad_index: places.flatten(0, 1)[unpad_index])
 
 
@@ -65,6 +65,7 @@ def without_few_shapes() -> None:
 
 
 def without_dropout_of_16_bits() -> None:
+    """Dropout is torch's, with 64 random bits for each element."""
     from torch import nn
 
     from sst2.models import attention, dropout
@@ -74,15 +75,17 @@ def without_dropout_of_16_bits() -> None:
 
 
 def without_kept_memory() -> None:
+    """The allocator gives freed memory back to the system."""
     from sst2.distributed import cpu
 
     put(cpu, "keep_memory", lambda: None)
 
 
 def without_flushed_denormals() -> None:
+    """Denormal numbers are computed with as such."""
     import torch
 
-    put(torch, "set_flush_denormal", lambda mode: True)
+    put(torch, "set_flush_denormal", lambda _: True)
 
 
 def without_clipping_in_the_step() -> None:
@@ -102,6 +105,7 @@ def without_clipping_in_the_step() -> None:
 
 
 def without_fused_adamw() -> None:
+    """AdamW takes its step operator by operator, after torch's clipping."""
     import torch
 
     from sst2.config.settings import Settings
@@ -129,7 +133,7 @@ def without_graphs() -> None:
     from sst2.training import trainer
     from sst2.training.cuda_graphs import StepRunner
 
-    put(trainer, "step_runner", lambda *arguments: StepRunner())
+    put(trainer, "step_runner", lambda *_: StepRunner())
 
 
 ON_ALL = (
@@ -149,12 +153,14 @@ ON_GPU = (without_graphs, with_reading_every_step)
 
 
 def altered_job(folder: Path, batch_size: int, alter: Callable[[], None] | None, precision: str, batching: str) -> Step:
+    """This job as `this_job` makes it, after `alter` has changed it; as it is if None."""
     if alter is not None:
         alter()
     return this_job(folder, batch_size, precision, batching)
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     import torch
 
     on_gpu = torch.cuda.is_available()

@@ -42,19 +42,23 @@ class Run:
         self.command = [sys.executable, *launcher, str(SCRIPT), *recipe, *flags, "--output_dir", str(folder)]
         self.output = folder.with_suffix(".log")
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start or resume the run."""
         # one thread a process, on the CPU also where there are GPUs: their sums are not repeatable bit for bit
         variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        with open(self.output, "w", encoding="utf-8") as output:
+        with self.output.open("w", encoding="utf-8") as output:
             return subprocess.Popen(self.command, stdout=output, stderr=subprocess.STDOUT, env=variables)
 
     def has_begun(self) -> bool:
+        """Whether the run says that it trains."""
         return " an epoch\n" in self.output.read_text(encoding="utf-8", errors="replace")
 
     def step(self) -> int:
+        """Step of the newest checkpoint; 0 where there is none."""
         return max((int(place.name.removeprefix("step-")) for place in list_checkpoints(self.checkpoints)), default=0)
 
     def damaged(self) -> list[str]:
+        """What is wrong with the checkpoints."""
         found = []
         for place in list_checkpoints(self.checkpoints):
             try:
@@ -64,11 +68,13 @@ class Run:
         return found
 
     def results(self) -> dict[str, str]:
+        """SHA-256 of what must not depend on kills."""
         files = {"weights": "model/model.safetensors", "sample_ids": "samples.jsonl"}
         return {name: hashlib.sha256((self.folder / file).read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, default=2)
@@ -141,7 +147,7 @@ def torment(folder: Path, kills: int, processes: int, seed: int, flags: list[str
     }
 
 
-def kill(job: subprocess.Popen, one_rank: bool, chance: random.Random, run: Run) -> dict[str, Any]:
+def kill(job: subprocess.Popen[bytes], one_rank: bool, chance: random.Random, run: Run) -> dict[str, Any]:
     """Kill all processes of the job, or one rank and wait for the end of the others."""
     everybody = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
     ranks = [process for process in everybody[1:] if str(SCRIPT) in " ".join(process.cmdline())]

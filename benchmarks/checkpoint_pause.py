@@ -33,6 +33,7 @@ SENTENCES, TOKENS = 8, 32  # of one training step
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where to write checkpoints; default: a temporary folder")
@@ -46,6 +47,15 @@ def main() -> None:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, object]:
+    """Save in several ways by turns, between steps of training.
+
+    Args:
+        folder: to write to.
+        rounds: saves of each way; one more comes first and does not count.
+
+    Returns:
+        The figures.
+    """
     accelerator = Accelerator(cpu=runs_on_cpu())
     bare_model = DistilBertForSequenceClassification(DistilBertConfig())
     settings = Settings(output_dir=str(folder), num_warmup_steps=0, max_train_steps=10_000)
@@ -78,7 +88,7 @@ def measure(folder: Path, rounds: int) -> dict[str, object]:
         checkpoints.take_times()
         return {"pause": time.perf_counter() - started}
 
-    def save_state(state: TrainingState) -> dict[str, float]:
+    def save_state(_: TrainingState) -> dict[str, float]:
         started = time.perf_counter()
         accelerator.save_state(str(folder / "save_state"))
         return {"pause": time.perf_counter() - started}

@@ -61,6 +61,7 @@ class Way:
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, help="calls for each way and fault, of many sorts; all if left out")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
@@ -178,6 +179,10 @@ def start(folder: Path, way: Way, number: int = 0, kind: str = "kill", again: bo
     """Start the run `folder`/run, in a process whose `number`-th call fails, and wait for its end.
 
     Args:
+        folder: of the run, its output and the list of its calls.
+        way: to train.
+        number: of the call that fails, from 1; none if 0.
+        kind: of fault.
         again: whether the run stays as an earlier start has left it.
     """
     run, output, calls = folder / "run", folder / "output", folder / "calls"
@@ -195,6 +200,7 @@ def start(folder: Path, way: Way, number: int = 0, kind: str = "kill", again: bo
 
 
 def begin(run: Path, number: int, kind: str, calls: Path) -> None:
+    """Have the library count the calls of this process that touch the run from now on, and fail one of them."""
     library = ctypes.CDLL(os.environ[LIBRARY])
     library.faults_begin(os.fsencode(run), ctypes.c_long(number), KINDS[kind], os.fsencode(calls))
 

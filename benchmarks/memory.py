@@ -30,6 +30,7 @@ LENGTHS = Path(__file__).parent / "data" / "sst2_lengths.json"
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, nargs="+", default=[1, 10, 100], help="of SST-2's number of sentences")
     parser.add_argument("--folder", type=Path, help="where to write data and token ids; default: a temporary folder")
@@ -61,7 +62,7 @@ def write_sentences(file: Path, times: int) -> int:
     histogram = json.loads(LENGTHS.read_text(encoding="utf-8"))["train"]
     lengths = np.repeat([*map(int, histogram)], [*histogram.values()])
     assert len(lengths) == SST2
-    with open(file, "w", encoding="utf-8") as stream:
+    with file.open("w", encoding="utf-8") as stream:
         stream.write("sentence\tlabel\n")
         for _ in range(times):
             generator.shuffle(lengths)
@@ -141,6 +142,7 @@ def anonymous_mib(pid: int) -> float:
 
 
 def describe() -> dict[str, Any]:
+    """The machine and the versions."""
     import datasets
     import tokenizers
     import torch

@@ -44,6 +44,7 @@ INT8: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--validation_file", required=True, help="labelled sentences")

@@ -62,6 +62,7 @@ WORKLOADS = {
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sentences", type=int, default=1000, help="in a round, for DistilBERT-base")
@@ -114,7 +115,7 @@ def write_sentences(file: Path, split: str, count: int) -> None:
     histogram = json.loads(LENGTHS.read_text(encoding="utf-8"))[split]
     lengths, counts = np.array([*map(int, histogram)]), np.array([*histogram.values()])
     generator = np.random.default_rng(SEED)
-    with open(file, "w", encoding="utf-8") as stream:
+    with file.open("w", encoding="utf-8") as stream:
         for length in generator.choice(lengths, size=count, p=counts / counts.sum()):
             drawn = generator.integers(len(words), size=max(1, length - 2))  # without [CLS] and [SEP]
             stream.write(" ".join(words[number] for number in drawn) + "\n")
@@ -130,7 +131,7 @@ def by_pipeline(model: Path) -> Classify:
     classify = make("sentiment-analysis", str(model), batch_size=PIPELINE_BATCH, device=device)
 
     def sentences(file: Path) -> Iterator[str]:
-        with open(file, encoding="utf-8") as lines:
+        with file.open(encoding="utf-8") as lines:
             for line in lines:
                 yield line.rstrip("\n")
 
@@ -157,7 +158,7 @@ def by_this_command(model: Path) -> Classify:
         flags = command.parse([str(model), "--file", str(file), "--output", str(target)])
         parts = chunks(sentences_of([], str(file)), command.CHUNK)
         with NewFile("--output", str(target)) as output:
-            answers = command.answer(parts, classifier, explained=False, done=lambda count: None)
+            answers = command.answer(parts, classifier, explained=False, done=lambda _: None)
             command.write(answers, classifier.labels, flags, output, page=None)
         seconds = time.perf_counter() - started
         lines = target.read_text(encoding="utf-8").splitlines()
@@ -186,6 +187,7 @@ def measure(folder: Path, rounds: int, sentences: int, many: int) -> tuple[Round
 
     Args:
         folder: of the models.
+        rounds: in which both take their turn.
         sentences: in a round, times the workload's factor.
         many: sentences of which the tiny model's are slices.
 
@@ -228,7 +230,7 @@ def measure(folder: Path, rounds: int, sentences: int, many: int) -> tuple[Round
 def slices(source: Path, most: int, count: int) -> Iterator[Path]:
     """Files of so many lines each, one after another out of a longer one."""
     part = source.with_name("slice.txt")
-    with open(source, encoding="utf-8") as lines:
+    with source.open(encoding="utf-8") as lines:
         for _ in range(most):
             part.write_text("".join(islice(lines, count)), encoding="utf-8")
             yield part
@@ -246,7 +248,7 @@ def peak_memory(folder: Path, count: int) -> dict[str, float]:
         peak = max(peak, resident_peak_mib(process.pid))
         time.sleep(0.02)
     seconds = time.perf_counter() - started
-    with open(target, encoding="utf-8") as lines:
+    with target.open(encoding="utf-8") as lines:
         assert sum(1 for _ in lines) == count + 1
     source.unlink()
     target.unlink()
@@ -299,6 +301,7 @@ def describe(
 
 
 def say(text: str) -> None:
+    """Print to standard error, at once."""
     print(text, file=sys.stderr, flush=True)
 
 

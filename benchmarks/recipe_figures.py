@@ -62,6 +62,7 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 
 
 def table(recipes: dict[str, Any]) -> list[list[str]]:
+    """Rows of words: a head, and a recipe each."""
     lines = [["recipe", "seeds", "hold-out", "validation", "seconds", "difference", "standard error", "p", "p (Holm)"]]
     for name, entry in recipes.items():
         if not entry["runs"]:

@@ -69,12 +69,14 @@ class Averaged(Alteration, ABC):
         """
 
     def before_fit(self, trainer: Trainer) -> None:
+        """Have the optimizer's step take part in the average."""
         optimizer = trainer.strategy.optimizer
         self._weights = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
         # inside the optimizer's step, so that the time it takes counts as training
         optimizer.register_step_post_hook(lambda *_: self._take(trainer.state.step + 1, trainer.plan.total_steps))
 
-    def after_fit(self, trainer: Trainer) -> None:
+    def after_fit(self, _trainer: Trainer) -> None:
+        """Put the average in place of the weights."""
         for weight, average in zip(self._weights, self._averages, strict=True):
             weight.copy_(average)
 
@@ -94,7 +96,8 @@ class Averaged(Alteration, ABC):
 class ExponentialAverage(Averaged):
     """Over all steps, the later the more: a tenth of the run ago, weights count 1/e of the last ones."""
 
-    def share(self, step: int, total: int) -> float:
+    def share(self, _step: int, total: int) -> float:
+        """The same at every step."""
         return min(1.0, 1 / (EMA_SPAN * total))
 
 
@@ -102,6 +105,7 @@ class LastAverage(Averaged):
     """The plain mean over snapshots at the end of the run, the last weights among them."""
 
     def share(self, step: int, total: int) -> float:
+        """One n-th for the n-th snapshot, and 0 between snapshots."""
         left = total - step
         is_taken = left < max(1, total // LAST_SHARE) and left % max(1, total // LAST_SNAPSHOTS) == 0
         return 1 / (self.taken + 1) if is_taken else 0.0
@@ -114,10 +118,12 @@ class LabelSmoothing(Alteration):
         self._is_used = False
 
     def before_setup(self) -> None:
+        """Have train_sst2 compute its loss with smoothed labels."""
         names = vars(F) | {"cross_entropy": self._smoothed}
-        train_sst2.F = SimpleNamespace(**names)  # type: ignore[assignment]
+        vars(train_sst2)["F"] = SimpleNamespace(**names)
 
-    def after_fit(self, trainer: Trainer) -> None:
+    def after_fit(self, _trainer: Trainer) -> None:
+        """Raises RuntimeError: nothing was smoothed."""
         if not self._is_used:
             raise RuntimeError("train_sst2 has its loss from elsewhere now: nothing was smoothed")
 
@@ -130,9 +136,11 @@ class LayerWiseDecay(Alteration):
     """Lower layers, which hold what is common to all tasks, learn more slowly."""
 
     def before_setup(self) -> None:
+        """Have the job build its optimizer by `slower_below`."""
         job_optimizer.build_optimizer = partial(slower_below, job_optimizer.build_optimizer)
 
     def before_fit(self, trainer: Trainer) -> None:
+        """Raises RuntimeError: all layers learn at one rate."""
         if len(set(trainer.schedule.base_lrs)) == 1:
             raise RuntimeError("the job has its optimizer from elsewhere now: all layers learn at one rate")
 
@@ -183,9 +191,8 @@ def train(settings: Settings, alteration: Alteration) -> dict[str, float]:
     `load_average` is the host's at the end of training: seconds are worth something where it is about the number of
     threads, and little where it is more, since others have worked beside.
     """
-    train_sst2.save_checkpoint = lambda trainer: (
-        None
-    )  # nobody goes on with these runs, and a disk may take a minute for it
+    # Nobody goes on with these runs, and a disk may take a minute for it.
+    train_sst2.save_checkpoint = lambda trainer: None  # noqa: ARG005 (named as the real one has it)
     alteration.before_setup()
     with RunFolder(settings.run_dir) as run, train_sst2.setup(settings, StopRequests(), run) as trainer:
         alteration.before_fit(trainer)

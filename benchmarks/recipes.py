@@ -115,6 +115,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def main(argv: Sequence[str]) -> None:
+    """Train what is missing in `--output`, and write the figures there after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", type=Path, required=True, metavar="DIR", help="checkpoint's folder")
     parser.add_argument("--data_dir", type=Path, required=True, metavar="DIR", help="with train.tsv and dev.tsv")
@@ -170,7 +171,7 @@ def read_or_begin(arguments: argparse.Namespace) -> dict[str, Any]:
         what = "Recipes for fine-tuning on SST-2, on sentences held out of train; differences are to the baseline"
         return {"what": what, "command": "", "conditions": conditions, "baseline": BASELINE, "recipes": {}}
     try:
-        figures = json.loads(arguments.output.read_text(encoding="utf-8"))
+        figures: dict[str, Any] = json.loads(arguments.output.read_text(encoding="utf-8"))
         earlier = {**figures["conditions"], "baseline": figures["baseline"]}
         figures["recipes"].items()
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -212,6 +213,7 @@ def describe(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def sha256(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -220,7 +222,7 @@ def entry_of(figures: dict[str, Any], name: str) -> dict[str, Any]:
     recipe = RECIPES[name]
     definition = {"flags": recipe.flags, "alteration": recipe.alteration, "passes": recipe.passes}
     definition["usable"] = recipe.usable.__name__ if recipe.usable else "all"
-    entry = figures["recipes"].get(name)
+    entry: dict[str, Any] | None = figures["recipes"].get(name)
     if entry is None or {key: entry.get(key) for key in definition} != definition:
         entry = figures["recipes"][name] = {**definition, "runs": {}}
     return entry
@@ -283,10 +285,12 @@ def run(
         done = subprocess.run(launch, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
-        return json.loads(result.read_text(encoding="utf-8")) | {"left_out": left_out}
+        measured: dict[str, float] = json.loads(result.read_text(encoding="utf-8")) | {"left_out": left_out}
+        return measured
 
 
 def write_tsv(file: Path, data: LabelledSentences) -> Path:
+    """Write sentences and labels as `--train_file` takes them. Returns `file`."""
     rows = [f"{sentence}\t{label}\n" for sentence, label in zip(data.sentences, data.labels, strict=True)]
     file.write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
     return file

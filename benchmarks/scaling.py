@@ -55,6 +55,8 @@ def all_reduce_seconds(num_bytes: float, ranks: int, bandwidth: float, latency: 
     tree (Sanders, Speck and Träff, 2009) sends all of it up and down, with one message for each of its levels.
 
     Args:
+        num_bytes: that each rank has.
+        ranks: number of ranks.
         bandwidth: of the slowest wire, bytes per second.
         latency: of one message, seconds.
     """
@@ -78,6 +80,9 @@ def predicted_step_seconds(
         compute: of one rank's share of the sentences alone.
         gradient_bytes: that are sent in all, bucket by bucket, as the backward pass gets them done.
         last_bytes: of the bucket that is done last, and so is hidden behind nothing: that of the word embeddings.
+        ranks: number of ranks.
+        bandwidth: of the slowest wire, bytes per second.
+        latency: of one message, seconds.
         hidden: share of the backward pass behind which sending can hide; 0 where it takes the same processor.
     """
     buckets = max(1, round(gradient_bytes / BUCKET_BYTES))
@@ -87,6 +92,7 @@ def predicted_step_seconds(
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="at most; default: one a core")
     parser.add_argument("--sentences", type=int, default=16, help="of one process, weak; of a step, strong")
@@ -137,6 +143,7 @@ def predictions(compute: float = 0.02, counts: tuple[int, ...] = (8, 64, 256, 10
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train in all ways by turns, and time the wires between them. Returns the figures."""
     flags, gradient_bytes, last_bytes = prepare(folder, arguments.precision)
     counts = [2**power for power in range(10) if 2**power <= arguments.processes]
     ways = {(ranks, arguments.sentences * ranks) for ranks in counts}  # weak
@@ -208,6 +215,7 @@ def prepare(folder: Path, precision: str) -> tuple[list[str], int, int]:
 
 
 def run(folder: Path, ranks: int, sentences: int, flags: list[str]) -> dict[str, float]:
+    """Train once. Returns medians over steps: seconds of a step, and the share of them spent waiting."""
     command = [*launcher(ranks), str(SCRIPT), *flags, "--global_batch_size", str(sentences)]
     start([*command, "--output_dir", str(folder / "run")], ranks)
     lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
@@ -226,6 +234,7 @@ def probe(ranks: int, num_bytes: int) -> list[float]:
 
 
 def launcher(ranks: int) -> list[str]:
+    """The command that starts so many ranks on this machine."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
 
 

@@ -56,6 +56,7 @@ Span = tuple[str, float, float]  # part, and its beginning and end by the clock 
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -67,6 +68,7 @@ def main() -> None:
 
 
 def measure(rounds: int) -> dict[str, Any]:
+    """Time whole starts, with and without token ids in the cache by turns. Returns the figures."""
     starts: dict[str, list[dict[str, float]]] = {"no_token_ids_in_cache": [], "token_ids_in_cache": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -88,7 +90,8 @@ def start(folder: Path) -> dict[str, float]:
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     run_python("import startup; startup.work()", time.monotonic(), report, *flags, HF_DATASETS_CACHE=folder / "cache")
-    return json.loads(report.read_text(encoding="utf-8"))
+    seconds: dict[str, float] = json.loads(report.read_text(encoding="utf-8"))
+    return seconds
 
 
 def run_python(call: str, *words: object, **variables: object) -> None:
@@ -157,6 +160,8 @@ def wrap(name: str, part: str, spans: list[Span]) -> None:
 
 
 def noting(function: Callable[..., Any], part: str, spans: list[Span]) -> Callable[..., Any]:
+    """The function, which notes its name in `part` and when it began and ended in `spans`."""
+
     @functools.wraps(function)
     def timed(*arguments: Any, **options: Any) -> Any:
         before = time.monotonic()
@@ -175,8 +180,12 @@ def by_part(
 
     Args:
         spans: the parts of the setup.
-        started, began, imported: the process was started, was there, had imported everything.
-        stepped, first, second: the first step began, had ended, the second step had ended.
+        started: when the process was started.
+        began: when it was there.
+        imported: when it had imported everything.
+        stepped: when the first step began.
+        first: when the first step had ended.
+        second: when the second step had ended.
     """
     setup = [span for span in spans if span[1] < stepped]
     seconds = {"interpreter": began - started, "imports and flags": imported - began}

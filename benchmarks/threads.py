@@ -41,6 +41,7 @@ Speeds = dict[tuple[str, str, str], list[float]]  # shape, way to wait, neighbou
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.8, help="that each trains in a round, alone and beside")

@@ -39,6 +39,7 @@ Memory = dict[str, float]
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of each in a round")
@@ -191,6 +192,7 @@ def work(connection: Connection, make: Maker, folder: Path, batch_size: int) -> 
 
 
 def synchronize(torch: Any) -> None:
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -300,6 +302,7 @@ def describe(rounds: Rounds, peaks: Peaks, memory: Memory, count: int) -> dict[s
 
 
 def ratio(own: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Median, and each round, of one speed over another."""
     ratios = [one / two for one, two in zip(own, theirs, strict=True)]
     return {"median": statistics.median(ratios), "by_round": ratios}
 

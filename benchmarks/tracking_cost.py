@@ -22,6 +22,7 @@ from benchmarks.throughput import circumstances
 
 
 def main() -> None:
+    """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments, flags = parser.parse_known_args()
@@ -42,6 +43,7 @@ def measure(flags: list[str]) -> dict[str, Any]:
     """
     import train_sst2
     from sst2.config.arguments import parse_arguments
+    from sst2.distributed.stop_requests import StopRequests
     from sst2.tracking.dashboard import Dashboard
     from sst2.tracking.tracker import Tracker
     from sst2.utils.device_timing import Phases
@@ -49,7 +51,7 @@ def measure(flags: list[str]) -> dict[str, Any]:
     seconds: defaultdict[str, float] = defaultdict(float)
     calls: defaultdict[str, int] = defaultdict(int)
 
-    def timed(name: str, work: Callable) -> Callable:
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(work)
         def wrapper(*positional: Any, **named: Any) -> Any:
             started = time.perf_counter()
@@ -72,7 +74,7 @@ def measure(flags: list[str]) -> dict[str, Any]:
     Dashboard._draw = timed(pictures, Dashboard._draw)  # type: ignore[method-assign]
     train_sst2.fit = timed("fit", train_sst2.fit)
 
-    train_sst2.main(parse_arguments(flags), train_sst2.StopRequests())
+    train_sst2.main(parse_arguments(flags), StopRequests())
     fit = seconds.pop("fit")
     total = sum(value for name, value in seconds.items() if name != pictures)
     return {

@@ -57,10 +57,12 @@ def contents() -> str:
 
 
 def first_line(file: Path) -> str:
+    """First line of a module's docstring."""
     return docstring(file).splitlines()[0]
 
 
 def docstring(file: Path) -> str:
+    """A module's docstring, read without importing it."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     assert text, f"{file} has no docstring"
     return text

@@ -26,7 +26,6 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import sst2.checkpoints.rescue
 from sst2.checkpoints.checkpointer import Checkpointer, load_weights
 from sst2.checkpoints.folders import checkpoint_name, import_checkpoints, list_checkpoints
 from sst2.checkpoints.random_states import random_state, restore_random_state
@@ -361,7 +360,7 @@ def break_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing below this folder gets to disk any more."""
 
     def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
-        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(folder):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(descriptor)
 
@@ -481,7 +480,7 @@ def test_what_the_disk_has_answered_is_said_whatever_library_was_writing(
 ) -> None:
     """Any write to /dev/full answers ENOSPC, on every file system."""
     training = Training(accelerator, seed=1)
-    real = sst2.checkpoints.rescue.write_atomic_folder
+    real = write_atomic_folder
 
     def with_a_full_disk(place: Path, write_files: Callable[[Path], None]) -> None:
         def write_to_it(folder: Path) -> None:

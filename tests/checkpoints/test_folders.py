@@ -66,7 +66,7 @@ def test_all_is_on_disk_before_the_rename_and_the_rename_before_older_ones_go(
     calls: list[str] = []
 
     def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
-        calls.append(f"sync {os.path.relpath(os.readlink(f'/proc/self/fd/{descriptor}'), tmp_path)}")
+        calls.append(f"sync {os.path.relpath(Path(f'/proc/self/fd/{descriptor}').readlink(), tmp_path)}")
         fsync(descriptor)
 
     def rename(old: Path, new: Path, rename: Callable[[Path, Path], None] = os.rename) -> None:

@@ -13,10 +13,10 @@ import yaml
 from scipy.stats import ttest_ind
 
 from sst2.cli.compare import PROGRAM, main
-from sst2.config.arguments import MARK, write_settings
+from sst2.config.arguments import write_settings
 from sst2.config.settings import Settings
 from sst2.evaluation.metrics import SentimentMetric
-from sst2.runs.run_folder import RunFolder
+from sst2.runs.run_folder import MARK, RunFolder
 from sst2.utils.errors import exit_codes
 
 Compare = Callable[..., tuple[int, str, str]]
@@ -45,7 +45,7 @@ def write_run(
     metrics |= {"split": "validation", "step": 40, "sentences_per_second": 321.0, "selected": "the last one"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     names = ("negative", "positive")
-    with open(folder / "predictions.csv", "w", newline="") as file:
+    with (folder / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "row", "sentence", "label", "prediction", "probability_positive"])
         for row in range(sentences):
@@ -107,9 +107,9 @@ def test_a_baseline_is_tested_against_on_the_same_sentences(compare: Compare, ru
     assert better[-1].endswith("(Welch)")
     assert "Not corrected for the number of comparisons" in " ".join(said.split())
     assert (tmp_path / "out" / "comparison.md").read_text().strip() == said.strip()
-    with open(tmp_path / "out" / "runs.csv", newline="") as file:
+    with (tmp_path / "out" / "runs.csv").open(newline="") as file:
         assert [row["accuracy"] for row in csv.DictReader(file)] == [line[3] for line in cells(said)[2:8]]
-    with open(tmp_path / "out" / "configurations.csv", newline="") as file:
+    with (tmp_path / "out" / "configurations.csv").open(newline="") as file:
         assert len([*csv.DictReader(file)]) == 2
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
@@ -133,7 +133,7 @@ def test_two_by_three_runs_give_what_is_computed_by_hand(compare: Compare, tmp_p
     # McNemar: 6 against 0 of 6, 2 / 2**6; 4 against 1 of 5, 2 * (1 + 5) / 2**5; 4 against 4.
     pairs = [["6", "0", "0.0312"], ["4", "1", "0.375"], ["4", "4", "1"]]
     assert [line[1:] for line in cells(said)[-3:]] == [[str(seed), *pair] for seed, pair in enumerate(pairs, start=1)]
-    with open(tmp_path / "out" / "pairs.csv", newline="") as file:
+    with (tmp_path / "out" / "pairs.csv").open(newline="") as file:
         assert [[*row.values()][2:] for row in csv.DictReader(file)] == pairs
     # The bootstrap: each of 40 draws takes one of 40 gains, in thirds. The sum's distribution, exactly, by convolution.
     thirds = np.array([sum((s in a) - (s in b) for a, b in wrong.values()) for s in range(40)])

@@ -39,7 +39,7 @@ while True:
 
 
 @contextmanager
-def launched(*command: object, before: Sequence[str] = ()) -> Iterator[subprocess.Popen]:
+def launched(*command: object, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     """The launcher at work; whatever is left of it is killed."""
     started = [*before, sys.executable, "-m", "sst2.launch", *map(str, command)]
     process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -193,7 +193,7 @@ def test_a_signal_after_its_processes_have_ended(tmp_path: Path) -> None:
         assert (first.wait(60), second.wait(60)) == (0, 0)
 
 
-def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
     """Wait until `condition` holds; fail when one of the processes ends before, or after a minute."""
     deadline = time.monotonic() + 60
     while not condition():

@@ -32,7 +32,7 @@ def test_predictions_are_safe_to_open_and_read_back_whole(tmp_path: Path) -> Non
     ids, offsets = np.zeros(count, np.int32), np.arange(count + 1)
     split = Split("validation", texts, np.array([0, 1, -1] * count)[:count], ids, offsets, ("-", "=1"))
     write_predictions(tmp_path / "predictions.csv", [(split, np.eye(2)[[0, 1] * count][:count])])
-    with open(tmp_path / "predictions.csv", encoding="utf-8", newline="") as file:
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [cell for cell in cells if cell[:1] in "=@\t\r\uff1d" and cell]
     rows = read_predictions(tmp_path / "predictions.csv", "validation")

@@ -186,7 +186,7 @@ def test_the_default_job_trains_on_what_the_hub_serves(warm: Place) -> None:
     assert "test" not in run.metrics  # its labels are not public
     assert f"{DATASET} train has 80 sentences, SST-2 has 67349" in run.stderr
     assert f"{DATASET} validation has 40 sentences, SST-2 has 872" in run.stderr
-    with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
+    with (run.run_dir / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     of_test = [row for row in rows if row["split"] == "test"]
     assert [row["sentence"] for row in of_test] == sample_sentences("train")[0][1000:1020]

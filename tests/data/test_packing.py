@@ -51,7 +51,11 @@ class WithoutThatDevice(TorchFunctionMode):
         self.asked: list[bool] = []
 
     def __torch_function__(
-        self, function: Callable, types: Any, arguments: tuple = (), options: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        arguments: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None,
     ) -> Any:
         options = options or {}
         if function in (torch.Tensor.to, torch.Tensor.copy_):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas
@@ -14,7 +15,7 @@ SENTENCES = ["a gripping , funny film ", 'he said " no " , and left', "null", "n
 LABELS = [1, 0, 0, 1]
 
 
-def write(folder: Path, suffix: str, columns: dict[str, list]) -> str:
+def write(folder: Path, suffix: str, columns: dict[str, list[Any]]) -> str:
     file = folder / f"data{suffix}"
     frame = pandas.DataFrame(columns)
     if suffix == ".tsv":

@@ -63,10 +63,10 @@ def test_some_of_them_are_taken_in_the_order_asked_for(texts: list[str], sentenc
 
 def test_arrays_are_read_only_and_keep_their_type() -> None:
     array = concat(iter([np.arange(3), np.array([], dtype=int), np.array([-(2**40)])]), "<i8")
-    assert (array.tolist(), array.dtype) == ([0, 1, 2, -(2**40)], np.int64)
+    assert (array.tolist(), array.dtype) == ([0, 1, 2, -(2**40)], np.dtype(np.int64))
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
-    assert (concat([], "<i8").tolist(), concat([], "<i8").dtype) == ([], np.int64)
+    assert (concat([], "<i8").tolist(), concat([], "<i8").dtype) == ([], np.dtype(np.int64))
 
 
 def test_the_file_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def through_pipe(content: bytes, read: Callable[[str], object]) -> object:
     receiver, sender = os.pipe()
 
     def feed() -> None:
-        with open(sender, "wb") as file:
+        with os.fdopen(sender, "wb") as file:
             file.write(content)
 
     thread = threading.Thread(target=feed)

@@ -80,7 +80,11 @@ def test_ids_are_the_tokenizers_own_sentence_by_sentence(tokenizer: PreTrainedTo
     assert_tokenizers_own(split, tokenizer, 12)
     assert split.lengths.max() == split.lengths[3] == 12  # the fourth was cut
     assert (split.name, split.sentences, split.labels.tolist()) == ("train", sentences, [1] * len(sentences))
-    assert (split.input_ids.dtype, split.offsets.dtype, split.labels.dtype) == (np.int32, np.int64, np.int64)
+    assert (split.input_ids.dtype, split.offsets.dtype, split.labels.dtype) == (
+        np.dtype(np.int32),
+        np.dtype(np.int64),
+        np.dtype(np.int64),
+    )
 
 
 def test_parts_are_put_together(tokenizer: PreTrainedTokenizerBase, sentences: list[str], tmp_path: Path) -> None:
@@ -196,7 +200,7 @@ def test_ids_at_hand_are_read_without_the_lock(tokenizer: PreTrainedTokenizerBas
     """A thousand processes do not queue, and a cache that nobody may write to serves."""
     tokenise_in_process(tmp_path, tokenizer, SENTENCES)
     (folder,) = tmp_path.glob("*.tokens")
-    with open(f"{folder}.lock", "w") as lock:
+    with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process, receiver = start(tokenise_in_process, tmp_path, tokenizer, SENTENCES)
         assert receiver.poll(60)
@@ -249,7 +253,7 @@ def test_whoever_waits_for_another_process_says_so_and_can_be_stopped(
         raise StopRequestedError("stopped by SIGTERM")
 
     log.clear()
-    with open(f"{folder}.lock", "w") as lock:
+    with Path(f"{folder}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(StopRequestedError):
             tokenize("train", unlabelled(SENTENCES), tokenizer, 16, tmp_path, check_stop=stop)
@@ -272,7 +276,7 @@ def test_a_job_that_waits_for_another_ones_tokens_heeds_sigterm(
         shutil.rmtree(folder)
     with ExitStack() as held:
         for file in cache.glob("*.lock"):
-            fcntl.flock(held.enter_context(open(file, "w")), fcntl.LOCK_EX)
+            fcntl.flock(held.enter_context(file.open("w")), fcntl.LOCK_EX)
         with running(small_job, tmp_path / "run", HF_DATASETS_CACHE=str(cache.parent)) as job:
             job.wait_for(lambda: "waiting for another process that tokenises the train split" in job.said)
             job.process.terminate()

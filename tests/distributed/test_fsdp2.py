@@ -16,8 +16,9 @@ from transformers import DistilBertForSequenceClassification
 
 from sst2.config.settings import Settings
 from sst2.data.sample import sample_config
-from sst2.distributed.strategies import Strategy, prepare
+from sst2.distributed.strategies import prepare
 from sst2.distributed.strategies.fsdp2 import FSDP2Strategy
+from sst2.distributed.strategies.strategy import Strategy
 from sst2.training.optimizer import build_optimizer
 from tests.support.processes import free_port, start
 
@@ -102,7 +103,8 @@ def on_each_rank(rank: int, port: int, folder: Path) -> Any:
 
 @torch.no_grad()
 def evaluate(strategy: Strategy) -> torch.Tensor:
-    return strategy.model(input_ids=torch.arange(2, 20)[None]).logits
+    logits: torch.Tensor = strategy.model(input_ids=torch.arange(2, 20)[None]).logits
+    return logits
 
 
 @pytest.mark.slow

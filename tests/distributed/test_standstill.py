@@ -119,7 +119,7 @@ def hosts() -> Iterator[tuple[str, str]]:
             ip("netns", "delete", name)
 
 
-def ip(*words: str) -> subprocess.CompletedProcess | None:
+def ip(*words: str) -> subprocess.CompletedProcess[bytes] | None:
     if shutil.which("ip") is None:
         return None
     return subprocess.run(["ip", *words], capture_output=True, check=False)
@@ -133,7 +133,7 @@ def test_a_wire_that_is_cut_ends_both_sides(hosts: tuple[str, str], flags: list[
     try:
         for number, (host, output) in enumerate(zip(hosts, outputs, strict=True)):
             inside = ["ip", "netns", "exec", host, "env", "GLOO_SOCKET_IFNAME=wire"]
-            with open(output, "w") as stream:
+            with output.open("w") as stream:
                 jobs.append(
                     subprocess.Popen(
                         [*inside, *launch, "--machine_rank", str(number), *command], stdout=stream, stderr=stream

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def saved_state(job: Job) -> dict[str, Any]:
     newest = newest_checkpoint(job.run_dir / "checkpoints")
     assert newest is not None
     verify_folder(newest)
-    return json.loads((newest / "state.json").read_text())["training_state"]
+    state: dict[str, Any] = json.loads((newest / "state.json").read_text())["training_state"]
+    return state
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -51,7 +53,7 @@ def test_signals_stop_a_run_which_goes_on_bit_for_bit(
         assert "Traceback" not in finished.stderr
         assert 37 * number <= saved_state(job)["step"] < 37 * number + 30
     # accelerate's launcher takes all cores for one process, and more threads add up in another order
-    undisturbed = {
+    undisturbed: dict[str, Callable[[], dict[str, Any]]] = {
         "python": lambda: request.getfixturevalue("undisturbed"),
         "one process": lambda: run_to_the_end(long_job, tmp_path / "undisturbed", launcher),
         "two processes": lambda: request.getfixturevalue("undisturbed_on_two"),

@@ -154,7 +154,7 @@ def test_the_export_of_a_spread_model_is_the_model_that_was_evaluated(train: Tra
     flags = [*SAMPLE, "--learning_rate", 3e-3, "--load_best_model_at_end", "--eval_steps", 10]
     run = train(*flags, launcher=launcher("deepspeed_zero3", 3))
     assert run.code == 0, run.stderr
-    with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
+    with (run.run_dir / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     classify = pipeline("text-classification", str(run.run_dir / "model"), top_k=None)
     answers: Any = classify([row["sentence"] for row in rows])

@@ -22,7 +22,10 @@ LABELS = [1, 1, 0, 0, 1, 1, 0]
 
 def compute(margins: list[float], labels: list[int]) -> dict[str, Any]:
     logits = [[5.0, 5.0 + margin] for margin in margins]
-    return SentimentMetric().compute(predictions=logits, references=labels, lengths=[4] * len(labels))
+    metrics: dict[str, Any] = SentimentMetric().compute(
+        predictions=logits, references=labels, lengths=[4] * len(labels)
+    )
+    return metrics
 
 
 def test_a_small_case_by_hand() -> None:

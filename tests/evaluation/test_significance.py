@@ -21,8 +21,8 @@ def test_mcnemar_counts_the_sentences_that_one_alone_has_right() -> None:
     # 4 against 12 of 16: twice P(X <= 4) of a fair coin thrown 16 times is 0.0768
     first = np.array([True] * 100 + [True] * 4 + [False] * 12)
     second = np.array([True] * 100 + [False] * 4 + [True] * 12)
-    assert mcnemar(first, second) == (4, 12, pytest.approx(0.076813, abs=1e-6))
-    assert mcnemar(second, first) == (12, 4, pytest.approx(0.076813, abs=1e-6))
+    assert mcnemar(first, second) == pytest.approx((4, 12, 0.076813), abs=1e-6)
+    assert mcnemar(second, first) == pytest.approx((12, 4, 0.076813), abs=1e-6)
     assert mcnemar(first, first) == (0, 0, 1.0)
 
 

@@ -126,7 +126,8 @@ def test_the_dropout_flag_replaces_all_three(model: Path | None, tiny_model: Pat
 
     def loaded(dropout: float | None) -> DistilBertForSequenceClassification:
         asked = settings(model or tiny_model, dropout=dropout, **data)
-        return load_model(asked, load_tokenizer(asked)).train()
+        classifier: DistilBertForSequenceClassification = load_model(asked, load_tokenizer(asked)).train()
+        return classifier
 
     stock, changed, without = loaded(None).config, loaded(0.3), loaded(0.0)
     assert (stock.dropout, stock.attention_dropout, stock.seq_classif_dropout) == (0.1, 0.1, 0.2)
@@ -176,7 +177,8 @@ def sharded(folder: Path, tmp_path: Path) -> dict[str, Any]:
     model = DistilBertModel.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="100KB")
-    return json.loads((folder / "model.safetensors.index.json").read_text())
+    index: dict[str, Any] = json.loads((folder / "model.safetensors.index.json").read_text())
+    return index
 
 
 def test_a_checkpoint_in_several_files_is_read(tiny_model: Path, folder: Path, tmp_path: Path) -> None:

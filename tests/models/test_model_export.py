@@ -59,7 +59,8 @@ def trained(settings: Settings) -> tuple[DistilBertForSequenceClassification, Di
 def front_matter(card: str) -> dict[str, Any]:
     match = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     assert match
-    return yaml.safe_load(match[1])
+    values: dict[str, Any] = yaml.safe_load(match[1])
+    return values
 
 
 def test_the_folder_is_a_stock_model_that_gives_the_same_answers(

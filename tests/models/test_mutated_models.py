@@ -100,7 +100,8 @@ def change(folder: Path, draw: random.Random) -> str:
 def answers_of_pipeline(model: Path) -> list[float] | None:
     """None where it cannot load the folder, or answers with no probabilities of two classes."""
     try:
-        return by_pipeline(model)
+        answers: list[float] = by_pipeline(model)
+        return answers
     except Exception:
         return None
 

@@ -29,7 +29,7 @@ def split_of(lengths: list[int], seed: int = 0) -> Split:
 
 
 def models() -> tuple[DistilBertForSequenceClassification, PackedClassifier]:
-    """transformers' own and ours, with the same weights. Dropout is off, as in an evaluation."""
+    """Transformers' own and ours, with the same weights. Dropout is off, as in an evaluation."""
     torch.manual_seed(0)
     stock = DistilBertForSequenceClassification(sample_config(VOCABULARY))
     ours = PackedClassifier(sample_config(VOCABULARY))
@@ -102,9 +102,8 @@ def test_every_length_up_to_512() -> None:
 
 
 def test_a_padded_batch_is_taken_as_by_transformers_bit_for_bit() -> None:
-    batch, found = collate(split_of([13, 3, 40]), np.arange(3), 0, "padded"), []
-    for model in models():
-        found.append(gradients(model, batch))
+    batch = collate(split_of([13, 3, 40]), np.arange(3), 0, "padded")
+    found = [gradients(model, batch) for model in models()]
     (expected, expected_gradients), (logits, gradients_) = found
     assert torch.equal(logits, expected)
     for name, gradient in expected_gradients.items():

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sst2.config.arguments import MARK, check_run_dir, write_settings
+from sst2.config.arguments import check_run_dir, write_settings
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
 from sst2.distributed.stop_requests import StopRequests
 from sst2.evaluation.predictions import write_predictions
-from sst2.runs.run_folder import RunFolder, is_run
+from sst2.runs.run_folder import MARK, RunFolder, is_run
 from sst2.utils.atomic_file import write_json, write_text
 from sst2.utils.errors import StopRequestedError, UserError
 from sst2.utils.logs import log_to_file, start_logging
@@ -213,7 +213,7 @@ def test_predictions_come_back_as_they_were_made(tmp_path: Path) -> None:
     logits = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0], [-500.0, 500.0]], dtype=np.float32)
     write_predictions(tmp_path / "p.csv", [(validation, logits), (test, logits[1:2])])
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
-    with open(tmp_path / "p.csv", encoding="utf-8", newline="") as file:
+    with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["sentence"] for row in rows] == [
         *sentences[:3],

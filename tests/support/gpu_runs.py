@@ -17,8 +17,9 @@ def assert_went_on(resumed: Finished, whole: Finished, stopped_at: Path, loss_to
     """The sentences and learning rates are the same; losses and weights are, as far as a GPU repeats them.
 
     Args:
-        resumed: went on from `stopped_at`, a checkpoint that is still there.
+        resumed: went on from `stopped_at`.
         whole: with the same flags, never stopped.
+        stopped_at: a checkpoint that is still there.
         loss_tolerance: relative.
     """
     assert (resumed.run_dir / "samples.jsonl").read_text() == (whole.run_dir / "samples.jsonl").read_text()

@@ -58,7 +58,7 @@ fcntl.flock = lambda file, operation: refuse(errno.ENOSYS)
 class Job:
     """`train_sst2.py`, running."""
 
-    def __init__(self, process: subprocess.Popen, run_dir: Path, output: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], run_dir: Path, output: Path) -> None:
         self.process = process
         self.run_dir = run_dir
         self._output = output
@@ -109,7 +109,8 @@ class Job:
 
 def is_alive(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        is_at_work: bool = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return is_at_work
     except psutil.NoSuchProcess:
         return False
 
@@ -121,7 +122,7 @@ def running(
     """Start a job; kill what is left of it at the end."""
     command = [*launcher, str(SCRIPT), *map(str, flags), "--output_dir", str(run_dir)]
     output = run_dir.with_name(f"{run_dir.name}.output")
-    with open(output, "w", encoding="utf-8") as stream:
+    with output.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=stream, env=os.environ | variables, start_new_session=True
         )

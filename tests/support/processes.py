@@ -20,7 +20,8 @@ def free_port() -> int:
     """A port that nobody listens at."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+        port: int = server.getsockname()[1]
+        return port
 
 
 def start(work: Callable[..., Any], *arguments: object) -> tuple[Any, Connection]:

@@ -28,7 +28,8 @@ class Finished:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return json.loads((self.run_dir / "metrics.json").read_text())
+        metrics: dict[str, Any] = json.loads((self.run_dir / "metrics.json").read_text())
+        return metrics
 
     def logged(self, split: str) -> list[dict[str, Any]]:
         lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()

@@ -57,7 +57,7 @@ class Cluster:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self._daemons: dict[str, subprocess.Popen] = {}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("munge", "state", "spool-n1", "spool-n2"):
             (folder / name).mkdir(parents=True)
         host = socket.gethostname()
@@ -130,7 +130,7 @@ class Cluster:
                 process.kill()
 
     def _start(self, name: str, *command: str) -> None:
-        with open(self.folder / f"{name}.out", "a") as output:
+        with (self.folder / f"{name}.out").open("a") as output:
             self._daemons[name] = subprocess.Popen(
                 command, env=self.environment, stdout=output, stderr=output, start_new_session=True
             )
@@ -143,7 +143,8 @@ class Cluster:
 def _node_of(process: psutil.Process) -> str | None:
     """The node that a process of a job runs on."""
     with suppress(psutil.Error):
-        return process.environ().get("SLURMD_NODENAME")
+        node: str | None = process.environ().get("SLURMD_NODENAME")
+        return node
     return None
 
 

@@ -15,7 +15,8 @@ NOTEBOOK = Path(__file__).parents[2] / "sst2_tutorial.ipynb"
 
 
 def read() -> nbformat.NotebookNode:
-    return nbformat.read(NOTEBOOK, as_version=4)
+    notebook: nbformat.NotebookNode = nbformat.read(NOTEBOOK, as_version=4)
+    return notebook
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path, **variables: str) -> nbformat.NotebookNode:

@@ -42,7 +42,8 @@ def read(folder: Path) -> dict[str, dict[int, Summary.Value]]:
 
 
 def text(value: Summary.Value) -> str:
-    return value.tensor.string_val[0].decode()
+    shown: str = value.tensor.string_val[0].decode()
+    return shown
 
 
 @pytest.fixture

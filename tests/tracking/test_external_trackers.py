@@ -23,7 +23,7 @@ from tests.support.running import Finished
 Train = Callable[..., Finished]
 
 
-class FileTracker(GeneralTracker):
+class FileTracker(GeneralTracker):  # type: ignore[misc]  # accelerate has no annotations
     """Keeps runs as files of lines, under mlflow's name and by its rules: names of metrics, one thread for a run."""
 
     name = "mlflow"
@@ -70,7 +70,7 @@ class FileTracker(GeneralTracker):
         self._write("finish", 0)
 
     def _write(self, what: str, step: int) -> None:
-        with open(self.folder / str(self.run_id), "a") as file:
+        with (self.folder / str(self.run_id)).open("a") as file:
             file.write(json.dumps([what, step]) + "\n")
 
 

@@ -25,7 +25,7 @@ def with_stdout(where: str, *words: object, **variables: str) -> tuple[int, str]
     """Exit code and what is said on stderr, with standard output going to `full` (a disk) or `gone` (a reader)."""
     run = command(*words, **ASCII | variables)
     if where == "full":
-        with open("/dev/full", "w") as full:
+        with Path("/dev/full").open("w") as full:
             done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     else:
         receiver, sender = os.pipe()

@@ -71,7 +71,7 @@ def test_what_strikes_one_process_it_says_itself(
 def test_the_code_comes_through_where_nothing_can_be_said() -> None:
     code = "from sst2.utils.errors import *"
     code += "with exit_codes('x', leave=leave_at_once): raise StopRequestedError('stopped')"
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=False).returncode == 75
 
 
@@ -122,7 +122,7 @@ def test_the_code_comes_through_where_outputs_are_closed(closed: str) -> None:
 
 
 def fill_a_disk() -> None:
-    with open("/dev/full", "w") as file:
+    with Path("/dev/full").open("w") as file:
         file.write("x")
 
 
@@ -135,7 +135,7 @@ def save_tensors_into_nothing() -> None:
 
 
 def save_what_torch_saves_on_a_full_disk() -> None:
-    with open("/dev/full", "wb") as file:
+    with Path("/dev/full").open("wb") as file:
         torch.save({"a": torch.zeros(1 << 16)}, file)
 
 

@@ -27,7 +27,7 @@ def refuse(name: str, code: int, monkeypatch: pytest.MonkeyPatch, module: object
     real: Callable[..., object] = getattr(module, name)
 
     def call(first: object, *others: object, **named: object) -> object:
-        if name == "fsync" and not os.path.isdir(f"/proc/self/fd/{first}"):
+        if name == "fsync" and not Path(f"/proc/self/fd/{first}").is_dir():
             return real(first, *others, **named)
         raise OSError(code, os.strerror(code))
 
@@ -64,8 +64,8 @@ def scratch() -> Iterator[Path]:
     """A folder that may be passed and not opened, and in it one where everybody may write."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "user").mkdir()
-        os.chmod(Path(folder) / "user", 0o777)
-        os.chmod(folder, 0o711)
+        (Path(folder) / "user").chmod(0o777)
+        Path(folder).chmod(0o711)
         yield Path(folder)
 
 
@@ -111,7 +111,7 @@ def test_a_run_says_that_nothing_keeps_others_out(
 
 
 def hold(file: Path) -> None:
-    with open(file, "w") as opened:
+    with file.open("w") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
         (file.parent / "held").touch()
         while not (file.parent / "asked").exists():
@@ -130,7 +130,7 @@ def test_waiting_for_a_lock_is_said_and_can_be_ended(tmp_path: Path, caplog: pyt
     def stop() -> None:
         raise StopError
 
-    with open(tmp_path / "lock", "w") as file:
+    with (tmp_path / "lock").open("w") as file:
         with pytest.raises(StopError):
             wait_for_lock(file, "writes", check_stop=stop)
         assert wait_for_lock(file, "writes", check_stop=(tmp_path / "asked").touch)

@@ -53,14 +53,14 @@ def test_classes_that_are_numbers_mean_what_the_flag_says(suffix: str, tmp_path:
     datasets.Dataset.from_dict({"sentence": ["poor", "great"], "label": [1.0, 5.0]}).to_parquet(whole)
     assert read_file(str(whole), True, columns).labels.tolist() == [0, 1]
     assert read_file(str(file), True, columns).labels.tolist() == [0, 1, 0]
-    with open(file, "a") as stream:
+    with file.open("a") as stream:
         stream.write("bad,0\n" if suffix == ".csv" else '{"sentence": "bad", "label": 0}\n')
     with pytest.raises(UserError, match=r"label '?0'? is unknown: give 1 or 5"):
         read_file(str(file), True, columns)
 
 
 def write_mails(file: Path, split: Split, count: int) -> Path:
-    with open(file, "w", encoding="utf-8", newline="") as stream:
+    with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "text", "verdict"])
         for number, (text, label) in enumerate(zip(*sample_sentences(split), strict=True)):
@@ -77,7 +77,7 @@ def test_a_file_of_ones_own_is_a_matter_of_flags(
     flags += ["--validation_file", write_mails(tmp_path / "dev.csv", "validation", 70), "--num_train_epochs", 1]
     run = train_here(*flags)
     assert run.code == 0, run.stderr
-    with open(run.run_dir / "predictions.csv", encoding="utf-8", newline="") as file:
+    with (run.run_dir / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["label"] for row in rows} == {row["prediction"] for row in rows} | {"ham", "spam"} == {"ham", "spam"}
     assert sum(row["label"] == row["prediction"] for row in rows) / 70 == pytest.approx(run.metrics["accuracy"])

@@ -44,7 +44,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def fill(disk: Path) -> Path:
     """Use up all room, as another job on the same disk may do."""
     filler = disk / "filler"
-    with open(filler, "wb", buffering=0) as file:
+    with filler.open("wb", buffering=0) as file:
         for block in (1 << 16, 1):
             while has_room_for(file, block):
                 pass

@@ -62,7 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(file: Path, columns: tuple[str, str], names: tuple[str, str], split: Split, first: int, count: int) -> None:
     sentences, labels = sample_sentences(split)
-    with open(file, "w", encoding="utf-8", newline="") as stream:
+    with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(columns)
         writer.writerows((sentences[row], names[labels[row]]) for row in range(first, first + count))

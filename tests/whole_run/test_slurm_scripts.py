@@ -14,7 +14,7 @@ from tests.support.running import REPOSITORY
 SCRIPTS = REPOSITORY / "slurm"
 
 
-def run(script: str, *arguments: object, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+def run(script: str, *arguments: object, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SST2_", "SLURM_"))}
     command = [str(SCRIPTS / script), *map(str, arguments)]
     return subprocess.run(command, env=environment | variables, cwd=folder, capture_output=True, text=True, check=False)

@@ -97,7 +97,7 @@ def test_what_a_run_leaves_behind(train_here: Train, small_job: list[Any]) -> No
     config = yaml.safe_load((run.run_dir / "resolved.yaml").read_text())
     assert (config["global_batch_size"], config["max_train_steps"], config["num_warmup_steps"]) == (32, 20, 2)
     assert config["mixed_precision"] == "no"
-    with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
+    with (run.run_dir / "predictions.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
     assert len(rows) == 70
     assert np.mean([row["label"] == row["prediction"] for row in rows]) == pytest.approx(metrics["accuracy"])
@@ -333,7 +333,7 @@ def test_a_run_counts_as_finished_when_all_that_it_exports_is_on_disk(
     run_dir, calls = tmp_path / "run", []
 
     def fsync(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
-        calls.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), run_dir))
+        calls.append(os.path.relpath(Path(f"/proc/self/fd/{descriptor}").readlink(), run_dir))
         fsync(descriptor)
 
     def watched(move: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
@@ -459,7 +459,7 @@ def test_unlabelled_test_sentences_are_predicted_and_not_scored(
     (tmp_path / "test.tsv").write_text("sentence\tlabel\na gripping film\t-1\na dull mess\t-1\n")
     run = train_here(*small_job, "--test_file", tmp_path / "test.tsv")
     assert "test" not in run.metrics
-    with open(run.run_dir / "predictions.csv", encoding="utf-8") as file:
+    with (run.run_dir / "predictions.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     assert [(row["sentence"], row["label"]) for row in rows] == [("a gripping film", ""), ("a dull mess", "")]
 

@@ -190,7 +190,7 @@ def test_attention_by_hand_is_the_models_own(executed: tuple[NotebookNode, Path]
 def test_its_table_of_metrics_is_that_of_scikit_learn(executed: tuple[NotebookNode, Path]) -> None:
     notebook, folder = executed
     run = folder / "runs" / "tutorial-sample"
-    with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
+    with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     truth, answers = (np.array([row[column] == "POSITIVE" for row in rows]) for column in ("label", "prediction"))
     precision, recall, f1, _ = precision_recall_fscore_support(truth, answers, average="binary")

@@ -51,6 +51,8 @@ class BaseModel:
         """Describe a model that a strategy has not spread yet.
 
         Args:
+            model: has its weights whole.
+            tokenizer: of the model.
             place: what stands for it, of `checkpoint_for_base_model`; None where it was read itself. An export has no
                 fingerprint.
         """
@@ -103,11 +105,12 @@ def checkpoint_for_base_model(settings: Settings) -> Path | None:
 def same_name(saved: dict[str, Any], current: dict[str, Any]) -> bool:
     """Whether two settings name the same base model, by the same path or the same revision of a name."""
     paths = [os.path.normpath(one["model_name_or_path"]) for one in (saved, current)]
-    return paths[0] == paths[1] and saved["model_revision"] == current["model_revision"]
+    return bool(paths[0] == paths[1] and saved["model_revision"] == current["model_revision"])
 
 
 def _state(place: Path) -> dict[str, Any]:
-    return json.loads((place / STATE).read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((place / STATE).read_text(encoding="utf-8"))
+    return state
 
 
 def _of_config(config: DistilBertConfig) -> str:

@@ -47,7 +47,7 @@ from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
 from sst2.distributed.ranks import read_on_main, run_on_main
-from sst2.distributed.strategies import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 from sst2.runs.origin import origin
 from sst2.runs.run_folder import RunFolder, is_finished
 from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
@@ -115,6 +115,7 @@ class Checkpointer:
         Returns after the copy. Whether it could be written shows in `has_failed`, at the latest after `wait`.
 
         Args:
+            state: counters and figures of the run, as they are saved.
             started: by `time.perf_counter`, when training began to stand still; now, if None.
         """
         if state == self._saved:

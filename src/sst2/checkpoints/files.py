@@ -33,6 +33,7 @@ def write_checkpoint(
     """Write the three files.
 
     Args:
+        folder: exists, and is empty.
         weights: by name, float32, on the CPU.
         training: tensors, numbers and strings in dicts and lists.
         content: what JSON can hold.
@@ -76,7 +77,7 @@ def _save_training(training: dict[str, Any], file: Path) -> None:
     try:
         torch.save(training, file)
     except RuntimeError:  # such as "unexpected pos 576 vs 534": once more, in a slower way that says what the disk says
-        with open(file, "wb") as stream:
+        with file.open("wb") as stream:
             torch.save(training, stream)
 
 
@@ -84,6 +85,7 @@ def require_moments_of_the_weights(optimizer: dict[str, Any], shapes: list[torch
     """Raises ValueError: AdamW's fused kernel would read beyond the end of moments that are smaller than the weights.
 
     Args:
+        optimizer: state of AdamW, as its `state_dict` has it.
         shapes: of the weights, in the order of the optimizer's parameter groups.
     """
     for index, state in optimizer["state"].items():

@@ -19,6 +19,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 def checkpoint_name(step: int) -> str:
+    """Name of the folder of the checkpoint after a step."""
     return f"step-{step:08d}"
 
 
@@ -28,6 +29,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step, whole or not; None where there is none."""
     return max(list_checkpoints(folder), default=None)
 
 
@@ -45,6 +47,7 @@ def import_checkpoints(place: Path | None, folder: Path, step: int, best_step: i
 
     Args:
         place: the checkpoint that the run resumes from, of any name; None, or one of the run's own, is nothing to copy.
+        folder: of this run's checkpoints.
         step: after which it was saved.
         best_step: that of the best model so far.
     """
@@ -82,6 +85,7 @@ def checkpoints_to_import(place: Path | None, folder: Path, step: int, best_step
 
 
 def folder_bytes(folder: Path) -> int:
+    """Size of all files in a folder, at any depth."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 

@@ -12,6 +12,7 @@ def require_free_space(run_dir: Path, folder: Path, num_bytes: int) -> None:
     Args:
         run_dir: of the run, for the message.
         folder: where most of it goes, perhaps by a link to another disk; it need not be there yet.
+        num_bytes: that the run will write.
 
     Raises:
         UserError: less than `num_bytes` are free.

@@ -9,7 +9,7 @@ class HostCopy:
     """Copies tensors to host memory that is kept from one call to the next: fresh pages cost more than the copy."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple, torch.Tensor] = {}
+        self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def __call__(self, tree: Any) -> Any:
         """A copy of nested dicts, lists and tuples. The tensors in it are valid until the next call."""
@@ -19,7 +19,7 @@ class HostCopy:
             torch.cuda.synchronize()  # the copies from a GPU run beside each other
         return copied
 
-    def _copy(self, value: Any, path: tuple) -> Any:
+    def _copy(self, value: Any, path: tuple[Any, ...]) -> Any:
         if isinstance(value, dict):
             return {key: self._copy(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list | tuple):

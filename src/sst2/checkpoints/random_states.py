@@ -28,6 +28,10 @@ def restore_random_state(
     Args:
         states: one per rank of the job that saved them. Where now another number of processes goes on, there is no
             state to continue, and each rank begins a sequence of its own, drawn from the other arguments.
+        device: on which this rank draws.
+        rank: of this process, among all.
+        world_size: number of processes that go on.
+        seed: of the run.
         step: the step after which the states were saved.
     """
     if len(states) != world_size:

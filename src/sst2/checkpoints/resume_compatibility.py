@@ -82,5 +82,7 @@ def saved_precision(settings: Settings) -> Precision | None:
         of_run = newest_checkpoint(settings.run_dir / "checkpoints")
         place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
         if place is not None and (place / "state.json").is_file():
-            return json.loads((place / "state.json").read_text(encoding="utf-8"))["settings"]["mixed_precision"]
+            content = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            precision: Precision | None = content["settings"]["mixed_precision"]
+            return precision
     return None

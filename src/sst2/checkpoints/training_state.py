@@ -48,6 +48,8 @@ class TrainingState:
         """Count one optimizer step, by what is known of it beforehand. All figures are over all ranks.
 
         Args:
+            sentences: of the step.
+            tokens: of these sentences.
             busiest_tokens: tokens that there would be if each rank had as many as the one with the most.
         """
         self.step += 1

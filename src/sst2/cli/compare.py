@@ -64,6 +64,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
+        """Whether the run has written its final metrics."""
         return self.metrics is not None
 
 
@@ -252,6 +253,8 @@ def remarks(runs: list[Run], baseline: Run | None, without: list[str]) -> str:
     """What a reader must know to read the tables.
 
     Args:
+        runs: that are compared.
+        baseline: which the others are compared with, if one is.
         without: folders in which there is no run.
     """
     lines = ["Intervals: of a run, Wilson's over its sentences; of a mean, Student's t over seeds. ± is one deviation."]

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(code)
 
 
-def _forward(number: int, frame: FrameType | None) -> None:
+def _forward(number: int, _: FrameType | None) -> None:
     _forwarded.add(number)
     if _send(number):
         return
@@ -96,7 +96,7 @@ def _forward(number: int, frame: FrameType | None) -> None:
     again.start()
 
 
-def _suspend(number: int, frame: FrameType | None) -> None:
+def _suspend(_number: int, _frame: FrameType | None) -> None:
     """Stand still, with all processes, until SIGCONT: those of torchrun have no terminal that would stop them."""
     _send(signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)

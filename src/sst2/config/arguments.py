@@ -67,7 +67,8 @@ def read_settings(
 
     Args:
         argv: the words after the program's name; `sys.argv` if None.
-        program, description: for `--help` and messages.
+        program: its name, for `--help` and messages.
+        description: what it does, for `--help`.
         adapt: changes the values before they become settings.
         check: called with the settings; what it raises is a mistake as well.
 

@@ -131,4 +131,5 @@ class FlagParser(HfArgumentParser):
         return f", did you mean --{match[0]}?" if match else ""
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError, where argparse would end the process."""
         raise UserError(message)

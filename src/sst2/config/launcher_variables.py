@@ -52,7 +52,7 @@ def _has_place_of_torchrun() -> bool:
 def _is_child_of_launcher() -> bool:
     with suppress(psutil.Error, OSError):
         words = psutil.Process(os.getppid()).cmdline()
-        programs = [os.path.basename(word) for word in words]
+        programs = [os.path.basename(word) for word in words]  # noqa: PTH119 (of a folder it is empty)
         by_name = not {*_LAUNCHERS}.isdisjoint(words) or not {*_LAUNCHER_PROGRAMS}.isdisjoint(programs)
         return by_name or ("accelerate", "launch") in zip(programs, words[1:], strict=False)
     return False

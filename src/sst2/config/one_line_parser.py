@@ -14,6 +14,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError, where argparse would print its usage and end the process."""
         kind, _, unknown = message.partition("unrecognized arguments: ")
         if not kind and unknown:
             flag = unknown.split()[0].split("=")[0]  # what follows may be a token

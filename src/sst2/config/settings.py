@@ -32,6 +32,8 @@ def flag(default: Any, help: str, metavar: str | None = None) -> Any:
 
 @dataclass
 class ModelArguments:
+    """Flags of the model that training starts from."""
+
     _argument_group_name = "model"
     model_name_or_path: str = flag(
         DEFAULT_MODEL, "hub name or folder of a DistilBERT checkpoint (safetensors)", "NAME|DIR"
@@ -44,6 +46,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
+    """Flags of the data: where it lies, what its columns are called, how much of it is used."""
+
     _argument_group_name = "data"
     dataset_name: str | None = flag(
         None,
@@ -74,6 +78,8 @@ class DataArguments:
 
 @dataclass
 class TrainingArguments:
+    """Flags of the optimization: batches, learning rate, precision, seed."""
+
     _argument_group_name = "training"
     per_device_train_batch_size: int = flag(
         32, "sentences in one forward pass of one device; a CPU takes padded ones 8 at a time, which is faster", "N"
@@ -113,6 +119,8 @@ class TrainingArguments:
 
 @dataclass
 class EvaluationArguments:
+    """Flags of evaluation, and of the choice among evaluated models."""
+
     _argument_group_name = "evaluation and selection"
     per_device_eval_batch_size: int = flag(
         512, "sentences in one forward pass of one device; a CPU takes 64 at most", "N"
@@ -126,6 +134,8 @@ class EvaluationArguments:
 
 @dataclass
 class RunArguments:
+    """Flags of the run: its folder, what is logged and saved, and where it runs."""
+
     _argument_group_name = "run"
     output_dir: str | None = flag(None, "folder of the run; default: runs/MODEL-seedSEED", "DIR")
     overwrite_output_dir: bool = flag(False, "replace the run that is in the folder")
@@ -202,6 +212,7 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
 
     @property
     def run_dir(self) -> Path:
+        """Folder of the run."""
         return Path(str(self.output_dir))
 
 

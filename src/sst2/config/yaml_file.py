@@ -48,7 +48,7 @@ class _AsWritten(yaml.BaseLoader):
 
 _NULL = "tag:yaml.org,2002:null"
 _AsWritten.add_implicit_resolver(_NULL, re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_AsWritten.add_constructor(_NULL, lambda loader, node: _Null(node.value))
+_AsWritten.add_constructor(_NULL, lambda _, node: _Null(node.value))
 
 
 def read_config(parser: FlagParser, file: str, given: Collection[str] = ()) -> dict[str, Any]:

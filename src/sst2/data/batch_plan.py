@@ -33,6 +33,7 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the training sentences."""
         return steps_per_epoch(self.num_sentences, self.global_batch_size)
 
     def indices(self, step: int) -> np.ndarray:
@@ -43,6 +44,7 @@ class BatchPlan:
 
 
 def steps_per_epoch(num_sentences: int, global_batch_size: int) -> int:
+    """Optimizer steps in one pass over the sentences; the last one may have fewer of them."""
     return math.ceil(num_sentences / global_batch_size)
 
 
@@ -63,6 +65,7 @@ def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> l
     Args:
         rows: (sentences,) row numbers of the step.
         lengths: (sentences of the split,) tokens per sentence.
+        world_size: number of devices.
 
     Returns:
         Row numbers for each device; none for the last ones, if there are fewer sentences than devices.
@@ -87,6 +90,7 @@ def micro_batch_indices(shards: list[np.ndarray], rank: int, micro_batch_size: i
 
     Args:
         shards: what `split_by_tokens` gave to each device.
+        rank: of the device.
         micro_batch_size: sentences in one forward pass of one device, at most.
 
     Returns:

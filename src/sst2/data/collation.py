@@ -32,9 +32,11 @@ class Batch:
     @property
     def size(self) -> int:
         """Tokens that the model looks at, padding included."""
-        return self.inputs["input_ids"].numel()
+        tokens: int = self.inputs["input_ids"].numel()
+        return tokens
 
     def to(self, device: torch.device) -> "Batch":
+        """Copy the batch to a device."""
         inputs = {
             name: value.to(device) if isinstance(value, Pack) else send(value, device)
             for name, value in self.inputs.items()
@@ -61,7 +63,9 @@ def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Te
     """Sentences padded to the longest of them.
 
     Args:
+        split: has the token ids.
         rows: (sentences,) row numbers of the split.
+        pad_token_id: fills the places after the end of a sentence.
 
     Returns:
         `input_ids` and `attention_mask`: (sentences, longest) int64.
@@ -81,6 +85,7 @@ def pack(split: Split, rows: np.ndarray) -> dict[str, Any]:
     """Sentences end to end.
 
     Args:
+        split: has the token ids.
         rows: (sentences,) row numbers of the split.
 
     Returns:
@@ -100,7 +105,7 @@ def pack(split: Split, rows: np.ndarray) -> dict[str, Any]:
 
 def evaluation_loaders(
     splits: dict[str, Split], settings: Settings, pad_token_id: int, accelerator: Accelerator
-) -> dict[str, DataLoader]:
+) -> dict[str, DataLoader[int]]:
     """A loader for every split but `train`, each rank's batches its own."""
     evaluated = {name: split for name, split in splits.items() if name != "train"}
     size = settings.per_device_eval_batch_size
@@ -112,7 +117,7 @@ def evaluation_loaders(
     }
 
 
-def evaluation_loader(split: Split, batch_size: int, pad_token_id: int, batching: Batching) -> DataLoader:
+def evaluation_loader(split: Split, batch_size: int, pad_token_id: int, batching: Batching) -> DataLoader[int]:
     """Batches of a whole split in order of length, which wastes little on padding.
 
     The longest come first: where memory does not suffice, it is known with the first batch.

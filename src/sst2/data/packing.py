@@ -37,6 +37,7 @@ class Grid:
     unpad_index: torch.Tensor
 
     def to(self, device: torch.device) -> "Grid":
+        """Copy the grid to a device."""
         return Grid(*(send(part, device) for part in (self.tokens, self.is_token, self.unpad_index)))
 
 
@@ -56,10 +57,17 @@ class Pack:
 
     @classmethod
     def of(cls, lengths: np.ndarray, max_seqlen: int = 0) -> "Pack":
+        """Lay sentences end to end.
+
+        Args:
+            lengths: (sentences,) tokens of each.
+            max_seqlen: tokens of the longest sentence, at least; 0 for those of the longest here.
+        """
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return cls(lengths, torch.from_numpy(ends), max(int(lengths.max()), max_seqlen))
 
     def to(self, device: torch.device) -> "Pack":
+        """Copy what the device looks at; `lengths` stay in host memory."""
         return replace(self, cu_seqlens=send(self.cu_seqlens, device))
 
     def __len__(self) -> int:
@@ -67,6 +75,7 @@ class Pack:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of all sentences."""
         return int(self.lengths.sum())
 
     @cached_property

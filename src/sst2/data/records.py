@@ -276,6 +276,7 @@ def _parquet_records(path: str, labels_required: bool, columns: Columns) -> Iter
 def _class_names(schema: Any, column: str | None) -> list[str] | None:
     """What the numbers of a column stand for, where `datasets` has written the file and knew it."""
     try:
-        return json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
+        names: list[str] | None = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
+        return names
     except (LookupError, TypeError, ValueError):
         return None

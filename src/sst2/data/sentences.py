@@ -99,4 +99,5 @@ class SentenceWriter:
         self._offsets.append(self._end.to_bytes(8, "little"))
 
     def finish(self) -> Sentences:
+        """Map what was appended. Nothing can be appended any more."""
         return Sentences(self._text.finish(), self._offsets.finish())

@@ -69,6 +69,7 @@ class Split:
 
     @property
     def is_labelled(self) -> bool:
+        """Whether all labels are known."""
         return bool((self.labels >= 0).all())
 
 
@@ -131,6 +132,9 @@ def tokenize(
     Any number of processes may call this at once: one of them tokenises.
 
     Args:
+        name: of the split.
+        data: sentences and labels.
+        tokenizer: gives the token ids.
         max_length: tokens per sentence at most.
         cache_dir: where token ids are kept; the datasets cache if None.
         stage_dir: folder of the node's own disk to map a copy in; what is in the cache if None.

@@ -36,6 +36,7 @@ def stage(settings: Settings, base: Path | None = None, check_stop: Callable[[],
     which `tokenize` makes the copy.
 
     Args:
+        settings: of the run.
         base: a checkpoint that stands for the base model. It is read where it is: of few kilobytes no copy is made.
         check_stop: called now and then; what it raises ends the copying, or the waiting for a process that does it.
 
@@ -92,7 +93,7 @@ def local_copy(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if folder.stat().st_uid != os.geteuid():
             raise UserError(f"--stage_dir {folder} on {socket.gethostname()} is somebody else's: name one of your own")
-        with open(os.open(folder / f".{place.name}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)) as lock:
+        with os.fdopen(os.open(folder / f".{place.name}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)) as lock:
             purpose = f"copies {source} to {folder}"
             wait_for_lock(lock, purpose, fcntl.LOCK_SH, check_stop)  # all look at once
             if not _is_current(place, facts):
@@ -131,7 +132,8 @@ def _facts(files: dict[str, Path]) -> dict[str, list[int]]:
 def _is_current(place: Path, facts: dict[str, list[int]]) -> bool:
     try:
         verify_folder(place)
-        return json.loads((place / _SOURCE).read_text(encoding="utf-8")) == facts
+        is_same: bool = json.loads((place / _SOURCE).read_text(encoding="utf-8")) == facts
+        return is_same
     except (DamagedFolderError, OSError, ValueError) as error:
         if place.exists():
             logger.warning("copying anew what is damaged: %s (%s)", place, error)

@@ -47,6 +47,8 @@ def require_tokens(
 
     Args:
         name: of the split, for messages.
+        sentences: to tokenize.
+        tokenizer: gives the token ids.
         max_length: tokens per sentence at most.
         cache_dir: where the folder is looked for. It need not be writable if the folder is there.
         check_stop: called now and then while waiting and while writing; what it raises ends both.
@@ -60,7 +62,7 @@ def require_tokens(
     if damage():  # seen without the lock: those that only read need not wait for each other
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with open(f"{folder}.lock", "w") as lock:
+            with Path(f"{folder}.lock").open("w") as lock:
                 is_alone = wait_for_lock(lock, f"tokenises the {name} split", check_stop=check_stop)
                 if found := damage():
                     if folder.exists():
@@ -93,7 +95,7 @@ def map_tokens(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
     """What encodes sentences in training and prediction: without padding and what earlier calls have left in it."""
-    encoder = copy.deepcopy(tokenizer.backend_tokenizer)
+    encoder: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
     encoder.no_padding()
     encoder.enable_truncation(max_length, direction=tokenizer.truncation_side)
     return encoder
@@ -157,8 +159,8 @@ def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> N
 def _write(sentences: Sentences, encoder: Tokenizer, check_stop: Callable[[], object], folder: Path) -> None:
     end = cut = 0
     with (
-        open(folder / INPUT_IDS, "wb") as ids_file,
-        open(folder / OFFSETS, "wb") as offsets_file,
+        (folder / INPUT_IDS).open("wb") as ids_file,
+        (folder / OFFSETS).open("wb") as offsets_file,
         tqdm(total=len(sentences), desc="Tokenising", unit=" sentences", unit_scale=True, disable=None) as bar,
     ):
         offsets_file.write(bytes(8))

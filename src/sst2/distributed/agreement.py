@@ -30,7 +30,10 @@ def require_agreement(
     """Stop where a rank would train something else than the others. All ranks call it.
 
     Args:
+        accelerator: of this rank.
+        settings: of this rank.
         model: SHA-256 of each part of the model that the run starts from.
+        splits: of this rank, by name.
 
     Raises:
         UserError: on every rank; it says what differs, on which ranks, on which hosts.

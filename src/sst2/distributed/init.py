@@ -38,6 +38,7 @@ def init_distributed(
     """Bring all processes together, as the launcher has asked for.
 
     Args:
+        settings: of the run.
         saved_precision: called on rank 0 for `--mixed_precision auto`; that of the run that is resumed, if one is.
 
     Returns:

@@ -37,7 +37,8 @@ def run_on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
     broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
-    return answer[0]
+    result: Result = answer[0]
+    return result
 
 
 def _attempt(work: Callable[[], Any]) -> list[Any]:
@@ -72,10 +73,11 @@ def read_on_main(read: Callable[[], Result]) -> Result:
     broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
-    return _with_tensors(answer[0], tensors)
+    result: Result = _with_tensors(answer[0], tensors)
+    return result
 
 
-class _Missing(tuple):
+class _Missing(tuple[torch.Size, torch.dtype]):
     """Shape and dtype of a tensor that is sent by itself."""
 
 

@@ -94,7 +94,9 @@ def word_of_main(launcher: Launcher, store: Any, word: Callable[[], str]) -> str
     """What `word` gives on rank 0. All ranks call it, before there is a process group.
 
     Args:
+        launcher: what the launcher has told of this process.
         store: where they have met; None for one process.
+        word: called on rank 0 alone.
     """
     if store is None:
         return word()
@@ -111,7 +113,8 @@ def word_of_main(launcher: Launcher, store: Any, word: Callable[[], str]) -> str
         try:
             # Asked again and again: a wait in the store's client would end when the job is suspended for long.
             wait_until(lambda: store.check(["word"]), math.inf)
-            return store.get("word").decode()
+            answer: str = store.get("word").decode()
+            return answer
         except RuntimeError:  # rank 0 has ended, and has said why
             raise LostProcessError("") from None
 
@@ -139,10 +142,12 @@ def all_reduce_check(launcher: Launcher, store: Any, timeout: float) -> Iterator
     ends. From a thread, and at once: a process group that does not form cannot be interrupted.
 
     Args:
+        launcher: what the launcher has told of this process.
         store: where the ranks have met; None for one process.
+        timeout: seconds for all of it.
     """
     if store is None:
-        yield lambda device: None
+        yield lambda _: None
         return
 
     def give_up() -> None:
@@ -192,11 +197,13 @@ def _not_added(what: str, timeout: float) -> str:
 
 def _host(store: Any, rank: int) -> str:
     with suppress(RuntimeError):
-        return store.get(str(rank)).decode()
+        host: str = store.get(str(rank)).decode()
+        return host
     return "a host out of reach"
 
 
 def _has(store: Any, key: str) -> bool:
     with suppress(RuntimeError):
-        return store.check([key])
+        is_there: bool = store.check([key])
+        return is_there
     return False

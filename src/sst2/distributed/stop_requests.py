@@ -75,9 +75,9 @@ class StopRequests:
         self._launcher = os.getppid() if launched_by() != "python" else None
 
     def listen(self) -> "StopRequests":
-        """Catch `SIGNALS` from now on, but for those that the job was started to ignore. Once, in the main thread.
+        r"""Catch `SIGNALS` from now on, but for those that the job was started to ignore. Once, in the main thread.
 
-        SIGQUIT (Ctrl-\\) and a crash of the process still end it, and first print the stacks of all threads.
+        SIGQUIT (Ctrl-\) and a crash of the process still end it, and first print the stacks of all threads.
         """
         # A thread reads the signals, since Python's own handlers wait for the main thread, which may be in a collective
         # operation that never ends.
@@ -158,8 +158,8 @@ class StopRequests:
                 self._stop = self._stop or _STOP_FILE
             self._save |= _take(self._folder / "SAVE")
 
-    def _receive(self, receiver: socket.socket, sender: socket.socket) -> None:
-        while numbers := receiver.recv(64):  # `sender` is an argument to keep it open
+    def _receive(self, receiver: socket.socket, _sender: socket.socket) -> None:
+        while numbers := receiver.recv(64):  # `_sender` is an argument to keep it open
             for number in numbers:
                 if signal.getsignal(number) is _received:  # a library may have taken the signal for its own ends
                     self._note(number)

@@ -68,6 +68,7 @@ class Watchdog:
             self._begin()
 
     def stop(self) -> None:
+        """End the threads, and wait for them."""
         self._stopped.set()
         if self._heartbeat is not None:
             self._heartbeat.stop()

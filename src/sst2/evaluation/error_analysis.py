@@ -33,7 +33,8 @@ def changed_sides(split: "Split", before: np.ndarray, positive: np.ndarray) -> s
 
     Args:
         split: with its sentences and labels.
-        before, positive: (sentences,) probabilities of the class 1, then and now.
+        before: (sentences,) probabilities of the class 1 at the evaluation before.
+        positive: (sentences,) probabilities of the class 1 now.
     """
     changed = np.flatnonzero(_predicted(before) != _predicted(positive))
     right_now = int((_predicted(positive)[changed] == split.labels[changed]).sum())

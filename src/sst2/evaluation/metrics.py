@@ -4,6 +4,8 @@ An `evaluate.Metric` that lives in the project: `evaluate.load("accuracy")` woul
 half a second to import: a run imports this module at its first evaluation.
 """
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -27,7 +29,7 @@ Returns:
 """
 
 
-class SentimentMetric(evaluate.Metric):
+class SentimentMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no annotations
     """Metric over all sentences of a split; see `compute` for what goes in and comes out."""
 
     def __init__(self) -> None:
@@ -48,7 +50,7 @@ class SentimentMetric(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions: list[list[float]], references: list[int], lengths: list[int]) -> dict:
+    def _compute(self, predictions: list[list[float]], references: list[int], lengths: list[int]) -> dict[str, Any]:
         logits, labels = np.array(predictions, dtype=np.float64), np.array(references)
         logarithms = log_probabilities(logits)
         positive = np.exp(logarithms[:, 1])
@@ -89,7 +91,8 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray
     """Sums over `CALIBRATION_BINS` equally wide bins of confidence between 0 and 1.
 
     Args:
-        confidence, correct: as above.
+        confidence: (sentences,) probability of the predicted class.
+        correct: (sentences,) bool, whether the prediction is right.
 
     Returns:
         For each bin, the number of sentences, the sum of their confidence, and the number of correct ones.

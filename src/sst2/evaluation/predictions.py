@@ -15,12 +15,14 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     """(sentences, 2) logits to (sentences, 2) logarithms of the classes' probabilities, in float64."""
     # as scipy.special.log_softmax does it, bit for bit
     below_highest = np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True)
-    return below_highest - np.log(np.exp(below_highest).sum(axis=1, keepdims=True))
+    logarithms: np.ndarray = below_highest - np.log(np.exp(below_highest).sum(axis=1, keepdims=True))
+    return logarithms
 
 
 def probability_positive(logits: np.ndarray) -> np.ndarray:
     """(sentences, 2) logits to (sentences,) probabilities of POSITIVE, in float64."""
-    return np.exp(log_probabilities(logits))[:, 1]
+    positive: np.ndarray = np.exp(log_probabilities(logits))[:, 1]
+    return positive
 
 
 def in_order_of_rows(rows: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:
@@ -58,10 +60,11 @@ def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> N
     Texts are written as `to_cell` has them, so that a spreadsheet calculates none.
 
     Args:
+        file: appears when it is whole.
         splits: pairs of a `Split` and its logits, (sentences, 2).
     """
     unfinished = file.with_name(f".{file.name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(PREDICTIONS)
         for split, logits in splits:
@@ -79,6 +82,6 @@ def read_predictions(file: Path, split: str) -> list[dict[str, str]]:
     Raises:
         OSError, ValueError, LookupError, csv.Error: it cannot be read, or is no such file.
     """
-    with open(file, encoding="utf-8", newline="") as stream:
+    with file.open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["split"] == split]
     return [row | {name: from_cell(row[name]) for name in ("sentence", "label", "prediction")} for row in rows]

@@ -48,7 +48,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     likely to be the first's as the second's (McNemar, 1947; exact binomial form).
 
     Args:
-        first, second: (sentences,) bool, whether the prediction is right.
+        first: (sentences,) bool, whether the prediction of one run is right.
+        second: the same of the other run.
 
     Returns:
         How many sentences only the first has right, how many only the second, and the two-sided p-value.
@@ -67,7 +68,8 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
     p-value is that of Welch's t-test (1947) on the runs' accuracies, unless these do not differ at all.
 
     Args:
-        first, second: (runs, sentences) bool, whether each run's prediction is right.
+        first: (runs, sentences) bool, whether each run's prediction is right, in one configuration.
+        second: the same in the other configuration; the number of runs may differ.
         seed: of the bootstrap.
         resamples: of the bootstrap.
     """

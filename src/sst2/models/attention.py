@@ -26,7 +26,9 @@ def attend(
 
     Args:
         query: (tokens, heads, width), or (sentences, heads, width) for one query in each sentence.
-        key, value: (tokens, heads, width). Tokens after those of the pack belong to no sentence, and take nothing.
+        key: (tokens, heads, width). Tokens after those of the pack belong to no sentence, and take nothing.
+        value: as `key`.
+        pack: where the sentences lie.
         probability: of dropout on the attention weights; 0 in evaluation.
         scaling: factor of the scores.
 
@@ -72,6 +74,7 @@ def by_flash(
         longest_query = 1
     else:
         query_starts, longest_query = starts, longest
+    mixed: torch.Tensor
     mixed, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, query_starts, starts, longest_query, longest, probability, False, False, scale=scaling
     )
@@ -141,11 +144,23 @@ class PadInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, tokens: torch.Tensor, unpad_index: torch.Tensor) -> torch.Tensor:
+        """Copy tokens to the places of a grid.
+
+        Args:
+            ctx: of autograd.
+            tensor: (tokens, ...).
+            tokens: (sentences, longest) int64, which token comes to each place.
+            unpad_index: (tokens of the grid,) int64, the place of each token.
+
+        Returns:
+            (sentences, longest, ...).
+        """
         ctx.save_for_backward(unpad_index)
         return tensor[tokens]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Copy the gradient back from the places of the tokens."""
         (unpad_index,) = ctx.saved_tensors
         return gradients[0].flatten(0, 1)[unpad_index], None, None
 
@@ -155,12 +170,23 @@ class UnpadInput(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, places: torch.Tensor, unpad_index: torch.Tensor) -> torch.Tensor:
+        """Copy the tokens of a grid out of their places.
+
+        Args:
+            ctx: of autograd.
+            places: (sentences, longest, ...).
+            unpad_index: (tokens of the grid,) int64, the place of each token.
+
+        Returns:
+            (tokens of the grid, ...).
+        """
         ctx.save_for_backward(unpad_index)
         ctx.shape = places.shape
         return places.flatten(0, 1)[unpad_index]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Copy the gradient to the places of the tokens; the others get 0."""
         (unpad_index,) = ctx.saved_tensors
         spread = gradients[0].new_zeros(ctx.shape)
         spread.flatten(0, 1)[unpad_index] = gradients[0]

@@ -7,8 +7,9 @@ _STEPS = 2**16  # probabilities are multiples of 1 / _STEPS
 
 
 def dropout(values: torch.Tensor, probability: float) -> torch.Tensor:
-    """Zero each element with `probability`, independently, and scale the others so that the mean stays (rounded to
-    the dtype, as by torch).
+    """Zero each element with `probability`, independently, and scale the others so that the mean stays.
+
+    The result is rounded to the dtype, as by torch.
 
     Args:
         values: any shape, floating.
@@ -30,4 +31,5 @@ class Dropout(nn.Dropout):
     """The same as a module."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Drop elements in training; the values as they are in evaluation."""
         return dropout(values, self.p) if self.training and self.p else values

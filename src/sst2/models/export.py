@@ -52,8 +52,10 @@ def export_model(
     Args:
         config: of the trained model.
         weights: all of them by name, on any device.
+        tokenizer: of the trained model.
         sentences: some texts; the first `PROBES` of them are classified before and after reloading.
         card: the model card, markdown.
+        folder: to write.
         max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
         expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
 
@@ -68,11 +70,12 @@ def export_model(
     compare = _write(config, weights, tokenizer, sentences, card, unfinished, max_length, expected)
     if _has_same_weights(folder, unfinished) and _succeeds(partial(compare, folder)):
         discard(unfinished)  # what its user has added, or written into the card, stays
-        return describe_file(folder / WEIGHTS)["sha256"]
-    if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
-        discard(put_aside(onnx))
-    commit(unfinished, folder)
-    return describe_file(folder / WEIGHTS)["sha256"]
+    else:
+        if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
+            discard(put_aside(onnx))
+        commit(unfinished, folder)
+    digest: str = describe_file(folder / WEIGHTS)["sha256"]
+    return digest
 
 
 def _write(
@@ -117,7 +120,9 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
     It draws from torch's random state.
 
     Args:
+        settings: of the run.
         config: of the model that will be exported.
+        tokenizer: of the run.
 
     Raises:
         UserError: the export would fail.
@@ -181,6 +186,6 @@ def _require_close(one: torch.Tensor, other: torch.Tensor, tolerance: float, mes
 @torch.inference_mode()
 def _logits(model: Any, tokenizer: Any, sentences: Sequence[str], max_length: int | None) -> torch.Tensor:
     model.eval()
-    return model(
-        **tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-    ).logits
+    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    logits: torch.Tensor = model(**inputs).logits
+    return logits

@@ -54,6 +54,8 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
     checkpoint has one of two classes: then its rows are put in the order of the run's classes, by their names.
 
     Args:
+        settings: name the checkpoint, its revision, the classes and the dropout.
+        tokenizer: of the checkpoint, whose ids the embeddings must have.
         with_weights: whether its weights are read; else all are drawn, for a checkpoint's to take their place.
 
     Raises:
@@ -117,7 +119,7 @@ def plain_config(config: DistilBertConfig) -> DistilBertConfig:
 
 def _read_config(flag: str, name: str, revision: str) -> DistilBertConfig:
     """All of a DistilBERT's config.json."""
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config: DistilBertConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     if config.model_type != "distilbert":
         raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
     if odd := [size for size in SIZES if getattr(config, size) < 1]:
@@ -141,6 +143,7 @@ def _order_classes(model: PackedClassifier, name: str, class_names: list[str], l
     """Put the rows of a trained head in the order of the run's classes.
 
     Args:
+        model: whose head is changed in place.
         name: of the checkpoint, for messages.
         class_names: what the checkpoint calls the classes of its rows.
         label_names: what the run calls the classes 0 and 1.
@@ -172,6 +175,9 @@ def _read_weights(
     """The model, the names of the weights of its head that the checkpoint lacks, and what it calls its classes.
 
     Args:
+        flag: what gave the name, for messages.
+        name: on the hub, or a local folder.
+        revision: on the hub.
         options: of its config, in place of the checkpoint's.
     """
     with reading_from_hub(flag, name, "model", revision):

@@ -63,7 +63,8 @@ class PackedClassifier(DistilBertForSequenceClassification):
             pack: of a packed batch.
         """
         if pack is None or position_ids is None:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+            padded: SequenceClassifierOutput = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+            return padded
         if input_ids.device.type == "cpu":  # whose library generates code for every number of tokens that it meets
             spare = (0, -len(input_ids) % CPU_TOKENS)
             input_ids, position_ids = F.pad(input_ids, spare), F.pad(position_ids, spare)
@@ -99,7 +100,8 @@ class _LastBlock(TransformerBlock):
         mixed = attend(query, key, value, pack, probability, attention.scaling)
         attended = attention.out_lin(mixed.flatten(1))[None]
         attended = self.sa_layer_norm(attended + first)
-        return self.output_layer_norm(self.ffn(attended) + attended)
+        output: torch.Tensor = self.output_layer_norm(self.ffn(attended) + attended)
+        return output
 
 
 def packed_attention(
@@ -116,7 +118,15 @@ def packed_attention(
     """Attention within each sentence of a packed batch; transformers' own where there is no `pack`.
 
     Args:
-        query, key, value: (1, heads, tokens, width).
+        module: the attention layer, whose mode says whether there is dropout.
+        query: (1, heads, tokens, width).
+        key: as `query`.
+        value: as `query`.
+        attention_mask: of a padded batch, as transformers makes it.
+        dropout: probability of dropout on the attention weights.
+        scaling: factor of the scores; one over the square root of `width` if None.
+        pack: where the sentences lie.
+        **kwargs: for transformers' own.
 
     Returns:
         (1, tokens, heads, width), as transformers expects it, and no weights.

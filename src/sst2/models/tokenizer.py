@@ -46,6 +46,7 @@ def read_tokenizer(flag: str, name: str, revision: str, config: DistilBertConfig
     Args:
         flag: what gave the name, for messages.
         name: on the hub, or a local folder.
+        revision: on the hub.
         config: of the checkpoint's model.
 
     Raises:

@@ -62,7 +62,7 @@ class RunFolder:
             while self._lock is None:
                 self._is_new |= not self.path.exists()
                 self.path.mkdir(parents=True, exist_ok=True)
-                opened = open(file, "w", encoding="utf-8")  # noqa: SIM115 (open until release)
+                opened = file.open("w", encoding="utf-8")
                 if self._is_free(opened) and _is_at(file, opened):
                     self._lock = opened
                     return
@@ -137,7 +137,7 @@ def _is_at(place: Path, file: TextIO) -> bool:
 def is_run(folder: Path) -> bool:
     """Whether a run of this project is in the folder, and its files may be replaced or continued."""
     try:
-        with open(folder / "config.yaml", encoding="utf-8") as file:
+        with (folder / "config.yaml").open(encoding="utf-8") as file:
             return file.readline().rstrip() == MARK
     except (OSError, UnicodeDecodeError):
         return False
@@ -149,6 +149,7 @@ def is_finished(run: RunFolder) -> bool:
         metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
         for name in ("config.json", "tokenizer.json"):
             json.loads((run.model / name).read_text(encoding="utf-8"))
-        return describe_file(run.model / WEIGHTS)["sha256"] == metrics["model_sha256"]
+        is_same: bool = describe_file(run.model / WEIGHTS)["sha256"] == metrics["model_sha256"]
+        return is_same
     except (OSError, ValueError, LookupError, TypeError):
         return False

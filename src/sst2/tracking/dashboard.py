@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -90,14 +90,14 @@ class Dashboard:
         self._drawing_seconds += self._pictures_seconds
 
 
-def layout(selection_split: str) -> dict[str, dict[str, list]]:
+def layout(selection_split: str) -> dict[str, dict[str, list[Any]]]:
     """TensorBoard's custom scalars: what belongs together in one chart.
 
     Args:
         selection_split: name of the split that is evaluated during training.
     """
 
-    def lines(*tags: str) -> list:
+    def lines(*tags: str) -> list[Any]:
         return ["Multiline", [f"^{tag}$" for tag in tags]]  # they are regular expressions
 
     def of_split(*names: str) -> list[str]:

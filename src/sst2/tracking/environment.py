@@ -29,6 +29,9 @@ def describe_environment(
     """Versions, devices, git commit, launcher and SLURM job. Holds no environment variable but the named ones.
 
     Args:
+        world_size: number of processes.
+        device: of this process.
+        precision: of forward passes: `no`, `bf16` or `fp16`.
         strategy: what it says of itself.
     """
     return {

@@ -48,6 +48,8 @@ class ExternalTrackers:
         """Start all of `--report_to`, before the run's folder is touched.
 
         Args:
+            settings: of the run.
+            run: folder of the run.
             check_stop: called while waiting for them; what it raises ends the waiting.
 
         Raises:
@@ -99,7 +101,7 @@ class ExternalTrackers:
             tracker.store_init_configuration({key: plain(value) for key, value in settings.values().items()})
         return tracker, _IDENTITY[name](tracker.tracker) if name in _IDENTITY else None
 
-    def _each(self, work: Callable[[GeneralTracker], None]) -> list[Future]:
+    def _each(self, work: Callable[[GeneralTracker], None]) -> list[Future[Any]]:
         """Do this for every tracker, in its thread; one that fails is left out from then on."""
 
         def do(name: str) -> None:
@@ -114,7 +116,7 @@ class ExternalTrackers:
         return [self._threads[name].submit(do, name) for name in list(self._started)]
 
 
-def _wait_for(starting: Future, check_stop: Callable[[], object]) -> None:
+def _wait_for(starting: Future[Any], check_stop: Callable[[], object]) -> None:
     """Until it is done, or `START_SECONDS` have passed: whatever comes of it later is left alone."""
     deadline = time.monotonic() + START_SECONDS
     while wait([starting], timeout=SECONDS_BETWEEN_TRIES).not_done and time.monotonic() < deadline:

@@ -144,6 +144,7 @@ class Tracker:
             fsync(file)
 
     def close(self) -> None:
+        """Close the files, and end the other trackers."""
         self._on_board(SummaryWriter.close)
         self._trackers.close()
 
@@ -188,6 +189,7 @@ def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
     """Keep the lines of a log up to a step; one cut off by a kill, or garbage that a power cut has left, goes too.
 
     Args:
+        file: JSON, one object a line; it need not be there.
         last_steps: the last step to keep, by split. Lines without a split are of `train`, other splits are dropped.
     """
     if not file.exists():
@@ -219,5 +221,5 @@ def _date_before_now(board: Path) -> None:
 
 
 def _append(file: Path, text: str) -> None:
-    with open(file, "a", encoding="utf-8") as stream:
+    with file.open("a", encoding="utf-8") as stream:
         stream.write(text)

@@ -40,6 +40,8 @@ def load_assets(accelerator: Accelerator, settings: Settings, check_stop: Callab
     """Load, check and compare everything. All ranks call it.
 
     Args:
+        accelerator: of this rank.
+        settings: of the run.
         check_stop: called while waiting; what it raises ends the waiting.
 
     Raises:

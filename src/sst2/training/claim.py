@@ -12,7 +12,7 @@ from sst2.config.arguments import check_run_dir, write_settings
 from sst2.config.settings import Settings
 from sst2.distributed.ranks import run_on_main
 from sst2.distributed.stop_requests import StopRequests
-from sst2.distributed.strategies import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.environment import describe_environment
 from sst2.tracking.external_trackers import ExternalTrackers, start_trackers
@@ -32,7 +32,12 @@ def claim_run_folder(
     """Load the checkpoint that the run goes on from, and only then write to its folder. All ranks call it.
 
     Args:
+        run: folder of the run, which the main process locks here.
+        accelerator: of this rank.
         settings: with everything that the flags left open filled in.
+        checkpointer: loads the checkpoint.
+        strategy: takes over its weights.
+        stop_requests: looked at while waiting.
 
     Returns:
         The state that training begins with, and the trackers beside TensorBoard, started.

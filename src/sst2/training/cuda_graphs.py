@@ -16,7 +16,7 @@ from transformers import DistilBertConfig
 from sst2.config.settings import Settings
 from sst2.data.collation import Batch, MicroBatches
 from sst2.data.packing import Pack
-from sst2.distributed.strategies import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 from sst2.models.attention import flash_works
 from sst2.utils.errors import UserError
 
@@ -58,6 +58,8 @@ def step_runner(
     ranks wait for each other.
 
     Args:
+        strategy: of the run.
+        config: of the model.
         settings: with the global batch size filled in.
         lengths: (sentences,) tokens of each training sentence.
         start_phase: called with `graph` when a step is replayed or captured.
@@ -77,6 +79,7 @@ def pad_to_bucket(batch: Batch, multiple: int, longest: int) -> Batch:
     the gradients of an empty one as it finds them in memory.
 
     Args:
+        batch: packed, on the CPU.
         multiple: of which the number of tokens is one afterwards; a multiple of `FEWEST_TOKENS`.
         longest: tokens of the longest sentence that may come.
     """
@@ -127,6 +130,7 @@ class CudaGraphRunner(StepRunner):
         """Run a step: see `StepRunner.run`.
 
         Args:
+            micro_batches: the one of the step, with the weight of its sentences.
             step_function: does the same with each batch of a shape.
 
         Raises:
@@ -186,6 +190,7 @@ class Graph:
         self.pool = self._graph.pool()
 
     def replay(self, batch: Batch) -> StepResult:
+        """Copy a batch of the graph's shape to where the graph finds it, and take its step."""
         for own, new in zip(self._batch.tensors(), batch.tensors(), strict=True):
             own.copy_(new.pin_memory(), non_blocking=True)
         self._graph.replay()

@@ -18,6 +18,8 @@ def leave_if_finished(accelerator: Accelerator, run: RunFolder, settings: Settin
     """End a start that would do again what is done. All ranks call it.
 
     Args:
+        accelerator: of this rank.
+        run: folder of the run.
         settings: with everything that the flags left open filled in.
         state: of the checkpoint that the start goes on from; a new one where the run keeps none any more.
 
@@ -57,6 +59,7 @@ def has_settings(run: RunFolder, settings: Settings) -> bool:
     """Whether `resolved.yaml` says the same, wherever the folder is."""
     try:
         saved = yaml.safe_load(run.resolved.read_text(encoding="utf-8"))
-        return saved == yaml.safe_load(resolved_yaml(replace(settings, output_dir=saved["output_dir"])))
+        is_same: bool = saved == yaml.safe_load(resolved_yaml(replace(settings, output_dir=saved["output_dir"])))
+        return is_same
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
         return False

@@ -24,6 +24,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float, size: 
     On a GPU, the count of the highest memory begins anew afterwards, without these matrices.
 
     Args:
+        device: to measure.
         dtype: of the matrices.
         seconds: to measure for.
         size: of the square matrices; large enough for the device if None.

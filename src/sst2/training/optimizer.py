@@ -1,5 +1,7 @@
 """AdamW and its learning rate: what decays, and how fast."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -7,7 +9,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from sst2.config.settings import Settings
-from sst2.distributed.strategies import Strategy, prepare
+from sst2.distributed.strategies import prepare
+from sst2.distributed.strategies.strategy import Strategy
 
 
 def prepare_training(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Strategy, LRScheduler]:
@@ -27,10 +30,13 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings) -> LRSc
 
     It is not for `accelerator.prepare`, which would make it step once per process.
     """
-    return get_scheduler(settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, settings.max_train_steps)
+    schedule: LRScheduler = get_scheduler(
+        settings.lr_scheduler_type, optimizer, settings.num_warmup_steps, settings.max_train_steps
+    )
+    return schedule
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of parameters: matrices, which decay, and biases and LayerNorm, which do not."""
     norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     decayed: list[nn.Parameter] = []

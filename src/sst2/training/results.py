@@ -27,6 +27,7 @@ def write_results(
     """Export the model and write what it has come to; `metrics.json` last. For the main process.
 
     Args:
+        trainer: has trained.
         evaluations: of the final model, by split.
         weights: of the final model by name, float32.
         step: after which it had these weights.

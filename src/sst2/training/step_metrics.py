@@ -95,6 +95,7 @@ class StepMetrics:
         own = torch.cat([self._sums, self._sums.new_tensor(on_host)])
         loss_sum, sentences, padded_tokens, *times = self._accelerator.reduce(own, reduction="sum").tolist()
         times = [seconds / self._accelerator.num_processes for seconds in times]
+        most: int
         now, most, total = self._skipped.tolist()
         state.add_measured(
             loss_sum,

@@ -23,7 +23,7 @@ from sst2.data.batch_plan import BatchPlan
 from sst2.data.splits import Split
 from sst2.distributed.ranks import run_on_main
 from sst2.distributed.stop_requests import StopFlags, StopRequests
-from sst2.distributed.strategies import Strategy
+from sst2.distributed.strategies.strategy import Strategy
 from sst2.distributed.watchdog import Watchdog
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
@@ -65,7 +65,7 @@ class Trainer:
     run: RunFolder
     tokenizer: PreTrainedTokenizerBase
     splits: dict[str, Split]
-    loaders: dict[str, DataLoader]
+    loaders: dict[str, DataLoader[int]]
     plan: BatchPlan
     model_config: DistilBertConfig
     strategy: Strategy

@@ -29,6 +29,7 @@ def write_atomic_folder(place: Path, write_files: Callable[[Path], None]) -> Non
     """Write a folder, in place of the one that may be there.
 
     Args:
+        place: of the folder, when it is whole.
         write_files: writes all files into the folder that it is given.
 
     Raises:
@@ -53,6 +54,7 @@ def verify_folder(place: Path, but: Collection[str] = ()) -> None:
     """Compare every file with the manifest, byte for byte.
 
     Args:
+        place: of the folder.
         but: names of files that are left out.
 
     Raises:
@@ -133,7 +135,7 @@ def _files(folder: Path) -> list[Path]:
 def describe_file(file: Path) -> dict[str, Any]:
     """Size in bytes and SHA-256 of a file, as they stand in a manifest."""
     digest, block = hashlib.sha256(), bytearray(1 << 24)  # long blocks: between two of them Python's lock is contended
-    with open(file, "rb", buffering=0) as stream:
+    with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(block):
             digest.update(memoryview(block)[:count])
         return {"size": stream.tell(), "sha256": digest.hexdigest()}

@@ -17,7 +17,7 @@ EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
 
 @contextmanager
 def standard_output() -> Iterator[None]:
-    """Around a command. Characters that the terminal's encoding lacks are spelled out: `\\xb1`.
+    r"""Around a command. Characters that the terminal's encoding lacks are spelled out: `\xb1`.
 
     Raises:
         UserError: standard output cannot be written.

@@ -25,6 +25,7 @@ class DeviceClock:
         return self._on_gpu and torch.cuda.is_current_stream_capturing()
 
     def now(self) -> Moment:
+        """This moment of the device: on a GPU, when it has done all that was asked of it so far."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -34,9 +35,11 @@ class DeviceClock:
     def seconds(self, spans: Iterable[tuple[Moment, Moment]]) -> float:
         """The sum of the times between pairs of moments. On a GPU, the host waits until all of them have come."""
         if not self._on_gpu:
-            return sum(end - begin for begin, end in spans)
+            seconds: float = sum(end - begin for begin, end in spans)
+            return seconds
         torch.cuda.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
+        milliseconds: float = sum(begin.elapsed_time(end) for begin, end in spans)
+        return milliseconds / 1000
 
 
 # A graph is the three before it in one; at the stop check, after a step, all ranks agree whether to go on.

@@ -127,7 +127,7 @@ def end_from_thread(code: int, message: str) -> NoReturn:
     Where nobody reads stderr any more, printing may wait as well: it is given five seconds.
     """
     if message:
-        line = f"{os.path.basename(sys.argv[0])}: {message}"
+        line = f"{os.path.basename(sys.argv[0])}: {message}"  # noqa: PTH119 (as argparse has it)
         printing = threading.Thread(target=print_line, args=(line,), daemon=True)
         printing.start()
         printing.join(5)

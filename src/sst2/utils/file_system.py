@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sst2.utils.errors import UserError
 
@@ -93,7 +93,7 @@ def copy_mode(file: Path, like: Path) -> None:
         warn_once("mode bits", file, f"{file}: who may read it cannot be set", error)
 
 
-def try_lock(file: IO, operation: int = fcntl.LOCK_EX) -> bool:
+def try_lock(file: IO[Any], operation: int = fcntl.LOCK_EX) -> bool:
     """Take a lock that ends with the process, however that ends. Returns False where another process has it.
 
     Raises:
@@ -111,12 +111,14 @@ def try_lock(file: IO, operation: int = fcntl.LOCK_EX) -> bool:
 
 
 def wait_for_lock(
-    file: IO, purpose: str, operation: int = fcntl.LOCK_EX, check_stop: Callable[[], object] = lambda: None
+    file: IO[Any], purpose: str, operation: int = fcntl.LOCK_EX, check_stop: Callable[[], object] = lambda: None
 ) -> bool:
     """Wait until the lock is free, and take it. Says what it waits for.
 
     Args:
+        file: open, on the file system in question.
         purpose: what the other process does, as in "another process that ...".
+        operation: `fcntl.LOCK_EX`, or `fcntl.LOCK_SH` to share it.
         check_stop: called while waiting; what it raises ends the waiting.
 
     Returns:
@@ -146,6 +148,8 @@ def warn_once(what: str, path: Path, message: str, error: OSError) -> None:
     Args:
         what: is missing, by which a second warning of the same is known.
         path: on the file system.
+        message: what is lacking, in words.
+        error: how the file system has answered.
     """
     with suppress(OSError):
         key = what, path.stat().st_dev
@@ -162,7 +166,7 @@ def missing_features(folder: Path) -> dict[str, str]:
         OSError: nothing can be written there at all.
     """
     missing = {}
-    with tempfile.NamedTemporaryFile(prefix=".sst2-doctor-", dir=folder) as one, open(one.name, "rb") as other:
+    with tempfile.NamedTemporaryFile(prefix=".sst2-doctor-", dir=folder) as one, Path(one.name).open("rb") as other:
         probes = {
             "fsync of folders": lambda: _require_fsync(folder),
             "mode bits": lambda: _require_modes(Path(one.name)),
@@ -191,7 +195,7 @@ def _require_modes(file: Path) -> None:
             raise OSError("not kept")
 
 
-def _require_locks(one: IO, other: IO) -> None:
+def _require_locks(one: IO[Any], other: IO[Any]) -> None:
     if not try_lock(one) or try_lock(other):
         raise OSError("not held")
 

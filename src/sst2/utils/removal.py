@@ -77,5 +77,5 @@ def _make_writable(folder: Path) -> None:
     for parent, names, _ in os.walk(folder):
         for name in names:
             with suppress(OSError):
-                if not os.path.islink(os.path.join(parent, name)):
-                    os.chmod(os.path.join(parent, name), 0o700)
+                if not (path := Path(parent, name)).is_symlink():
+                    path.chmod(0o700)

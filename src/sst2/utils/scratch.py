@@ -19,7 +19,8 @@ class MemoryMappedWriter:
     """
 
     def __init__(self, dtype: str) -> None:
-        """
+        """Open a file that has no name.
+
         Args:
             dtype: of the numbers, with their byte order: "<i8".
 

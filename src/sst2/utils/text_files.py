@@ -44,6 +44,7 @@ def problem_of(file: str, suffixes: Sequence[str] = FILE_SUFFIXES, read_once: bo
     """What is wrong with the name of a data file, in words that go on after it; nothing if it may be opened.
 
     Args:
+        file: its name.
         suffixes: of the formats that may be.
         read_once: whether the program reads the file once, so that a pipe will do.
     """

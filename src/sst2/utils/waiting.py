@@ -55,6 +55,8 @@ def wait_until(
 
     Args:
         condition: answers in five seconds at most.
+        seconds: to go on asking, `math.inf` for ever.
+        pause: seconds between two questions.
         clock: counts the seconds; with that of an earlier wait, both share them.
     """
     clock = clock or RunningTime()

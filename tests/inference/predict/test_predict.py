@@ -28,13 +28,13 @@ from transformers import (
     DistilBertForTokenClassification,
 )
 
-from sst2.config.arguments import MARK
 from sst2.data.sample import sample_sentences
 from sst2.inference.predict import command
 from sst2.inference.predict.classifier import Classifier, slices
 from sst2.inference.predict.inputs import CHUNK_CHARACTERS, chunks
 from sst2.inference.predict.writers import NewFile
 from sst2.models.loading import load_classifier
+from sst2.runs.run_folder import MARK
 from sst2.utils.errors import UserError, exit_codes
 from tests.support.hub_server import HubServer
 from tests.support.running import terminal
@@ -79,7 +79,7 @@ def write_sentences(file: Path, sentences: list[str]) -> Path:
     if file.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.table({"sentence": sentences}), file)
     elif file.suffix == ".csv":
-        with open(file, "w", encoding="utf-8", newline="") as stream:
+        with file.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows([["sentence"], *([sentence] for sentence in sentences)])
     else:
         lines = [json.dumps({"sentence": s}) for s in sentences] if file.suffix == ".jsonl" else sentences
@@ -98,7 +98,7 @@ def test_answers_are_the_stock_models_in_the_order_of_the_input(
     code, out, said = run(tiny_classifier, "--file", file, "--output", tmp_path / "answers.csv")
     assert (code, out) == (0, "")
     assert said == "python -m sst2.predict: 1 sentences have more than 512 tokens, their ends are cut off\n"
-    with open(tmp_path / "answers.csv", encoding="utf-8", newline="") as stream:
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as stream:
         rows = [*csv.DictReader(stream)]
     assert [*rows[0]] == ["prediction", "probability_positive", "sentence"]
     assert [row["sentence"] for row in rows] == sentences
@@ -123,7 +123,7 @@ def test_standard_input_is_read_as_utf_8_whatever_the_locale(
 ) -> None:
     file = write_sentences(tmp_path / "sentences.txt", SENTENCES)
     before = os.dup(0)
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         os.dup2(stream.fileno(), 0)
         try:
             code, out, _ = run(tiny_classifier, "--format", "jsonl")
@@ -452,7 +452,7 @@ def hub(tiny_classifier: Path, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-def start(hub: HubServer, folder: Path, *flags: object) -> subprocess.Popen:
+def start(hub: HubServer, folder: Path, *flags: object) -> subprocess.Popen[str]:
     """The command in a process of its own that would reach the hub."""
     online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home")}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

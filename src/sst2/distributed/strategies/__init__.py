@@ -15,6 +15,9 @@ def prepare(
     """Spread model and optimizer as the launcher has asked for. All ranks call it.
 
     Args:
+        accelerator: that the launcher has configured.
+        bare_model: the stock model, whole on every rank.
+        optimizer: AdamW over that model's parameters.
         compress: whether gradients are rounded to bf16 on their way between ranks. DeepSpeed's configuration says so
             itself.
     """

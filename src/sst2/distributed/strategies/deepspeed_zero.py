@@ -62,25 +62,30 @@ class DeepSpeedStrategy(ShardedStrategy):
 
     @contextmanager
     def accumulate(self, sync: bool) -> Iterator[None]:
+        """Around each micro-batch of a step; `sync` marks the last one for the engine."""
         # Stage 1 shares gradients with the last pass only. The others share with every pass, so as to keep no more of
         # them than their part, which is what they are for.
         self.model.set_gradient_accumulation_boundary(sync)
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss` to the step's, by the engine, which scales and shares it."""
         self.model.backward(loss)
         self.waiting.end()
 
-    def clip_and_step(self, max_norm: float) -> torch.Tensor:
+    def clip_and_step(self, max_norm: float) -> torch.Tensor:  # noqa: ARG002 (the configuration says it)
+        """Clip as DeepSpeed's configuration says, and take the step; returns as `Strategy.clip_and_step`."""
         self.model.step()  # clips to `max_norm` by its configuration
         norm = self.model.get_global_grad_norm() if self.model.was_step_applied() else math.nan
         return torch.as_tensor(norm, dtype=torch.float32, device=self._accelerator.device)
 
     def describe(self) -> dict[str, Any]:
+        """What a run's record says of it, with DeepSpeed's configuration."""
         config = self._accelerator.deepspeed_config
         return super().describe() | {"deepspeed_config": {k: v for k, v in config.items() if k != "steps_per_print"}}
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take over weights, which every rank brings whole; raises as `ShardedStrategy.load_weights`."""
         super().load_weights(weights)
         # What the forward pass uses is a copy, rounded if it is in 16 bit.
         for name, parameter in self._parameters.items():
@@ -88,13 +93,16 @@ class DeepSpeedStrategy(ShardedStrategy):
                 parameter.data.copy_(weights[name])
 
     def training_state(self) -> dict[str, Any]:
+        """As `Strategy.training_state`, with the moments that the engine keeps in flat buffers."""
         self._link_moments()
         return super().training_state()
 
     def _gather_full(self, parameter: nn.Parameter, moment: str | None) -> torch.Tensor:
         if moment is None:
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, moment)
+            whole: torch.Tensor = safe_get_full_fp32_param(parameter)
+        else:
+            whole = safe_get_full_optimizer_state(parameter, moment)
+        return whole
 
     def _load_shard(self, parameter: nn.Parameter, moment: str | None, value: torch.Tensor) -> None:
         value = value.to(torch.float32)
@@ -117,9 +125,11 @@ class DeepSpeedStrategy(ShardedStrategy):
         return torch.nn.functional.pad(part, (0, size - part.numel()))
 
     def _local_shards(self) -> list[torch.Tensor]:
-        if self._stage == 3:
-            return self._zero.fp32_partitioned_groups_flat
-        return self._zero.single_partition_of_fp32_groups
+        zero = self._zero
+        shards: list[torch.Tensor] = (
+            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        return shards
 
     def _make_moments(self, steps: float) -> None:
         super()._make_moments(steps)

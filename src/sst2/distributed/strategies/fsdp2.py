@@ -30,16 +30,18 @@ class FSDP2Strategy(ShardedStrategy):
         # A hook on a parameter would come after its gradient is shared.
         self._bare_model.get_submodule("distilbert.embeddings").register_forward_hook(self._watch)
 
-    def _watch(self, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+    def _watch(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         if output.requires_grad:
             output.register_hook(self.waiting.begin)
 
     def clip_and_step(self, max_norm: float) -> torch.Tensor:
+        """Clip and take the step; the norm is gathered, so that each rank has all of it."""
         norm = self._clip_then_step(max_norm)
         self.optimizer.zero_grad()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take over weights, which every rank brings whole; raises as `ShardedStrategy.load_weights`."""
         super().load_weights(weights)
         for module in self.model.modules():
             if isinstance(module, FSDPModule):

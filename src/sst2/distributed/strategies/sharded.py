@@ -23,6 +23,7 @@ class ShardedStrategy(Strategy, ABC):
 
     @property
     def fits_a_graph(self) -> bool:
+        """False: ranks wait for each other within a step."""
         return False
 
     @abstractmethod
@@ -56,9 +57,16 @@ class ShardedStrategy(Strategy, ABC):
         return gathered
 
     def weights(self) -> dict[str, torch.Tensor]:
+        """All weights by name, float32, gathered from all ranks. All ranks call it; the main process gets them."""
         return self._gather(None)
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Keep this rank's part of weights, which every rank brings whole.
+
+        Raises:
+            KeyError: a weight is missing, or is of no parameter.
+            ValueError: a weight has another shape.
+        """
         if missing := weights.keys() ^ self._parameters.keys():
             raise KeyError(f"weights of another model: {sorted(missing)[0]}")
         for name, parameter in self._parameters.items():
@@ -67,9 +75,11 @@ class ShardedStrategy(Strategy, ABC):
             self._load_shard(parameter, None, weights[name])
 
     def optimizer_shapes(self) -> list[torch.Size]:
+        """Of the whole weights, in the order of AdamW's parameter groups."""
         return [_shape(self._parameters[name]) for group in self._groups for name in group["params"]]
 
     def training_state(self) -> dict[str, Any]:
+        """As `Strategy.training_state`: the moments are gathered, and the main process gets them whole."""
         steps = self._step_count()
         moments = {moment: self._gather(moment) for moment in MOMENTS} if steps else {}
         names = [name for group in self._groups for name in group["params"]]
@@ -88,6 +98,7 @@ class ShardedStrategy(Strategy, ABC):
         return {"optimizer": {"state": state, "param_groups": groups}, "scaler": self._scaler_state()}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
+        """Keep this rank's part of what `training_state` of any strategy, on any number of ranks, has given."""
         saved = state["optimizer"]
         for group, values in zip(self.optimizer.param_groups, saved["param_groups"], strict=True):
             group.update({key: value for key, value in values.items() if key != "params"})

@@ -64,7 +64,9 @@ class Strategy:
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
-        return self._accelerator.device
+        device: torch.device = self._accelerator.device
+
+        return device
 
     @property
     def fits_a_graph(self) -> bool:
@@ -100,7 +102,7 @@ class Strategy:
         return norm
 
     def _clip_then_step(self, max_norm: float) -> torch.Tensor:
-        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), max_norm or math.inf)
+        norm: torch.Tensor = self._accelerator.clip_grad_norm_(self.model.parameters(), max_norm or math.inf)
         if self._accelerator.scaler is not None or bool(norm.isfinite()):  # a loss scaler skips, and learns from it
             self._prepared_optimizer.step()
         return norm
@@ -146,7 +148,7 @@ class Strategy:
 
 
 def share_in_bf16(state: Any, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """torch's own hook by another name: DistributedDataParallel takes that for unfit for gloo, which it is not."""
+    """Torch's own hook by another name: DistributedDataParallel takes that for unfit for gloo, which it is not."""
     return bf16_compress_hook(state, bucket)
 
 

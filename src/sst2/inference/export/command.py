@@ -128,6 +128,7 @@ def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> tu
     of names differ, 0 and 1 are the model's, which is said.
 
     Args:
+        arguments: of the command line.
         classes: names of the model's classes.
 
     Raises:

@@ -62,6 +62,9 @@ def require_same_logits(
     """Largest difference between the logits of two forms.
 
     Args:
+        reference: one form, which the other is compared with.
+        other: the other form.
+        batches: inputs to compare on.
         tolerance: infinity where they need be finite only.
 
     Raises:
@@ -95,7 +98,8 @@ def figures_of(
     `REFERENCE` on the same sentences, with a paired bootstrap's interval and McNemar's p.
 
     Args:
-        forms: `REFERENCE` and others.
+        variants: `REFERENCE` and others, by name.
+        tokenizer: of the model.
         data: all of it labelled by the model's classes; the sample's first sentences, without labels, if None.
         rounds: of measuring latency.
         positive: number of the positive class, for F1.

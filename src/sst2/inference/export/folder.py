@@ -59,6 +59,7 @@ def write_files(
     Args:
         folder: exists, and is empty.
         model: in evaluation mode.
+        tokenizer: of the model.
         title: name of the model, for the card.
         int8: whether a quantised model is wanted as well.
         data: name of a file, and its sentences, labelled by the model's classes.

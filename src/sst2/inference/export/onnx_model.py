@@ -36,6 +36,7 @@ def write_onnx(model: DistilBertForSequenceClassification, file: Path, attention
 
     Args:
         model: in evaluation mode.
+        file: to write.
         attention: transformers' implementation to write down. The plain one, `eager`, leaves fewer operators, which
             the quantised model gains from (benchmarks/onnx_variants.py).
     """
@@ -73,6 +74,8 @@ def quantise(
     """Write the float32 model in `file` with int8 weights; activations are quantised on the way, by their range.
 
     Args:
+        file: the float32 model.
+        target: to write.
         per_channel: a scale for each output of a matrix, not one for all of it.
         reduce_range: weights of 7 bits. With 8, sums of two products may not fit 16 bits, and CPUs of the x86 family
             without VNNI cut them off (onnxruntime, "Quantize ONNX models", section "When and why do I need to try
@@ -95,6 +98,7 @@ def onnx_classifier(file: Path, threads: int) -> Classify:
     """The model in the file, on the CPU.
 
     Args:
+        file: an ONNX model.
         threads: that onnxruntime computes with.
     """
     import onnxruntime
@@ -104,7 +108,8 @@ def onnx_classifier(file: Path, threads: int) -> Classify:
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def classify(inputs: Inputs) -> np.ndarray:
-        return session.run(["logits"], inputs)[0]
+        logits: np.ndarray = session.run(["logits"], inputs)[0]
+        return logits
 
     return classify
 
@@ -114,7 +119,8 @@ def torch_classifier(model: DistilBertForSequenceClassification) -> Classify:
 
     @torch.inference_mode()
     def classify(inputs: Inputs) -> np.ndarray:
-        return model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits.numpy()
+        logits: np.ndarray = model(**{name: torch.from_numpy(values) for name, values in inputs.items()}).logits.numpy()
+        return logits
 
     return classify
 
@@ -127,7 +133,8 @@ class _LogitsAlone(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
 
 
 @contextmanager

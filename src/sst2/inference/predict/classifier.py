@@ -40,8 +40,12 @@ class Classifier:
         max_length: int | None = None,
         precision: Precision = "no",
     ) -> None:
-        """
+        """Move the model to its device, as it computes there.
+
         Args:
+            model: in float32, on any device.
+            tokenizer: of the model.
+            device: to compute on.
             max_length: as in the model's training if None, where its tokenizer says so.
             precision: of matrix products, `no` for float32 throughout.
 
@@ -68,7 +72,7 @@ class Classifier:
         self._encoder = encoder_of(tokenizer, self.max_length)
 
     @torch.no_grad()  # not inference_mode: attention tries FlashAttention out once, backward as well
-    def logits(self, sentences: Sequence[str], done: Callable[[int], object] = lambda count: None) -> np.ndarray:
+    def logits(self, sentences: Sequence[str], done: Callable[[int], object] = lambda _: None) -> np.ndarray:
         """Classify some thousand sentences at once.
 
         Args:
@@ -114,6 +118,7 @@ def slices(ends: np.ndarray, most: int) -> Iterator[slice]:
 
     Args:
         ends: (sentences,) int64, number of tokens up to and with each sentence.
+        most: tokens of one run.
     """
     start = 0
     while start < len(ends):

@@ -182,6 +182,7 @@ def answer(
 
     Args:
         parts: the sentences.
+        classifier: gives the logits.
         explained: whether the answers say what each word did.
         done: called with numbers of sentences that are.
     """
@@ -190,7 +191,7 @@ def answer(
 
         explainer = Explainer(classifier)
     for sentences in parts:
-        logits = classifier.logits(sentences, (lambda count: None) if explained else done)
+        logits = classifier.logits(sentences, (lambda _: None) if explained else done)
         probabilities, predicted = np.exp(log_probabilities(logits)), logits.argmax(axis=1).tolist()
         likelier = probabilities.max(axis=1).tolist()
         positive = probabilities[:, classifier.positive].tolist()

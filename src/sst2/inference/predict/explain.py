@@ -63,8 +63,10 @@ class Explainer:
         self._method = LayerIntegratedGradients(self._logits, self._model.distilbert.embeddings.word_embeddings)
 
     def explain(self, sentence: str, target: int) -> Explanation:
-        """
+        """What each word of a sentence did for one logit.
+
         Args:
+            sentence: to explain.
             target: number of the class whose logit is explained.
         """
         encoding = self._tokenizer(
@@ -100,10 +102,12 @@ class Explainer:
         attributions = self._method.attribute(
             input_ids, baselines=baseline, target=target, n_steps=steps, internal_batch_size=at_once
         )
-        return attributions.sum(dim=-1)[0].detach()
+        weights: torch.Tensor = attributions.sum(dim=-1)[0].detach()
+        return weights
 
     def _logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
+        logits: torch.Tensor = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
+        return logits
 
 
 def _whole_words(sentence: str, pieces: list[tuple[int, int, float]]) -> list[Word]:

@@ -29,13 +29,16 @@ class Answer(NamedTuple):
 class Lines(Protocol):
     """Writes answers in one of the formats."""
 
-    def write(self, answer: Answer) -> None: ...
+    def write(self, answer: Answer) -> None:
+        """Write one answer."""
 
 
 def lines_of(format: str, sink: Sink, labels: tuple[str, ...], explained: bool, colour: bool) -> Lines:
-    """
+    """What writes answers in the format of this name.
+
     Args:
         format: `text`, `csv` or `jsonl`.
+        sink: takes the text.
         labels: names of the classes.
         explained: whether the answers say what each word did.
         colour: whether text may be coloured.
@@ -52,6 +55,7 @@ class TextLines:
         self._sink, self._width, self._colour = sink, max(map(len, map(printable, labels))), colour
 
     def write(self, answer: Answer) -> None:
+        """Write one answer."""
         sentence = printable(answer.sentence)
         if answer.words is not None:
             sentence = (in_colour if self._colour else in_plain)(answer.sentence, answer.words)
@@ -66,6 +70,7 @@ class CsvLines:
         self._writer.writerow(ANSWERS_EXPLAINED if explained else ANSWERS)
 
     def write(self, answer: Answer) -> None:
+        """Write one answer."""
         row = [to_cell(answer.prediction), f"{answer.probability_positive:.6f}", to_cell(answer.sentence)]
         if answer.words is not None:
             row.append(json.dumps(_pairs(answer), ensure_ascii=False))
@@ -79,6 +84,7 @@ class JsonLines:
         self._sink = sink
 
     def write(self, answer: Answer) -> None:
+        """Write one answer."""
         values: dict[str, object] = {
             "prediction": answer.prediction,
             "probability_positive": round(answer.probability_positive, 6),

@@ -47,7 +47,7 @@ class Word(NamedTuple):
 
 
 def printable(text: str) -> str:
-    """The text on one line, without characters that a terminal would obey: `\\n`, `\\x1b`."""
+    r"""The text on one line, without characters that a terminal would obey: `\n`, `\x1b`."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -55,7 +55,7 @@ def printable(text: str) -> str:
 
 def in_plain(sentence: str, words: Sequence[Word]) -> str:
     """Each word with its value behind it: `gripping(+1.23)`."""
-    return _marked(sentence, words, printable, lambda text, word, share: f"{printable(text)}({word.value:+.2f})")
+    return _marked(sentence, words, printable, lambda text, word, _: f"{printable(text)}({word.value:+.2f})")
 
 
 def in_colour(sentence: str, words: Sequence[Word]) -> str:

@@ -15,6 +15,8 @@ def sentences_of(words: Sequence[str], file: str | None, column: str | None = No
     """The sentences that the command line names: its words, else those of the file, else of standard input.
 
     Args:
+        words: of the command line.
+        file: name of a file, if one is given.
         column: of the sentences, in a file that has columns: `sentence` if None, and a pipe may then be a text.
 
     Raises:

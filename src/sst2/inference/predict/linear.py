@@ -36,7 +36,8 @@ class _Linear(nn.Linear):
 
 def by_onednn(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`torch.nn.functional.linear` in float32, by the operator that torch.compile takes for it."""
-    return torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    applied: torch.Tensor = torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+    return applied
 
 
 @cache

@@ -44,9 +44,11 @@ class NewFile:
     """Lies beside its place, under a hidden name, until it is whole; a mistake leaves it there as far as it got."""
 
     def __init__(self, flag: str, path: str) -> None:
-        """
+        """Open the file under its hidden name.
+
         Args:
             flag: what named the file, for messages.
+            path: of the file, perhaps with ~.
 
         Raises:
             UserError: something is there already, or nothing can be written there.
@@ -56,7 +58,7 @@ class NewFile:
         self._is_empty = True
         self._require_free()
         try:
-            self._file = open(self._unfinished, "x", encoding="utf-8", newline="")  # noqa: SIM115 (open until exit)
+            self._file = self._unfinished.open("x", encoding="utf-8", newline="")
         except FileExistsError:
             raise UserError(
                 f"{flag} {path}: {self._unfinished} is what another start is writing, or has left: move it away, or "
