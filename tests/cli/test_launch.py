@@ -227,7 +227,7 @@ TOGETHER = """
 import logging, sys, time
 from pathlib import Path
 from sst2.distributed.stop_requests import StopRequests
-requests = Requests().listen()
+requests = StopRequests().listen()
 import torch
 from torch import distributed
 from sst2.utils.errors import exit_codes, leave_at_once

@@ -54,7 +54,7 @@ for flags in json.loads(sys.argv[2]):
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
             with exit_codes(PROGRAM, 0, ways_out=OF_TRAINING):
-                main(parse_arguments(flags), Requests())
+                main(parse_arguments(flags), StopRequests())
         except SystemExit as stop:
             code = stop.code
     AcceleratorState._reset_state(reset_partial_state=True)

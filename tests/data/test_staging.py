@@ -1,6 +1,7 @@
 """Copies on a node's own disk: one for all processes, verified, and made anew when they or their source change."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_the_folder_is_looked_up_on_the_node(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--stage_dir .*/file/x on .* cannot be written"):
         local_copy(tmp_path / "model", str(tmp_path / "file" / "x"))
+
+
+def test_a_vocabulary_of_sentencepiece_is_copied_with_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (model / "spiece.model").write_bytes(b"pieces")
+    staged = stage(Settings(model_name_or_path=str(model), stage_dir=str(tmp_path / "node")))
+    assert (Path(staged.model_name_or_path) / "spiece.model").read_bytes() == b"pieces"
 
 
 def test_without_the_flag_nothing_is_copied() -> None:

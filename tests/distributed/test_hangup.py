@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_stopping import saved_state
 
+from tests.distributed.test_stopping import saved_state
 from tests.support.jobs import PYTHON, TWO_PROCESSES, Job, running
 from tests.support.running import SCRIPT
 

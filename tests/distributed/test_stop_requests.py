@@ -44,8 +44,8 @@ def test_each_signal_is_a_wish_to_stop(number: signal.Signals) -> None:
 def test_what_is_printed_where_outputs_are_closed_is_no_signal() -> None:
     code = (
         "import os, time\n"
-        "from sst2.distributed.stop_requests import StopRequests"
-        "requests = Requests().listen()\n"
+        "from sst2.distributed.stop_requests import StopRequests\n"
+        "requests = StopRequests().listen()\n"
         "for output in (0, 1, 2):\n"
         "    os.write(output, bytes(range(1, 32)))\n"  # a newline is SIGUSR1
         "time.sleep(0.5)\n"
@@ -90,7 +90,7 @@ def test_a_signal_that_a_library_has_taken_is_no_wish() -> None:
 
 @pytest.mark.parametrize("ends_by", [signal.SIGQUIT, signal.SIGSEGV])
 def test_what_ends_the_process_at_once_prints_where_it_was(ends_by: signal.Signals) -> None:
-    code = "import os, sys; from sst2.distributed.stop_requests import Requests; StopRequests().listen()"
+    code = "import os, sys; from sst2.distributed.stop_requests import StopRequests; StopRequests().listen()\n"
     code += "def stand_here(): os.kill(os.getpid(), int(sys.argv[1]))\nstand_here()"
     command = [sys.executable, "-c", code, str(int(ends_by))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_odd_checkpoints import Predict, assert_one_line, by_pipeline, predict
 
+from tests.models.test_odd_checkpoints import Predict, assert_one_line, by_pipeline, predict
 from tests.support.odd_checkpoints import FAST, NAMED, Form
 
 __all__ = ["predict"]  # a fixture

@@ -85,7 +85,7 @@ def test_fillers_change_neither_logits_nor_gradients(lengths: list[int], multipl
     filled = pad_to_bucket(batch, multiple, longest=66)
     fillers = filled.inputs["pack"].lengths[len(lengths) :]
     assert (filled.size % multiple, len(fillers)) == (0, multiple // 64)
-    assert 1 <= fillers.min() <= fillers.max() <= filled.inputs["pack"].longest == 66
+    assert 1 <= fillers.min() <= fillers.max() <= filled.inputs["pack"].max_seqlen == 66
     (logits, found), (expected_logits, expected) = gradients(ours, filled), gradients(ours, batch)
     torch.testing.assert_close(logits[: len(lengths)], expected_logits)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_compare import write_run
 
 from sst2.inference.model_argument import model_name
 from sst2.utils.errors import UserError
+from tests.cli.test_compare import write_run
 from tests.support.running import SCRIPT
 
 COMMANDS = ("predict", "export", "compare", "doctor", "prefetch", "launch")

@@ -69,7 +69,7 @@ def test_what_strikes_one_process_it_says_itself(
 
 
 def test_the_code_comes_through_where_nothing_can_be_said() -> None:
-    code = "from sst2.utils.errors import *"
+    code = "from sst2.utils.errors import *\n"
     code += "with exit_codes('x', leave=leave_at_once): raise StopRequestedError('stopped')"
     with Path("/dev/full").open("w") as full:
         assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=False).returncode == 75
@@ -115,7 +115,7 @@ def test_an_exception_of_a_library_is_quoted_in_one_line(error: Exception, line:
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_the_code_comes_through_where_outputs_are_closed(closed: str) -> None:
-    code = "from sst2.utils.errors import *"
+    code = "from sst2.utils.errors import *\n"
     code += "with exit_codes('x', leave=leave_at_once): raise StopRequestedError('stopped')"
     command = ["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, "-c", code]
     assert subprocess.run(command, check=False).returncode == 75
@@ -241,7 +241,7 @@ def test_success_and_others_exit_codes_are_left_as_they_are() -> None:
 def test_leaving_at_once_loses_no_output_and_waits_for_nothing() -> None:
     code = (
         "import atexit, sys, threading, time\n"
-        "from sst2.utils.errors import leave_at_once"
+        "from sst2.utils.errors import leave_at_once\n"
         "atexit.register(print, 'tidied up')\n"
         "threading.Thread(target=time.sleep, args=(600,)).start()\n"
         "print('said')\n"

@@ -266,7 +266,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     before = sorted(tmp_path.rglob("*"))
     mistakes: dict[tuple[object, ...], str] = {
         (): "the following arguments are required: MODEL",
-        (run, "--int4"): "--int4 is not a flag; --help lists all flags",
+        (run, "--int4"): "--int4 is not a flag, did you mean --int8?; --help lists all flags",
         (run, "--format", "gguf"): "invalid choice: 'gguf'",
         (unfinished,): "is a run that has not finished",
         (tmp_path / "typo",): "does not exist as a folder",

@@ -413,7 +413,7 @@ def test_the_bar_is_for_terminals(
 
 def test_a_mistake_is_answered_without_torch() -> None:
     code = (
-        "import sys\nfrom sst2.inference.predict import command"
+        "import sys\nfrom sst2.inference.predict import command\n"
         "try: command.main(['nowhere', 'x', '--max_length', 'many'])\n"
         "except command.UserError: sys.exit('torch' in sys.modules)"
     )

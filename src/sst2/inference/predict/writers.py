@@ -53,7 +53,7 @@ class NewFile:
         Raises:
             UserError: something is there already, or nothing can be written there.
         """
-        self._flag, self._path = flag, Path(path).expanduser()
+        self._flag, self._path = flag, Path(os.path.expanduser(path))
         self._unfinished = self._path.with_name(f".{self._path.name}.unfinished")
         self._is_empty = True
         self._require_free()
