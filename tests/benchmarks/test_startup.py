@@ -25,7 +25,7 @@ def test_the_script_imports_nothing_that_the_first_step_does_not_need() -> None:
 def test_seconds_that_two_parts_share_count_once_in_the_sum() -> None:
     assert covered([(1.0, 3.0), (2.0, 4.0), (2.5, 3.5), (6.0, 7.0)]) == 4.0
     assert covered([]) == 0.0
-    spans = [("connect", 2.0, 3.0), ("model", 3.0, 7.0), ("token ids", 4.0, 8.0), ("run folder", 20.0, 21.0)]
+    spans = [("init distributed", 2.0, 3.0), ("model", 3.0, 7.0), ("token ids", 4.0, 8.0), ("run folder", 20.0, 21.0)]
     seconds = by_part(spans, started=0.0, began=0.5, imported=2.0, stepped=9.0, first=11.0, second=12.0)
     assert (seconds["model"], seconds["token ids"], seconds["overlap"]) == (4.0, 4.0, 3.0)
     assert seconds["rest of setup"] == 1.0

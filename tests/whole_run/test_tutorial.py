@@ -131,7 +131,7 @@ def test_its_flags_and_commands_exist(stored: NotebookNode) -> None:
     known = {*Settings.__dataclass_fields__, "help", "logdir", "config_file"}
     assert flags <= known, flags - known
     for module in re.findall(r"python -m sst2\.(\w+)", sources):
-        assert (REPOSITORY / "src" / "sst2" / f"{module}.py").is_file()
+        assert (REPOSITORY / "src" / "sst2" / "cli" / f"{module}.py").is_file()
     for config in re.findall(r"accelerate_configs/\w+\.yaml", sources):
         assert (REPOSITORY / config).is_file()
 
