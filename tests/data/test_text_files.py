@@ -61,7 +61,7 @@ def through_pipe(content: bytes, read: Callable[[str], object]) -> object:
     "content",
     [
         TABLE.encode(),
-        gzip.compress(TABLE.encode()),
+        gzip.compress(TABLE.encode(), mtime=0),
         TABLE.replace(",", "\t").encode(),
         b'{"sentence": "a fine film", "label": 1}\n{"sentence": "bad", "label": 0}\n',
     ],
