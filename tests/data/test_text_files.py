@@ -248,7 +248,8 @@ def test_compressed_text_on_standard_input_and_tables_in_pipes_are_predicted_fro
 ) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a fine film\nbad\n"))
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
-    read = "import sys; from sst2.inference.predict.inputs import sentences_of\nprint([*sentences_of([], sys.argv[1] or None)])"
+    read = "import sys; from sst2.inference.predict.inputs import sentences_of\n"
+    read += "print([*sentences_of([], sys.argv[1] or None)])"
     for shell in (
         "{} -c '{}' '' < a.txt.gz",
         "zcat a.txt.gz | {} -c '{}' /dev/stdin",
