@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sst2.config.arguments import check_run_dir, write_settings
+from sst2.config.arguments import write_settings
+from sst2.config.output_dir import check_run_dir
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
 from sst2.distributed.stop_requests import StopRequests

@@ -79,28 +79,6 @@ class TrainingState:
         for name, time in times.items():
             self.logged_times[name] = self.logged_times.get(name, 0.0) + time
 
-    def pop_averages(self) -> dict[str, float]:
-        """Means since the last call.
-
-        Loss per sentence in nats, speeds, the share of tokens that were padding, by how much the rank with the most
-        tokens had more than the mean, and the shares of time of the phases of a step and of waiting for other ranks,
-        which is part of `backward`.
-        """
-        means = {
-            "loss": self.logged_loss / self.logged_loss_sentences if self.logged_loss_sentences else float("nan"),
-            "sentences_per_second": self.logged_sentences / self.logged_seconds,
-            "tokens_per_second": self.logged_tokens / self.logged_seconds,
-            "padding_share": 1 - self.logged_tokens / self.logged_padded_tokens,
-            "token_imbalance": self.logged_busiest_tokens / self.logged_tokens - 1,
-            "step_seconds": self.logged_seconds / self.logged_steps,
-        }
-        means |= {f"{name}_share": time / self.logged_seconds for name, time in self.logged_times.items()}
-        self.logged_loss = self.logged_seconds = 0.0
-        self.logged_times = {}
-        self.logged_steps = self.logged_loss_sentences = self.logged_sentences = 0
-        self.logged_tokens = self.logged_padded_tokens = self.logged_busiest_tokens = 0
-        return means
-
     def count_evaluation(self, accuracy: float, loss: float) -> bool:
         """Count one evaluation. Returns whether it is the best so far."""
         self.evaluated_step = self.step

@@ -8,7 +8,8 @@ from sst2.checkpoints.checkpointer import Checkpointer
 from sst2.checkpoints.folders import import_checkpoints
 from sst2.checkpoints.free_space import require_free_space
 from sst2.checkpoints.training_state import TrainingState
-from sst2.config.arguments import check_run_dir, write_settings
+from sst2.config.arguments import write_settings
+from sst2.config.output_dir import check_run_dir
 from sst2.config.settings import Settings
 from sst2.distributed.ranks import run_on_main
 from sst2.distributed.stop_requests import StopRequests

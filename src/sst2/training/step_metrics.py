@@ -119,3 +119,26 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def pop_averages(state: TrainingState) -> dict[str, float]:
+    """Averages since the last call, from the sums in `state`, which begin anew.
+
+    Loss per sentence in nats, speeds, the share of tokens that were padding, by how much the rank with the most
+    tokens had more than the mean, and the shares of time of the phases of a step and of waiting for other ranks,
+    which is part of `backward`.
+    """
+    averages = {
+        "loss": state.logged_loss / state.logged_loss_sentences if state.logged_loss_sentences else float("nan"),
+        "sentences_per_second": state.logged_sentences / state.logged_seconds,
+        "tokens_per_second": state.logged_tokens / state.logged_seconds,
+        "padding_share": 1 - state.logged_tokens / state.logged_padded_tokens,
+        "token_imbalance": state.logged_busiest_tokens / state.logged_tokens - 1,
+        "step_seconds": state.logged_seconds / state.logged_steps,
+    }
+    averages |= {f"{name}_share": time / state.logged_seconds for name, time in state.logged_times.items()}
+    state.logged_loss = state.logged_seconds = 0.0
+    state.logged_times = {}
+    state.logged_steps = state.logged_loss_sentences = state.logged_sentences = 0
+    state.logged_tokens = state.logged_padded_tokens = state.logged_busiest_tokens = 0
+    return averages

@@ -29,7 +29,7 @@ from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
 from sst2.training.cuda_graphs import StepRunner, step_runner
 from sst2.training.flops import flop_per_token
-from sst2.training.step_metrics import StepMetrics, peak_memory_mib
+from sst2.training.step_metrics import StepMetrics, peak_memory_mib, pop_averages
 from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.utils.waiting import RunningTime
@@ -153,7 +153,7 @@ class Trainer:
         share that training on the real tokens takes.
         """
         self.sync_to_host()
-        averages = self.state.pop_averages()
+        averages = pop_averages(self.state)
         flops = averages["tokens_per_second"] * flop_per_token(self.model_config)
         return averages | {
             "epoch": self.state.step / self.plan.steps_per_epoch,

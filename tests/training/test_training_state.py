@@ -7,6 +7,7 @@ from math import isnan
 import pytest
 
 from sst2.checkpoints.training_state import TrainingState
+from sst2.training.step_metrics import pop_averages
 
 
 def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_of_the_loss() -> None:
@@ -28,12 +29,12 @@ def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_
         "data_share": 0.2 / 4,
         "forward_share": 0.8 / 4,
     }
-    assert state.pop_averages() == pytest.approx(expected)
+    assert pop_averages(state) == pytest.approx(expected)
     state.count_step(3, 9, 9)
     state.add_measured(3.0, 3, 9, {"waiting": 0.0}, 0.5)
     expected = {"loss": 1.0, "sentences_per_second": 6.0, "tokens_per_second": 18.0, "padding_share": 0.0}
     expected |= {"token_imbalance": 0.0, "waiting_share": 0.0, "step_seconds": 0.5}
-    assert state.pop_averages() == pytest.approx(expected)
+    assert pop_averages(state) == pytest.approx(expected)
     # The totals go on.
     assert (state.step, state.sentences, state.seconds) == (4, 13, 4.5)
 
@@ -42,7 +43,7 @@ def test_a_window_of_broken_steps_has_no_loss() -> None:
     state = TrainingState()
     state.count_step(4, 40, 40)
     state.add_measured(0.0, 0, 50, {}, 1.0)
-    assert isnan(state.pop_averages()["loss"])
+    assert isnan(pop_averages(state)["loss"])
 
 
 def test_accuracy_decides_and_the_loss_between_equals() -> None:
@@ -74,4 +75,4 @@ def test_a_state_goes_on_from_json_in_the_middle_of_a_window() -> None:
     for one in (state, resumed):
         one.count_step(3, 30, 31)
         one.add_measured(0.1, 3, 40, {"waiting": 0.01}, 0.2)
-    assert resumed.pop_averages() == state.pop_averages()
+    assert pop_averages(resumed) == pop_averages(state)
