@@ -25,9 +25,9 @@ import yaml
 
 from sst2.data.readers import LabelledSentences, read_file
 from sst2.distributed.devices import processor
-from sst2.inference.export.figures import REFERENCE, Variant, figures_of, padded
-from sst2.inference.export.folder import versions
-from sst2.inference.export.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
+from sst2.inference.onnx_export.figures import REFERENCE, Variant, figures_of, padded
+from sst2.inference.onnx_export.folder import versions
+from sst2.inference.onnx_export.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.models.export import stock_classifier
 from sst2.models.loading import load_classifier, num_bytes
 from sst2.runs.run_folder import RunFolder

@@ -19,9 +19,9 @@ from sst2.config.class_names import order_of_classes, positive_class
 from sst2.config.settings import Settings
 from sst2.data.readers import LabelledSentences
 from sst2.data.sample import sample_tokenizer
-from sst2.inference.export import figures
-from sst2.inference.export.command import read_validation
-from sst2.inference.export.figures import REFERENCE, Variant
+from sst2.inference.onnx_export import figures
+from sst2.inference.onnx_export.command import read_validation
+from sst2.inference.onnx_export.figures import REFERENCE, Variant
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.utils.errors import UserError
 from tests.support.running import Finished

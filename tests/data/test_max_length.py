@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from sst2.inference.export.command import main as export
+from sst2.inference.onnx_export.command import main as export
 from sst2.inference.predict.command import load
 from sst2.inference.predict.command import main as predict
 from sst2.utils.errors import UserError

@@ -2,7 +2,7 @@
 
 import sys
 
-from sst2.inference.export.command import PROGRAM, main
+from sst2.inference.onnx_export.command import PROGRAM, main
 from sst2.utils.console import standard_output
 from sst2.utils.errors import exit_codes
 

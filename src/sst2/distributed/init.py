@@ -19,9 +19,9 @@ from sst2.config.launcher_variables import forget_leftovers, is_set
 from sst2.config.settings import Precision, Settings
 from sst2.distributed.cpu import tune_cpu, use_all_cores
 from sst2.distributed.devices import computes_on_cpu, loosens_float32, overlooks_gpus, runs_on_cpu
-from sst2.distributed.launcher import Launcher, read_launcher
+from sst2.distributed.launcher import Launcher, check_world_size, read_launcher
 from sst2.distributed.precision import choose_precision
-from sst2.distributed.rendezvous import all_reduce_check, check_world_size, rendezvous, word_of_main
+from sst2.distributed.rendezvous import all_reduce_check, rendezvous, word_of_main
 from sst2.models.upload import require_hub_login
 from sst2.utils.errors import LocalError, UserError, first_line
 from sst2.utils.logs import start_logging

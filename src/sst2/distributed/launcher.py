@@ -1,4 +1,4 @@
-"""The launcher's word to this process: its rank, the promised world size, the strategy."""
+"""The launcher's word to this process: its rank, the strategy, and the world size that it promises, which is checked."""
 
 import os
 from contextlib import suppress
@@ -69,6 +69,21 @@ def read_launcher() -> Launcher:
         gradient_accumulation_steps=os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto"),
         gradient_clipping=os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "auto"),
     )
+
+
+def check_world_size(launcher: Launcher, world_size: int) -> None:
+    """Stop when fewer processes work together than were promised.
+
+    Raises:
+        UserError: WORLD_SIZE, or the command line of `accelerate launch`, says another number.
+    """
+    promised = max(launcher.world_size, launcher.requested_processes)
+    if promised != world_size:
+        raise UserError(
+            f"the launcher promised {promised} processes, but {world_size} work{'s' * (world_size == 1)} together: "
+            "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well, as "
+            "accelerate_configs/multi_cpu.yaml does)"
+        )
 
 
 def _requested_processes() -> int:

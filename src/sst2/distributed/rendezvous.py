@@ -1,4 +1,4 @@
-"""The rendezvous: all processes are there, as many as were promised, and can add up numbers."""
+"""The rendezvous: all processes are there before they form a group, and can add up numbers then."""
 
 import math
 import socket
@@ -14,7 +14,7 @@ from torch.distributed import PrefixStore, TCPStore
 
 from sst2.distributed.launcher import Launcher
 from sst2.distributed.ranks import cpu_process_group
-from sst2.utils.errors import EXIT_FAILED, LostProcessError, UserError, end_from_thread
+from sst2.utils.errors import EXIT_FAILED, LostProcessError, end_from_thread
 from sst2.utils.waiting import RunningTime, call_with_timeout, deadline, wait_until
 
 _ADVICE = "its own output, or its node's, says why; --connect_timeout waits longer"
@@ -117,21 +117,6 @@ def word_of_main(launcher: Launcher, store: Any, word: Callable[[], str]) -> str
             return answer
         except RuntimeError:  # rank 0 has ended, and has said why
             raise LostProcessError("") from None
-
-
-def check_world_size(launcher: Launcher, world_size: int) -> None:
-    """Stop when fewer processes work together than were promised.
-
-    Raises:
-        UserError: WORLD_SIZE, or the command line of `accelerate launch`, says another number.
-    """
-    promised = max(launcher.world_size, launcher.requested_processes)
-    if promised != world_size:
-        raise UserError(
-            f"the launcher promised {promised} processes, but {world_size} work{'s' * (world_size == 1)} together: "
-            "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well, as "
-            "accelerate_configs/multi_cpu.yaml does)"
-        )
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--validation_file {arguments.validation_file} {problem}")
     report = export(source, title, output_dir, arguments)
 
-    from sst2.inference.export.card import table
+    from sst2.inference.onnx_export.onnx_card import table
 
     say(table(report))
     say(f"ONNX model, opset {report['opset']}, equal to torch's: {output_dir}")
@@ -162,8 +162,8 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
             cannot be written.
         RuntimeError: an exported model is not the model.
     """
-    from sst2.inference.export.folder import write_files
-    from sst2.inference.export.onnx_model import require_onnx
+    from sst2.inference.onnx_export.folder import write_files
+    from sst2.inference.onnx_export.onnx_model import require_onnx
     from sst2.models.export import stock_classifier
     from sst2.models.loading import load_classifier
     from sst2.utils.atomic_folder import write_atomic_folder

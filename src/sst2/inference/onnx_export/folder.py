@@ -15,8 +15,7 @@ from transformers import DistilBertForSequenceClassification, PreTrainedTokenize
 from sst2.config.class_names import names_in_order, positive_class
 from sst2.data.readers import LabelledSentences
 from sst2.distributed.devices import processor
-from sst2.inference.export.card import FILES, onnx_card
-from sst2.inference.export.figures import (
+from sst2.inference.onnx_export.figures import (
     REFERENCE,
     TOLERANCE,
     Variant,
@@ -25,7 +24,8 @@ from sst2.inference.export.figures import (
     require_finite,
     require_same_logits,
 )
-from sst2.inference.export.onnx_model import OPSET, onnx_classifier, quantise, torch_classifier, write_onnx
+from sst2.inference.onnx_export.onnx_card import FILES, onnx_card
+from sst2.inference.onnx_export.onnx_model import OPSET, onnx_classifier, quantise, torch_classifier, write_onnx
 from sst2.models.loading import num_bytes
 from sst2.utils.atomic_file import write_json
 

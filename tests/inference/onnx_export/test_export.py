@@ -21,10 +21,10 @@ from sst2.config.class_names import are_generic, names_in_order
 from sst2.config.settings import SAMPLE, Settings
 from sst2.data.readers import read_file
 from sst2.data.sample import sample_config, sample_sentences, sample_tokenizer
-from sst2.inference.export.card import onnx_card
-from sst2.inference.export.command import PROGRAM, check_output_dir, locate, main
-from sst2.inference.export.figures import TOLERANCE, padded, probe_batches, require_same_logits
-from sst2.inference.export.onnx_model import onnx_classifier, torch_classifier
+from sst2.inference.onnx_export.command import PROGRAM, check_output_dir, locate, main
+from sst2.inference.onnx_export.figures import TOLERANCE, padded, probe_batches, require_same_logits
+from sst2.inference.onnx_export.onnx_card import onnx_card
+from sst2.inference.onnx_export.onnx_model import onnx_classifier, torch_classifier
 from sst2.models.export import stock_classifier
 from sst2.models.loading import load_classifier
 from sst2.runs.run_folder import RunFolder
@@ -205,7 +205,7 @@ def test_a_mismatch_leaves_the_folder_as_it_was(
     exported: tuple[Path, Any], run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # The two add up in different orders: no difference at all is more than they can do.
-    monkeypatch.setattr("sst2.inference.export.folder.TOLERANCES", {"onnx_float32": 0.0})
+    monkeypatch.setattr("sst2.inference.onnx_export.folder.TOLERANCES", {"onnx_float32": 0.0})
     shutil.copytree(exported[0], tmp_path / "out")
     before = (tmp_path / "out" / "export.json").read_bytes()
     assert exit_of(run, "--output_dir", tmp_path / "out", "--overwrite_output_dir") == 1

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sst2.data.readers import LabelledSentences
 from sst2.data.sample import sample_sentences
-from sst2.inference.export.latency import measure_latency
-from sst2.inference.export.onnx_model import INPUTS, Classify, Inputs
+from sst2.inference.onnx_export.latency import measure_latency
+from sst2.inference.onnx_export.onnx_model import INPUTS, Classify, Inputs
 from sst2.utils.errors import UserError
 
 PROBES = 128  # sentences of the sample, to be classified where there is no file

@@ -2,7 +2,7 @@
 
 import time
 
-from sst2.inference.export.latency import measure_latency
+from sst2.inference.onnx_export.latency import measure_latency
 
 
 def test_they_take_turns_and_one_call_a_row_is_not_counted() -> None:
