@@ -1,4 +1,4 @@
-"""The launcher's word to this process: its rank, the strategy, and the world size that it promises, which is checked."""
+"""The launcher's word to this process: rank, strategy, and the world size that it promises, which is checked."""
 
 import os
 from contextlib import suppress
@@ -9,6 +9,7 @@ from accelerate.commands.config.config_args import default_config_file, load_con
 from accelerate.commands.launch import launch_command_parser
 
 from sst2.config.launcher_variables import is_set, launched_by, process_rank, read_number
+from sst2.utils.errors import UserError
 
 
 @dataclass(frozen=True)
