@@ -3,7 +3,7 @@
     accelerate launch train_sst2.py                # DistilBERT on SST-2 from the hub
     python train_sst2.py --smoke                   # the embedded sample: no network, under a minute
 
-The story of a run: `setup` loads and prepares, `fit` trains, `evaluate` measures, `finalize` exports and writes.
+The story of a run: `setup` loads and prepares or resumes, `fit` trains and validates, `finalize` evaluates and exports.
 """
 
 import gc
@@ -43,9 +43,9 @@ from sst2.evaluation.predictions import in_order_of_rows, in_words
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
 from sst2.training.assets import load_assets
-from sst2.training.claim import claim_run_folder
 from sst2.training.optimizer import prepare_training
 from sst2.training.results import write_results
+from sst2.training.resume import resume_or_start
 from sst2.training.trainer import Evaluation, Trainer
 from sst2.utils.errors import OF_TRAINING, StopRequestedError, exit_codes, leave_at_once
 
@@ -76,7 +76,11 @@ def main(settings: Settings, stop_requests: StopRequests) -> None:
 
 
 def setup(settings: Settings, stop_requests: StopRequests, run: RunFolder) -> Trainer:
-    """Load and check everything, then claim the run's folder: a mistake of the user leaves nothing behind."""
+    """Load and check everything, then start the run, or resume it where `--resume_from_checkpoint` says so.
+
+    The run's folder is written to at the end only: a mistake of the user leaves nothing behind. A stop that is asked
+    for before has nothing to save.
+    """
     accelerator, settings = init_distributed(settings, partial(saved_precision, settings))
     watchdog = Watchdog(settings.step_timeout)
     assets = load_assets(accelerator, settings, stop_requests.raise_if_stopped)
@@ -85,7 +89,7 @@ def setup(settings: Settings, stop_requests: StopRequests, run: RunFolder) -> Tr
     strategy, schedule = prepare_training(accelerator, assets.model, settings)
     loaders = evaluation_loaders(splits, settings, assets.tokenizer.pad_token_id, accelerator)
     checkpointer = Checkpointer(run.checkpoints, accelerator, strategy, schedule, base_model, settings, splits)
-    state, trackers = claim_run_folder(run, accelerator, settings, checkpointer, strategy, stop_requests)
+    state, trackers = resume_or_start(run, accelerator, settings, checkpointer, strategy, stop_requests)
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     return Trainer(
         settings=settings,
@@ -147,20 +151,23 @@ def save_checkpoint(trainer: Trainer) -> None:
 
 
 def train_step(trainer: Trainer) -> dict[str, Any]:
-    """One optimizer step on the mean loss over its sentences, on whichever rank. Returns its rate and gradient norm.
+    """One optimizer step on the mean loss of sentences that all ranks share. Returns its rate and gradient norm.
 
-    On a GPU it is only on its way then: the host waits for none but those that it captures, so that it is ahead.
+    On a GPU this returns before the step has run; only a step that is being captured is waited for.
     """
     started = time.perf_counter()
     trainer.start_phase("data")
     settings, train, rank = trainer.settings, trainer.splits["train"], trainer.accelerator.process_index
-    indices = trainer.plan.indices(trainer.state.step)
+    indices = trainer.plan.indices(trainer.state.step)  # of all ranks, by the step alone: nothing to restore on resume
     shards = split_by_tokens(indices, train.lengths, trainer.accelerator.num_processes)
     micro_batches = [
-        (collate(train, part, trainer.tokenizer.pad_token_id, settings.batching), weight)
-        for part, weight in micro_batch_indices(shards, rank, max_micro_batch_size(settings, trainer.strategy.device))
+        (collate(train, chosen, trainer.tokenizer.pad_token_id, settings.batching), loss_weight)
+        for chosen, loss_weight in micro_batch_indices(
+            shards, rank, max_micro_batch_size(settings, trainer.strategy.device)
+        )
     ]
-    step_function = partial(forward_backward, trainer, len(indices))
+    step_function = partial(forward_backward_step, trainer, len(indices))
+    # eagerly, or replayed as a CUDA graph
     loss_sum, grad_norm, padded_tokens = trainer.step_runner.run(micro_batches, step_function)
 
     metrics = {"learning_rate": trainer.schedule.get_last_lr()[0], "grad_norm": grad_norm}
@@ -171,23 +178,25 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
     return metrics
 
 
-def forward_backward(
+def forward_backward_step(
     trainer: Trainer, num_sentences: int, micro_batches: MicroBatches
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of a step, micro-batch by micro-batch, and AdamW's step on it.
+    """The gradient of a step, micro-batch by micro-batch, and AdamW's step on it, which is skipped if it is not finite.
+
+    Each rank has as many micro-batches; where its sentences do not go round, one has loss weight 0.
 
     Returns:
         The sum of this rank's losses, and the gradient norm of all ranks; (), float32, each.
     """
     strategy, loss_sum = trainer.strategy, torch.zeros((), device=trainer.strategy.device)
     strategy.model.train()
-    for number, (batch, weight) in enumerate(micro_batches, start=1):
+    for number, (batch, loss_weight) in enumerate(micro_batches, start=1):
         trainer.start_phase("data", number)
         on_device = batch.to(strategy.device)
         trainer.start_phase("forward", number)
         with strategy.accumulate(sync=number == len(micro_batches)):
             logits = strategy.model(**on_device.inputs).logits
-            loss = weight * F.cross_entropy(logits.float(), on_device.labels, reduction="sum")
+            loss = loss_weight * F.cross_entropy(logits.float(), on_device.labels, reduction="sum")
             trainer.start_phase("backward", number)
             # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
             strategy.backward(loss * trainer.accelerator.num_processes / num_sentences)
@@ -246,7 +255,10 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
 
 
 def finalize(trainer: Trainer) -> None:
-    """Evaluate the final model on every split, then export it and write what the run has come to."""
+    """Evaluate the final model on every split, then export it and write what the run has come to.
+
+    A stop during these evaluations saves nothing: the last step's checkpoint is there, whichever model is loaded.
+    """
     trainer.wait_for_checkpoint()
     step, selected = trainer.load_final_model()
     evaluations = {
@@ -265,6 +277,6 @@ def finalize(trainer: Trainer) -> None:
 
 if __name__ == "__main__":
     gc.enable()
-    reporting = process_rank(), is_reporting_process()
-    with exit_codes(PROGRAM, *reporting, leave_at_once, OF_TRAINING), STOP_REQUESTS.before_training():
+    rank, reports = process_rank(), is_reporting_process()
+    with exit_codes(PROGRAM, rank, reports, leave_at_once, OF_TRAINING), STOP_REQUESTS.stop_explains_errors():
         main(SETTINGS, STOP_REQUESTS)

@@ -132,7 +132,7 @@ class StopRequests:
             raise StopRequestedError(f"stopped by {_REASONS[self._stop]} before training began; nothing is lost")
 
     @contextmanager
-    def before_training(self) -> Iterator[None]:
+    def stop_explains_errors(self) -> Iterator[None]:
         """Around all that the job does: before training, a request to stop is heeded by each process for itself.
 
         One that stops leaves others without it in what they do together, and that is the end that was asked for. So is

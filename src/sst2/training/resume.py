@@ -1,4 +1,4 @@
-"""Claiming the run's folder, the last part of the preparations: resume or begin there, and have it for oneself."""
+"""Resume or start: the run's folder is claimed, and the checkpoint loaded that the run goes on from."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ from sst2.utils.atomic_file import write_json
 from sst2.utils.logs import log_to_file
 
 
-def claim_run_folder(
+def resume_or_start(
     run: RunFolder,
     accelerator: Accelerator,
     settings: Settings,
@@ -30,7 +30,7 @@ def claim_run_folder(
     strategy: Strategy,
     stop_requests: StopRequests,
 ) -> tuple[TrainingState, ExternalTrackers]:
-    """Load the checkpoint that the run goes on from, and only then write to its folder. All ranks call it.
+    """Lock the folder, load the checkpoint that the run goes on from, and only then write there. All ranks call it.
 
     Args:
         run: folder of the run, which the main process locks here.
