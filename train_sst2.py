@@ -235,7 +235,8 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     Raises:
         RuntimeError: a sentence was not counted exactly once.
     """
-    model, gather = trainer.strategy.model.eval(), trainer.accelerator.gather_for_metrics
+    model, gather = trainer.strategy.model, trainer.accelerator.gather_for_metrics
+    model.eval()
     rows, logits = [], []
     for batch in tqdm(trainer.loaders[split.name], f"evaluating {split.name}", leave=False, disable=trainer.hides_bars):
         trainer.watchdog.at(f"the evaluation on {split.name} after step {trainer.state.step}")

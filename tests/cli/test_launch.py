@@ -235,7 +235,7 @@ from sst2.utils.errors import exit_codes, leave_at_once
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
-with exit_codes("script.py", rank, rank == 0, leave_at_once), requests.stopping():
+with exit_codes("script.py", rank, rank == 0, leave_at_once), requests.stop_explains_errors():
     distributed.all_reduce(torch.zeros(1))
     Path(sys.argv[1], f"ready-{rank}").touch()
     while rank == 1:  # which tokenizes, as it were
@@ -260,7 +260,7 @@ def test_a_stop_that_finds_ranks_in_different_places_is_a_stop(tmp_path: Path) -
 
 def test_a_signal_before_any_process_has_started(tmp_path: Path) -> None:
     # Beside a helper, as accelerate has one where it asks nvidia-smi, which is no process of the job.
-    code = "import os, signal, subprocess, sst2.launch, accelerate.commands.launch as accelerates; "
+    code = "import os, signal, subprocess, sst2.cli.launch, accelerate.commands.launch as accelerates; "
     code += "subprocess.Popen(['sleep', '2']); "
     code += "accelerates.launch_command = lambda a: os.kill(os.getpid(), {0}); sst2.cli.launch.main(['{1}'])"
     for wish in (signal.SIGTERM, signal.SIGUSR1):
