@@ -80,6 +80,33 @@ def test_the_rank_that_has_not_arrived_is_named(tmp_path: Path) -> None:
     assert "still.py: error: rank " in done.stderr  # after 2 s; which of them is first is not known
 
 
+LEAVING = """
+import logging, threading, time
+from torch import distributed
+from sst2.distributed.watchdog import Watchdog
+
+logging.basicConfig(format="%(message)s")
+distributed.init_process_group("gloo")
+watchdog = Watchdog(timeout=30)  # it asks the others for nine seconds
+time.sleep(1)  # both are heard of
+examining = threading.Thread(target=watchdog._examine, args=(31.0, 1))
+examining.start()
+time.sleep(1)
+watchdog.stop()  # as a run does that has gone on and is over; no rank beats any more
+examining.join()
+distributed.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_have_ended_are_not_taken_for_silent(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launcher, str(tmp_path / "leaving.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "does not answer" not in done.stderr
+
+
 PREPARING = """
 import os, time
 import torch

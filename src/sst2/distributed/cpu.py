@@ -1,4 +1,4 @@
-"""What makes a CPU train at its speed: memory that is kept, no denormal numbers, 16 bits where they are faster."""
+"""What makes a CPU train at its speed: memory that is kept, no denormal numbers, as many threads as are worth it."""
 
 import ctypes
 import os

@@ -68,8 +68,8 @@ def step_runner(
     fits = fits and settings.gradient_accumulation_steps == 1 and strategy.fits_a_graph
     if not fits or not flash_works(strategy.device, torch.bfloat16, config.dim // config.n_heads):
         return StepRunner()
-    batch_size = settings.global_batch_size or 0
-    return CudaGraphRunner(strategy.optimizer, strategy.device, batch_size, lengths, start_phase)
+    assert settings.global_batch_size is not None
+    return CudaGraphRunner(strategy.optimizer, strategy.device, settings.global_batch_size, lengths, start_phase)
 
 
 def pad_to_bucket(batch: Batch, multiple: int, longest: int) -> Batch:
