@@ -39,7 +39,7 @@ from sst2.data.collation import MicroBatches, collate, evaluation_loaders
 from sst2.data.splits import Split
 from sst2.distributed.init import init_distributed
 from sst2.distributed.watchdog import Watchdog
-from sst2.evaluation.predictions import in_order_of_rows, in_words
+from sst2.evaluation.predictions import in_split_order, in_words
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
 from sst2.training.assets import load_assets
@@ -159,7 +159,7 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
     trainer.start_phase("data")
     settings, train, rank = trainer.settings, trainer.splits["train"], trainer.accelerator.process_index
     indices = trainer.plan.indices(trainer.state.step)  # of all ranks, by the step alone: nothing to restore on resume
-    shards = split_by_tokens(indices, train.lengths, trainer.accelerator.num_processes)
+    shards = split_by_tokens(indices, train.lengths(indices), trainer.accelerator.num_processes)
     micro_batches = [
         (collate(train, chosen, trainer.tokenizer.pad_token_id, settings.batching), loss_weight)
         for chosen, loss_weight in micro_batch_indices(
@@ -237,22 +237,22 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     """
     model, gather = trainer.strategy.model, trainer.accelerator.gather_for_metrics
     model.eval()
-    rows, logits = [], []
+    indices, logits = [], []
     for batch in tqdm(trainer.loaders[split.name], f"evaluating {split.name}", leave=False, disable=trainer.hides_bars):
         trainer.watchdog.at(f"the evaluation on {split.name} after step {trainer.state.step}")
         check_stop_requests(trainer)
-        gathered = gather((batch.rows, model(**batch.inputs).logits.float()))
+        gathered = gather((batch.indices, model(**batch.inputs).logits.float()))
         trainer.watchdog.start()
-        rows.append(gathered[0].cpu())
+        indices.append(gathered[0].cpu())
         logits.append(gathered[1].cpu())
-    ordered = in_order_of_rows(torch.cat(rows).numpy(), torch.cat(logits).numpy(), len(split))
+    ordered = in_split_order(torch.cat(indices).numpy(), torch.cat(logits).numpy(), len(split))
     if not np.isfinite(ordered).all():
         raise trainer.diverged(f"the model gives {split.name} logits that are not finite")
     if not split.is_labelled:
         return {}, ordered
     from sst2.evaluation.metrics import SentimentMetric  # half a second that the first step does not wait for
 
-    return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths), ordered
+    return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths()), ordered
 
 
 def finalize(trainer: Trainer) -> None:

@@ -22,12 +22,12 @@ class Batch:
     Attributes:
         inputs: arguments of the model.
         labels: (sentences,) int64.
-        rows: (sentences,) int64, row numbers of the split.
+        indices: (sentences,) int64, in the split.
     """
 
     inputs: dict[str, Any]
     labels: torch.Tensor
-    rows: torch.Tensor
+    indices: torch.Tensor
 
     @property
     def size(self) -> int:
@@ -41,7 +41,7 @@ class Batch:
             name: value.to(device) if isinstance(value, Pack) else send(value, device)
             for name, value in self.inputs.items()
         }
-        return Batch(inputs, send(self.labels, device), send(self.rows, device))
+        return Batch(inputs, send(self.labels, device), send(self.indices, device))
 
     def tensors(self) -> list[torch.Tensor]:
         """All that a step looks at on its device."""
@@ -52,28 +52,30 @@ class Batch:
 MicroBatches = list[tuple[Batch, float]]  # of a step and a rank, with the weight of each one's sentences
 
 
-def collate(split: Split, rows: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:
-    """The batch of these rows of a split, on the CPU."""
-    rows = np.asarray(rows)
-    inputs = pack(split, rows) if batching == "packed" else pad(split, rows, pad_token_id)
-    return Batch(inputs, torch.from_numpy(split.labels[rows]), torch.from_numpy(rows.astype(np.int64)))
+def collate(split: Split, indices: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:
+    """The batch of these sentences of a split, on the CPU."""
+    indices = np.asarray(indices)
+    inputs = pack(split, indices) if batching == "packed" else pad(split, indices, pad_token_id)
+    return Batch(
+        inputs, torch.from_numpy(split.labels[indices].astype(np.int64)), torch.from_numpy(indices.astype(np.int64))
+    )
 
 
-def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
+def pad(split: Split, indices: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
     """Sentences padded to the longest of them.
 
     Args:
         split: has the token ids.
-        rows: (sentences,) row numbers of the split.
+        indices: (sentences,) in the split.
         pad_token_id: fills the places after the end of a sentence.
 
     Returns:
         `input_ids` and `attention_mask`: (sentences, longest) int64.
     """
-    lengths = split.lengths[rows]
+    lengths = split.lengths(indices)
     columns = np.arange(lengths.max())
     attention_mask = columns < lengths[:, None]
-    positions = np.where(attention_mask, split.offsets[rows][:, None] + columns, 0)
+    positions = np.where(attention_mask, split.offsets[indices][:, None] + columns, 0)
     arrays = {
         "input_ids": np.where(attention_mask, split.input_ids[positions], pad_token_id),
         "attention_mask": attention_mask,
@@ -81,22 +83,22 @@ def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Te
     return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
 
-def pack(split: Split, rows: np.ndarray) -> dict[str, Any]:
+def pack(split: Split, indices: np.ndarray) -> dict[str, Any]:
     """Sentences end to end.
 
     Args:
         split: has the token ids.
-        rows: (sentences,) row numbers of the split.
+        indices: (sentences,) in the split.
 
     Returns:
         `input_ids` and `position_ids`: (tokens,) int64; `pack`: where the sentences lie.
     """
-    lengths = split.lengths[rows]
+    lengths = split.lengths(indices)
     ends = np.cumsum(lengths)
-    starts, sentence = ends - lengths, np.repeat(np.arange(len(rows)), lengths)
+    starts, sentence = ends - lengths, np.repeat(np.arange(len(indices)), lengths)
     position = np.arange(ends[-1]) - starts[sentence]
     arrays = {
-        "input_ids": split.input_ids[split.offsets[rows][sentence] + position],
+        "input_ids": split.input_ids[split.offsets[indices][sentence] + position],
         "position_ids": position,
     }
     inputs: dict[str, Any] = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
@@ -123,7 +125,7 @@ def evaluation_loader(split: Split, batch_size: int, pad_token_id: int, batching
     The longest come first: where memory does not suffice, it is known with the first batch.
     """
     return DataLoader(
-        np.argsort(-split.lengths, kind="stable").tolist(),
+        np.argsort(-split.lengths(), kind="stable").tolist(),
         batch_size=batch_size,
         collate_fn=partial(collate, split, pad_token_id=pad_token_id, batching=batching),
         generator=torch.Generator(),  # its own: iterating must not touch the random state that dropout draws from
