@@ -11,7 +11,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sst2.runs.run_folder import RunFolder
-from sst2.utils.atomic_folder import write_atomic_folder
 from tests.support.running import Finished
 
 Train = Callable[..., Finished]
@@ -183,26 +182,3 @@ def test_nothing_is_trained_from_a_checkpoint_that_goes_meanwhile(
     run = train_here(*job, "--resume_from_checkpoint", "auto")
     assert run.code == 2
     assert "step-00000010 is gone meanwhile: start again" in run.stderr
-
-
-def test_a_checkpoint_of_an_earlier_version_knows_the_name_alone(
-    train_here: Train, job: list[Any], model: Path, tmp_path: Path
-) -> None:
-    run = train_here(*job)
-    go_back(run)
-    (place,) = (run.run_dir / "checkpoints").iterdir()
-    kept = {name: (place / name).read_bytes() for name in ("model.safetensors", "training.pt")}
-    content = json.loads((place / "state.json").read_text())
-    del content["base_model"]
-    kept["state.json"] = json.dumps(content).encode()
-
-    def write_files(folder: Path) -> None:
-        for name, data in kept.items():
-            (folder / name).write_bytes(data)
-
-    write_atomic_folder(place, write_files)
-    copy = Path(shutil.copytree(model, tmp_path / "copy"))
-    run = train_here(*job, "--model_name_or_path", copy, "--resume_from_checkpoint", "auto")
-    assert run.code == 2, run.stderr
-    run = train_here(*job, "--resume_from_checkpoint", "auto")
-    assert run.code == 0, run.stderr

@@ -91,7 +91,7 @@ def checkpoint_for_base_model(settings: Settings) -> Path | None:
         with suppress(DamagedFolderError, OSError, ValueError, LookupError, TypeError):
             verify_folder(place, but=("model.safetensors", "training.pt"))
             content = _state(place)
-            if FINGERPRINT in content and same_name(content["settings"], vars(settings)):
+            if same_name(content["settings"], vars(settings)):
                 return place
     run = RunFolder(settings.run_dir)
     if not found and is_finished(run):

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LRScheduler
 
-from sst2.checkpoints.base_model import FINGERPRINT, BaseModel, same_name
+from sst2.checkpoints.base_model import FINGERPRINT, BaseModel
 from sst2.checkpoints.files import (
     UNREADABLE,
     damaged,
@@ -244,20 +244,18 @@ class Checkpointer:
         rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
         content = run_on_main(self._accelerator, lambda: read_state(place))
         try:
-            state = TrainingState.of(content["training_state"])
+            state = TrainingState(**content["training_state"])
             settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
-            before, base = (content["world_size"], content["threads"]), content.get(FINGERPRINT)
+            before, base = (content["world_size"], content["threads"]), content[FINGERPRINT]
+            refuse_another_run(place, settings, self._settings)
         except UNREADABLE as error:
             raise damaged(place, error) from None
-        refuse_another_run(place, settings, self._settings)
         if fingerprints != self._fingerprints:
             raise UserError(
                 f"--resume_from_checkpoint: {place} was trained with other sentences or labels: give the same data to "
                 "go on, or start a new run in another --output_dir"
             )
-        run_on_main(
-            self._accelerator, lambda: self._refuse_another_model(place, settings, base)
-        )  # names differ by node
+        self._refuse_another_model(place, settings, base)
         refuse_another_length(place, settings, self._settings)
         load_weights(place, self._strategy)
         training = read_on_main(lambda: read_training(place))
@@ -281,13 +279,8 @@ class Checkpointer:
         return state
 
     def _refuse_another_model(self, place: Path, saved: dict[str, Any], fingerprint: dict[str, str] | None) -> None:
-        """By content, where the checkpoint tells; one of an earlier version has the name alone."""
-        if self._base is None:
-            return
         settings = self._settings
-        if fingerprint is None and same_name(saved, vars(settings)):
-            return
-        if fingerprint != self._base.fingerprint:
+        if self._base is not None and fingerprint != self._base.fingerprint:
             name, revision = saved["model_name_or_path"], saved["model_revision"]
             raise UserError(
                 f"--model_name_or_path {settings.model_name_or_path} (--model_revision {settings.model_revision}) is "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sst2.checkpoints.folders import newest_checkpoint
-from sst2.config.settings import LABEL_NAMES, Precision, Settings
+from sst2.config.settings import Precision, Settings
 from sst2.utils.errors import UserError
 
 # Settings that a run cannot change on its way and still be the run that it was, as `resolved.yaml` has them. Data and
@@ -30,7 +30,7 @@ def refuse_another_run(place: Path, saved: dict[str, Any], settings: Settings) -
         UserError: one differs.
     """
     for name in FIXED_ON_RESUME:
-        value, own = _saved(saved, name), getattr(settings, name)
+        value, own = saved[name], getattr(settings, name)
         if own != value:
             flag, ours, theirs = f"--{name}", _words(own), _words(value)
             way_out = f"leave {flag} out" if value is None else f"give {flag} {theirs}"
@@ -49,7 +49,7 @@ def refuse_another_length(place: Path, saved: dict[str, Any], settings: Settings
         UserError: one differs; it names the flag that was given.
     """
     for name, flags in LENGTHS_FIXED_ON_RESUME.items():
-        value, own = _saved(saved, name), getattr(settings, name)
+        value, own = saved[name], getattr(settings, name)
         if own == value:
             continue
         flag = next((flag for flag in flags if flag in settings.given), flags[-1])
@@ -60,11 +60,6 @@ def refuse_another_length(place: Path, saved: dict[str, Any], settings: Settings
             f"{value}, which its learning rates follow from: give --{name} {value} to go on; "
             + (further if model.is_dir() else "or start a new run in another --output_dir")
         )
-
-
-def _saved(saved: dict[str, Any], name: str) -> Any:
-    """A setting that came later had its default."""
-    return saved.get(name, list(LABEL_NAMES) if name == "label_names" else getattr(Settings, name, None))
 
 
 def _words(value: Any) -> Any:

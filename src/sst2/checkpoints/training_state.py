@@ -1,9 +1,6 @@
 """The training state besides weights: the step, the best evaluation, and the sums since the last logged point."""
 
 from dataclasses import dataclass, field
-from typing import Any
-
-RETIRED = ("logged_waiting",)  # fields that earlier versions have saved
 
 
 @dataclass
@@ -38,11 +35,6 @@ class TrainingState:
     logged_busiest_tokens: int = 0
     logged_seconds: float = 0.0
     logged_times: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, saved: dict[str, Any]) -> "TrainingState":
-        """What a checkpoint holds. Raises TypeError: it is of a version to come."""
-        return cls(**{name: value for name, value in saved.items() if name not in RETIRED})
 
     def count_step(self, sentences: int, tokens: int, busiest_tokens: int) -> None:
         """Count one optimizer step, by what is known of it beforehand. All figures are over all ranks.

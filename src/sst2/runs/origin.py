@@ -16,7 +16,7 @@ def origin(folder: Path) -> list[Path]:
     """
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         note = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-        return [Path(note["checkpoint"]), Path(note.get("named", note["checkpoint"]))]
+        return [Path(note["checkpoint"]), Path(note["named"])]
     return []
 
 
