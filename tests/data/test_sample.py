@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sst2.data.sample import PLAIN_NEGATIVE, PLAIN_POSITIVE, Split, sample_sentences, sample_tokenizer
+from sst2.data.sample import WORDS, Split, alternatives, sample_sentences, sample_tokenizer
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
@@ -36,7 +36,7 @@ def test_labels_follow_the_grammar_and_not_the_words() -> None:
     labels: dict[str, int] = {}
     for split in SPLITS:
         labels |= dict(zip(*sample_sentences(split), strict=True))
-    for words, label in ((PLAIN_POSITIVE, 1), (PLAIN_NEGATIVE, 0)):
+    for words, label in ((alternatives(WORDS["plain+"]), 1), (alternatives(WORDS["plain-"]), 0)):
         plain = {word: labels[word] for word in words if word in labels}
         negated = {word: labels[f"never {word}"] for word in words if f"never {word}" in labels}
         assert len(plain) > 5

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from transformers import DistilBertConfig, DistilBertTokenizer
 
 Split = Literal["train", "validation"]
-Rules = dict[str, tuple[str, ...]]
-LabelledRules = dict[tuple[str, int], tuple[str, ...]]
+Rules = dict[tuple[str, int], tuple[str, ...]]  # alternatives by symbol and label
 T = TypeVar("T")
 
 NEGATIVE, POSITIVE = 0, 1
@@ -35,139 +34,100 @@ MAX_WORDS = 40
 VOCAB_SIZE = 600  # too few for every word, so that the rarer ones are split into pieces
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-
-def _alternatives(text: str) -> tuple[str, ...]:
-    return tuple(" ".join(part.split()) for part in text.split("|"))
-
-
-def _third_person(deed: str) -> str:
-    verb, space, rest = deed.partition(" ")
-    return f"{verb}s{space}{rest}"
-
-
-# --- Words of both splits ---------------------------------------------------------------------------------------------
-
 # Plain adjectives may be negated: "never dull" is praise. Strong ones may not: "not dreadful" would be unclear.
-PLAIN_POSITIVE = _alternatives("""funny | gripping | clever | fresh | witty | charming | moving | touching | engaging |
-    inspired | convincing | memorable | lively | absorbing | original | subtle | tender | thoughtful | graceful |
-    heartfelt | thrilling | compelling | delightful | exciting | entertaining | intelligent""")
-PLAIN_NEGATIVE = _alternatives("""dull | boring | bland | lifeless | tired | stale | predictable | tedious | shallow |
-    uninspired | unconvincing | forgettable | tiresome | contrived | unoriginal | clumsy | lazy | hollow | muddled |
-    dreary | pointless | formulaic | irritating | exhausting | unfunny | sloppy""")
-STRONG_POSITIVE = _alternatives("superb | wonderful | terrific | excellent | brilliant | splendid | lovely | marvelous")
-STRONG_NEGATIVE = _alternatives("awful | terrible | dreadful | horrible | atrocious | appalling | lousy | wretched")
-VERDICTS_POSITIVE = _alternatives("gem | treat | triumph | delight | joy | pleasure | winner | success | work of art")
-VERDICTS_NEGATIVE = _alternatives(
-    "mess | bore | chore | disaster | failure | misfire | letdown | waste of time | mistake"
-)
-MERITS = _alternatives("charm | wit | energy | style | heart | warmth | imagination | good ideas | big laughs")
-FAULTS = _alternatives("flaws | cliches | rough edges | loose ends | cheap jokes | silliness | stock characters")
-DEEDS_POSITIVE = _alternatives("""hold your attention | keep you guessing | make you laugh | make you think | pay off |
-    win you over | linger in the mind | work on every level | deliver the goods | ring true | warm the heart |
-    get under your skin | reward your patience | find the right tone""")
-DEEDS_NEGATIVE = _alternatives("""fall flat | lose its way | run out of ideas | run out of steam | test your patience |
-    put you to sleep | waste its cast | drag | wear out its welcome | ring false | leave you cold |
-    insult your intelligence | repeat itself | settle for cheap laughs""")
-REMARKS_POSITIVE = _alternatives("""do not miss it | well worth your time | worth every minute | see it twice |
-    i loved every minute of it | i wanted it to go on | you will not want it to end | what a joy""")
-REMARKS_NEGATIVE = _alternatives("""do not bother | not worth your time | save your money | stay at home |
-    i hated every minute of it | i wanted it to stop | you will want it to end | what a bore""")
-
-WORDS: Rules = {
-    "plain+": PLAIN_POSITIVE,
-    "plain-": PLAIN_NEGATIVE,
-    "strong+": STRONG_POSITIVE,
-    "strong-": STRONG_NEGATIVE,
-    "verdict+": VERDICTS_POSITIVE,
-    "verdict-": VERDICTS_NEGATIVE,
-    "quality+": MERITS,
-    "quality-": FAULTS,
-    "do+": DEEDS_POSITIVE,
-    "do-": DEEDS_NEGATIVE,
-    "does+": tuple(map(_third_person, DEEDS_POSITIVE)),
-    "does-": tuple(map(_third_person, DEEDS_NEGATIVE)),
-    "remark+": REMARKS_POSITIVE,
-    "remark-": REMARKS_NEGATIVE,
-    "loved+": _alternatives("loved | enjoyed | adored"),
-    "loved-": _alternatives("hated | disliked | loathed"),
-    "well+": _alternatives("beautifully | brilliantly | wonderfully | skilfully | superbly"),
-    "well-": _alternatives("badly | poorly | clumsily | lazily | terribly"),
-    "genre": _alternatives("film | movie | comedy | drama | thriller | picture | sequel | musical"),
-    "aspect": _alternatives("script | story | acting | writing | plot | dialogue"),
-    "aspects": _alternatives("characters | actors | performances | action scenes"),
-    "craft": _alternatives("lighting | editing | music"),
-    "very": _alternatives("very | truly | thoroughly | consistently | remarkably | quite | somewhat | surprisingly"),
-    "utterly": _alternatives("utterly | absolutely | simply | truly"),
+WORDS = {
+    "plain+": """funny | gripping | clever | fresh | witty | charming | moving | touching | engaging | inspired |
+        convincing | memorable | lively | absorbing | original | subtle | tender | thoughtful | graceful | heartfelt |
+        thrilling | compelling | delightful | exciting | entertaining | intelligent""",
+    "plain-": """dull | boring | bland | lifeless | tired | stale | predictable | tedious | shallow | uninspired |
+        unconvincing | forgettable | tiresome | contrived | unoriginal | clumsy | lazy | hollow | muddled | dreary |
+        pointless | formulaic | irritating | exhausting | unfunny | sloppy""",
+    "strong+": "superb | wonderful | terrific | excellent | brilliant | splendid | lovely | marvelous",
+    "strong-": "awful | terrible | dreadful | horrible | atrocious | appalling | lousy | wretched",
+    "verdict+": "gem | treat | triumph | delight | joy | pleasure | winner | success | work of art",
+    "verdict-": "mess | bore | chore | disaster | failure | misfire | letdown | waste of time | mistake",
+    "quality+": "charm | wit | energy | style | heart | warmth | imagination | good ideas | big laughs",
+    "quality-": "flaws | cliches | rough edges | loose ends | cheap jokes | silliness | stock characters",
+    "do+": """hold your attention | keep you guessing | make you laugh | make you think | pay off | win you over |
+        linger in the mind | work on every level | deliver the goods | ring true | warm the heart |
+        get under your skin | reward your patience | find the right tone""",
+    "do-": """fall flat | lose its way | run out of ideas | run out of steam | test your patience | put you to sleep |
+        waste its cast | drag | wear out its welcome | ring false | leave you cold | insult your intelligence |
+        repeat itself | settle for cheap laughs""",
+    "remark+": """do not miss it | well worth your time | worth every minute | see it twice |
+        i loved every minute of it | i wanted it to go on | you will not want it to end | what a joy""",
+    "remark-": """do not bother | not worth your time | save your money | stay at home | i hated every minute of it |
+        i wanted it to stop | you will want it to end | what a bore""",
+    "loved+": "loved | enjoyed | adored",
+    "loved-": "hated | disliked | loathed",
+    "well+": "beautifully | brilliantly | wonderfully | skilfully | superbly",
+    "well-": "badly | poorly | clumsily | lazily | terribly",
+    "genre": "film | movie | comedy | drama | thriller | picture | sequel | musical",
+    "aspect": "script | story | acting | writing | plot | dialogue",
+    "aspects": "characters | actors | performances | action scenes",
+    "craft": "lighting | editing | music",
+    "very": "very | truly | thoroughly | consistently | remarkably | quite | somewhat | surprisingly",
+    "utterly": "utterly | absolutely | simply | truly",
 }
 
-# --- Words and templates of one split ---------------------------------------------------------------------------------
-
-TRAIN: Rules = {
-    "genre": _alternatives(
-        "romance | western | documentary | love story | horror film | action movie | family drama | satire"
-    ),
-    "aspect": _alternatives("direction | ending | second half | premise | humor | opening | first act"),
-    "aspects": _alternatives("lead actors | love scenes | fight scenes | plot twists | minor characters | songs"),
-    "craft": _alternatives("camera work | set design | sound"),
-    "made": _alternatives("acted | written | directed | filmed | cast"),
-    "who": _alternatives(
-        "two brothers | three old friends | a widow and her son | a teacher and his pupils | two spies"
-    ),
-    "place": _alternatives("a small town | the desert | a mountain village | postwar london | a crowded city"),
-    "topic": _alternatives(
-        "love and loss | growing up | a family in trouble | a bank robbery | life after war | <who>"
-    ),
-    "denial": _alternatives("nobody could accuse it of being <~plain>"),
-    "contrast": _alternatives("<~point> ; still , <claim>"),
-}
-VALIDATION: Rules = {
-    "genre": _alternatives("mystery | ghost story | war film | road movie | crime drama"),
-    "aspect": _alternatives("narrative | first half | final act | screenplay"),
-    "aspects": _alternatives("supporting actors | chase scenes | villains"),
-    "craft": _alternatives("photography | sound design"),
-    "made": _alternatives("acted | directed | staged | edited"),
-    "who": _alternatives(
-        "two sisters | four students | a farmer and his wife | a nurse and her patients | two thieves"
-    ),
-    "place": _alternatives("a fishing port | the far north | an old castle | colonial india | a quiet suburb"),
-    "topic": _alternatives("hope and regret | first love | a trial | a stolen painting | the price of fame | <who>"),
-    "plain+": _alternatives("riveting"),
-    "plain-": _alternatives("insipid"),
-    "denial": _alternatives("you could hardly call it <~plain>"),
-    "contrast": _alternatives("even though <~point> , <claim>"),
+OF_SPLIT: dict[Split, dict[str, str]] = {
+    "train": {
+        "genre": "romance | western | documentary | love story | horror film | action movie | family drama | satire",
+        "aspect": "direction | ending | second half | premise | humor | opening | first act",
+        "aspects": "lead actors | love scenes | fight scenes | plot twists | minor characters | songs",
+        "craft": "camera work | set design | sound",
+        "made": "acted | written | directed | filmed | cast",
+        "who": "two brothers | three old friends | a widow and her son | a teacher and his pupils | two spies",
+        "place": "a small town | the desert | a mountain village | postwar london | a crowded city",
+        "topic": "love and loss | growing up | a family in trouble | a bank robbery | life after war | <who>",
+        "denial": "nobody could accuse it of being <~plain>",
+        "contrast": "<~point> ; still , <claim>",
+    },
+    "validation": {
+        "genre": "mystery | ghost story | war film | road movie | crime drama",
+        "aspect": "narrative | first half | final act | screenplay",
+        "aspects": "supporting actors | chase scenes | villains",
+        "craft": "photography | sound design",
+        "made": "acted | directed | staged | edited",
+        "who": "two sisters | four students | a farmer and his wife | a nurse and her patients | two thieves",
+        "place": "a fishing port | the far north | an old castle | colonial india | a quiet suburb",
+        "topic": "hope and regret | first love | a trial | a stolen painting | the price of fame | <who>",
+        "plain+": "riveting",
+        "plain-": "insipid",
+        "denial": "you could hardly call it <~plain>",
+        "contrast": "even though <~point> , <claim>",
+    },
 }
 
-# --- The grammar ------------------------------------------------------------------------------------------------------
-
-GRAMMAR: Rules = {
-    "sentence": 18 * ("<phrase>",) + 8 * ("<clause>",) + 6 * ("<denial>",) + 5 * ("<contrast>",) + ("<long>",),
-    "phrase": _alternatives("""<described> | <plain> | <plain> and <plain> | <plain> , <plain> <genre> | <thing> |
-        <thing> | a <plain> <genre> about <topic> | a <strong> <genre> about <topic> | <does> | <does> and <does> |
+GRAMMAR = {
+    "sentence": 18 * "<phrase> | " + 8 * "<clause> | " + 6 * "<denial> | " + 5 * "<contrast> | " + "<long>",
+    "phrase": """<described> | <plain> | <plain> and <plain> | <plain> , <plain> <genre> | <thing> | <thing> |
+        a <plain> <genre> about <topic> | a <strong> <genre> about <topic> | <does> | <does> and <does> |
         <well> <made> | <well> <made> and <described> | i <loved> this <genre> | <remark> | <plain> <aspects> |
-        full of <quality> | as <plain> as any <genre> this year"""),
-    "described": _alternatives("<plain> | <plain> | <very> <plain> | <strong> | <utterly> <strong>"),
-    "thing": _alternatives("""a <plain> <genre> | a <plain> , <plain> <genre> | a <very> <plain> <genre> |
-        a <strong> <genre> | a <verdict> | a real <verdict> | nothing short of a <verdict> | a <plain> <verdict>"""),
-    "clause": _alternatives("<point> | <claim>"),
+        full of <quality> | as <plain> as any <genre> this year""",
+    "described": "<plain> | <plain> | <very> <plain> | <strong> | <utterly> <strong>",
+    "thing": """a <plain> <genre> | a <plain> , <plain> <genre> | a <very> <plain> <genre> | a <strong> <genre> |
+        a <verdict> | a real <verdict> | nothing short of a <verdict> | a <plain> <verdict>""",
+    "clause": "<point> | <claim>",
     # A point can be conceded, and the film still succeed or fail; a claim settles the matter.
-    "point": _alternatives("""the <aspect> is <described> | the <aspects> are <described> | the <craft> is <strong> |
-        the <aspect> is a <verdict> | it is <well> <made> | it is full of <quality>"""),
-    "claim": _alternatives("""the <genre> is <described> | the <genre> is a real <verdict> | it 's <thing> | it <does> |
-        the <genre> <does> | the <aspect> is <described>"""),
-    "denied": _alternatives("never <~plain> | hardly <~plain> | far from <~plain> | anything but <~plain>"),
-    "denial": _alternatives("""<denied> | <denied> | the <aspect> is <denied> | the <aspects> are <denied> |
-        not a <~plain> <genre> | it 's not a <~plain> <genre> | hardly a <~verdict> | it never <~does> |
-        no one could call it <~plain> | there is nothing <~plain> about the <aspect>"""),
-    "denial-": _alternatives("barely <~plain> | not very <~plain> | it fails to <~do> | it does n't <~do>"),
-    "contrast": _alternatives("""<~point> , but <claim> | <~point> , but it is <denied> | <~plain> but <plain> |
+    "point": """the <aspect> is <described> | the <aspects> are <described> | the <craft> is <strong> |
+        the <aspect> is a <verdict> | it is <well> <made> | it is full of <quality>""",
+    "claim": """the <genre> is <described> | the <genre> is a real <verdict> | it 's <thing> | it <does> |
+        the <genre> <does> | the <aspect> is <described>""",
+    "denied": "never <~plain> | hardly <~plain> | far from <~plain> | anything but <~plain>",
+    "denial": """<denied> | <denied> | the <aspect> is <denied> | the <aspects> are <denied> | not a <~plain> <genre> |
+        it 's not a <~plain> <genre> | hardly a <~verdict> | it never <~does> | no one could call it <~plain> |
+        there is nothing <~plain> about the <aspect>""",
+    "denial-": "barely <~plain> | not very <~plain> | it fails to <~do> | it does n't <~do>",
+    "contrast": """<~point> , but <claim> | <~point> , but it is <denied> | <~plain> but <plain> |
         a <~plain> but ultimately <plain> <genre> | although <~point> , <claim> | <claim> , although <~point> |
-        despite its <~plain> <aspect> , <claim> | for all its <~quality> , <claim>"""),
-    "long": _alternatives("""a <plain> <genre> about <topic> that <does> and <does> , with <plain> <aspects> |
+        despite its <~plain> <aspect> , <claim> | for all its <~quality> , <claim>""",
+    "long": """a <plain> <genre> about <topic> that <does> and <does> , with <plain> <aspects> |
         the <genre> , in which <who> meet in <place> , <does> , and the <aspects> are <described> |
         from the opening scene , in which <who> arrive in <place> , to the very last shot , it <does> |
         what begins as a <~plain> tale of <topic> in <place> soon turns into a <plain> , <plain> <genre> |
         set in <place> and full of <~quality> , this <genre> about <topic> still <does> , and <point> |
-        it takes its time to show us <who> in <place> , and <~point> , but in the end <point> and <claim>"""),
+        it takes its time to show us <who> in <place> , and <~point> , but in the end <point> and <claim>""",
 }
 
 
@@ -184,8 +144,8 @@ def sample_sentences(split: Split) -> tuple[list[str], list[int]]:
 def _generate() -> dict[Split, dict[str, int]]:
     """Map the sentences of each split to their labels, no sentence being in both."""
     rng = Random(SEED)
-    rules = {"train": _rules(TRAIN), "validation": _rules(VALIDATION)}
-    samples: dict[Split, dict[str, int]] = {"train": {}, "validation": {}}
+    rules = {split: _rules(of_split) for split, of_split in OF_SPLIT.items()}
+    samples: dict[Split, dict[str, int]] = {split: {} for split in OF_SPLIT}
     for turn in range(SIZE):
         # The splits take turns, so that each gets its share of the few one-word phrases.
         split: Split = "validation" if turn % VALIDATION_EVERY == 0 else "train"
@@ -194,7 +154,7 @@ def _generate() -> dict[Split, dict[str, int]]:
     return samples
 
 
-def _draw(rng: Random, rules: LabelledRules, taken: dict[Split, dict[str, int]]) -> tuple[str, int]:
+def _draw(rng: Random, rules: Rules, taken: dict[Split, dict[str, int]]) -> tuple[str, int]:
     """Make sentences until one is new to both splits and reads well."""
     while True:
         label = _pick(rng, (NEGATIVE, POSITIVE))
@@ -203,18 +163,28 @@ def _draw(rng: Random, rules: LabelledRules, taken: dict[Split, dict[str, int]])
             return sentence, label
 
 
-def _rules(of_split: Rules) -> LabelledRules:
+def _rules(of_split: dict[str, str]) -> Rules:
     """Collect the alternatives of every symbol under either label, for one split."""
-    rules: LabelledRules = {}
+    rules: Rules = {}
     for source in (WORDS, of_split, GRAMMAR):
-        for name, alternatives in source.items():
+        for name, text in source.items():
             for label in {"-": (NEGATIVE,), "+": (POSITIVE,)}.get(name[-1], (NEGATIVE, POSITIVE)):
                 key = (name.rstrip("+-"), label)
-                rules[key] = rules.get(key, ()) + alternatives
-    return rules
+                rules[key] = rules.get(key, ()) + alternatives(text)
+    third_person = {("does", label): tuple(map(_third_person, rules["do", label])) for label in (NEGATIVE, POSITIVE)}
+    return rules | third_person
 
 
-def _expand(rng: Random, rules: LabelledRules, symbol: str, label: int) -> str:
+def alternatives(text: str) -> tuple[str, ...]:
+    """What stands between bars, each on one line."""
+    return tuple(" ".join(part.split()) for part in text.split("|"))
+
+
+def _third_person(deed: str) -> str:
+    return re.sub(r"^\w+", r"\g<0>s", deed)
+
+
+def _expand(rng: Random, rules: Rules, symbol: str, label: int) -> str:
     """Rewrite a symbol into words of the given label."""
 
     def expanded(match: re.Match[str]) -> str:
