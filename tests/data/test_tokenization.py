@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import pty
@@ -30,7 +29,6 @@ from sst2.data.mapped_dataset import BATCH, with_labels
 from sst2.data.sample import sample_sentences, sample_tokenizer
 from sst2.data.splits import Split, load_sentences, tokenize, tokenize_all
 from sst2.models.loading import load_tokenizer
-from sst2.utils.atomic_folder import describe_file
 from sst2.utils.errors import StopRequestedError, UserError
 from tests.support.datasets import dataset_of
 from tests.support.jobs import running
@@ -345,24 +343,6 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def numbers(change: Callable[[np.ndarray], object], dtype: str) -> Callable[[Path], None]:
-    """A change of the numbers of a file, sealed as if it had been written so."""
-
-    def damage(file: Path) -> None:
-        array = np.fromfile(file, dtype)
-        changed = change(array)
-        (changed if isinstance(changed, np.ndarray) else array).tofile(file)
-        manifest = json.loads((file.parent / "manifest.json").read_text())
-        manifest["files"][file.name] = describe_file(file)
-        (file.parent / "manifest.json").write_text(json.dumps(manifest))
-
-    return damage
-
-
-def put(position: int, value: int) -> Callable[[np.ndarray], object]:
-    return lambda array: array.put(position, value)
-
-
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "flipped bit": ("input_ids.int32", flip, "input_ids.int32 has another SHA-256 than manifest.json says"),
     "flipped offset": ("offsets.int64", flip, "offsets.int64 has another SHA-256 than manifest.json says"),
@@ -370,17 +350,6 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "emptied": ("offsets.int64", lambda file: os.truncate(file, 0), "offsets.int64 has 0 bytes instead of "),
     "file gone": ("offsets.int64", Path.unlink, "offsets.int64 cannot be read: No such file"),
     "manifest gone": ("manifest.json", Path.unlink, "manifest.json is missing"),
-    "ends elsewhere": ("offsets.int64", numbers(put(-1, 10**4), "<i8"), "offsets.int64 does not divide the "),
-    "begins elsewhere": ("offsets.int64", numbers(put(0, 1), "<i8"), "offsets.int64 does not divide the "),
-    "not ascending": ("offsets.int64", numbers(put(2, 1), "<i8"), "offsets.int64 does not divide the "),
-    "of others": ("offsets.int64", numbers(lambda a: a[1:], "<i8"), "offsets.int64 is of 4 sentences instead of 5"),
-    "absurd id": ("input_ids.int32", numbers(put(4, 10**6), "<i4"), "input_ids.int32 holds ids that are not between"),
-    "negative id": ("input_ids.int32", numbers(put(4, -1), "<i4"), "input_ids.int32 holds ids that are not between"),
-    "no whole number": (
-        "input_ids.int32",
-        numbers(lambda array: array.view("|u1")[:-1], "<i4"),
-        "input_ids.int32 or offsets.int64 does not hold whole numbers",
-    ),
 }
 
 

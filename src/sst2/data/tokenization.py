@@ -1,7 +1,7 @@
 """Token ids on disk: written once for the same sentences, tokenizer and length, verified, and mapped.
 
 A folder `KEY.tokens` holds all ids end to end, where each sentence begins and how many of them were cut, as plain
-little-endian numbers. It is a atomic folder: whole or absent, with the size and SHA-256 of each file.
+little-endian numbers. It is an atomic folder: whole or absent, with the size and SHA-256 of each file.
 """
 
 import copy
@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -46,28 +47,20 @@ def require_tokens(
     """The folder with the token ids of these sentences, which is written if it is not there or not whole.
 
     Any number of processes may call this at once: the first takes a file lock and writes, the others wait at the lock.
-    No collective is involved, so that a long tokenisation cannot run into a process group's timeout.
-
-    Args:
-        name: of the split, for messages.
-        data: has the sentences.
-        tokenizer: gives the token ids.
-        max_length: tokens per sentence at most.
-        cache_dir: where the folder is looked for. It need not be writable if the folder is there.
-        check_stop: called now and then while waiting and while writing; what it raises ends both.
+    No collective is involved, so that a long tokenisation cannot run into a process group's timeout. `cache_dir` need
+    not be writable if the folder is there.
 
     Raises:
         UserError: the folder cannot be written, or has no room.
     """
     encoder = encoder_of(tokenizer, max_length)
     folder = cache_dir / f"{_cache_key(data, encoder)}.tokens"
-    damage = partial(_damage, folder, len(data), max(encoder.get_vocab().values()))
-    if damage():  # seen without the lock: those that only read need not wait for each other
+    if _damage(folder):  # seen without the lock: those that only read need not wait for each other
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             with Path(f"{folder}.lock").open("w") as lock:
                 is_alone = wait_for_lock(lock, f"tokenises the {name} split", check_stop=check_stop)
-                if found := damage():
+                if found := _damage(folder):
                     if folder.exists():
                         logger.warning("%s: tokenising anew, %s is damaged: %s", name, folder, found)
                     logger.info("%s: tokenising %d sentences", name, len(data))
@@ -84,11 +77,7 @@ def require_tokens(
 
 
 def map_tokens(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids, (tokens,) int32, and offsets, (sentences + 1,) int64, as pages of their files: read-only.
-
-    Raises:
-        OSError, ValueError: a file is missing, empty, or ends within a number.
-    """
+    """Token ids, (tokens,) int32, and offsets, (sentences + 1,) int64, as pages of their files: read-only."""
     # plain arrays: indexing a memmap makes another memmap each time, which is slow
     return (
         np.asarray(np.memmap(folder / INPUT_IDS, "<i4", mode="r")),
@@ -123,40 +112,23 @@ def _cache_key(data: "Dataset", encoder: Tokenizer) -> str:
     return key.hexdigest()[:32]
 
 
-def _damage(folder: Path, num_sentences: int, largest_id: int) -> str:
-    """What is wrong with the folder, in words; nothing if it may be used."""
+def _damage(folder: Path) -> str:
+    """What is wrong with the folder, in words; nothing if it is as it was written."""
     try:
         verify_folder(folder)
-        input_ids, offsets = map_tokens(folder)
-    except (DamagedFolderError, OSError) as error:
+    except DamagedFolderError as error:
         return str(error)
-    except ValueError:
-        return f"{INPUT_IDS} or {OFFSETS} does not hold whole numbers"
-    if len(offsets) != num_sentences + 1:
-        return f"{OFFSETS} is of {len(offsets) - 1} sentences instead of {num_sentences}"
-    if offsets[0] != 0 or offsets[-1] != len(input_ids) or (offsets[1:] < offsets[:-1]).any():
-        return f"{OFFSETS} does not divide the {len(input_ids)} ids of {INPUT_IDS}"
-    if input_ids.min() < 0 or input_ids.max() > largest_id:
-        return f"{INPUT_IDS} holds ids that are not between 0 and {largest_id}"
     return ""
 
 
 def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> None:
-    """`write_atomic_folder` without locks: each process writes a folder of its own, and the first takes the place.
-
-    Raises:
-        OSError: as there.
-    """
+    """`write_atomic_folder` without locks: each process writes a folder of its own, and the first takes the place."""
     own = folder.with_name(f"{folder.stem}-{socket.gethostname()}-{os.getpid()}.tokens")
     write_atomic_folder(own, write_files)
-    try:
+    if _damage(folder):
+        discard(put_aside(folder))
+    with suppress(OSError):  # where another process was first
         os.rename(own, folder)
-    except OSError:  # there is one: of another process, which was first, or damaged
-        try:
-            verify_folder(folder)
-        except DamagedFolderError:
-            discard(put_aside(folder))
-            os.rename(own, folder)
     discard(own)
 
 
