@@ -14,7 +14,7 @@ from sst2.utils.errors import UserError, quoted, shortened
 from sst2.utils.text_files import format_of, is_stream, open_text
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 logger = logging.getLogger(__name__)
 
@@ -82,21 +82,28 @@ def text_records(lines: Iterable[str], path: str) -> Iterator[Record]:
 
 
 def dataset_records(dataset: "Dataset", name: str, labels_required: bool, columns: Columns) -> Iterator[Record]:
-    """The rows of one split of a `datasets.Dataset`. Classes that have names there go by these.
+    """The rows of one split of a `datasets.Dataset`.
 
     Raises:
         UserError: a column is missing.
     """
-    _require_columns(dataset.column_names, name, labels_required, columns)
-    _note_missing_label(dataset.column_names, name, columns)
-    present = [column for column in (columns.sentence, columns.label) if column in dataset.column_names]
-    names = getattr(dataset.features.get(columns.label), "names", None)
+    present = _columns_to_read(dataset.column_names, name, labels_required, columns)
+    yield from _arrow_records(dataset.select_columns(present).iter(READ_BATCH), name, dataset.features, columns)
+
+
+def _arrow_records(
+    batches: Iterable[dict[str, list[Any]]], source: str, features: "Features", columns: Columns
+) -> Iterator[Record]:
+    """Classes that have names in the source go by these; a number that no class has stays a number."""
+    label_column = columns.label or ""
+    names = getattr(features.get(label_column), "names", [])
     row = 0
-    for batch in dataset.select_columns(present).iter(READ_BATCH):
-        labels = batch.get(columns.label, [None] * len(batch[columns.sentence]))
-        for sentence, label in zip(batch[columns.sentence], labels, strict=True):
+    for batch in batches:
+        sentences = batch[columns.sentence]
+        for sentence, label in zip(sentences, batch.get(label_column, [None] * len(sentences)), strict=True):
             row += 1
-            yield Record(f"{name} row {row}", sentence, _name_of_class(label, names))
+            is_named = isinstance(label, int) and 0 <= label < len(names)
+            yield Record(f"{source} row {row}", sentence, names[label] if is_named else label)
 
 
 def _format_of_pipe(path: str, line: str, columns: Columns, may_be_text: bool) -> str:
@@ -120,14 +127,19 @@ def _format_of_pipe(path: str, line: str, columns: Columns, may_be_text: bool) -
     return ".txt"
 
 
-def _name_of_class(label: Any, names: Any) -> Any:
-    """What a number stands for, where the source says so; else, and for no label, the label itself."""
-    is_named = names is not None and isinstance(label, int) and 0 <= label < len(names)
-    return names[label] if is_named else label
+def _columns_to_read(present: list[str], source: str, labels_required: bool, columns: Columns) -> list[str]:
+    """Raises UserError: one is missing. Warns where a column under another name may hold the labels."""
+    _require_columns(present, source, labels_required, columns)
+    others = [name for name in present if name != columns.sentence and name.lower() not in ROW_NUMBERS]
+    if columns.label is not None and columns.label not in present and others:
+        logger.warning(
+            "%s has no column %r, only %s: its sentences are predicted and not scored; --label_column names another",
+            *(source, columns.label, shortened(", ".join(map(repr, present)))),
+        )
+    return [name for name in (columns.sentence, columns.label) if name in present]
 
 
-def _require_columns(present: Iterable[str], source: str, labels_required: bool, columns: Columns) -> None:
-    present = list(present)
+def _require_columns(present: list[str], source: str, labels_required: bool, columns: Columns) -> None:
     wanted = {"sentence": columns.sentence} | ({"label": columns.label} if columns.label is not None else {})
     if not present:
         raise UserError(
@@ -144,16 +156,6 @@ def _require_columns(present: Iterable[str], source: str, labels_required: bool,
             )
 
 
-def _note_missing_label(present: Iterable[str], source: str, columns: Columns) -> None:
-    """Say that nothing is scored, where a column under another name may hold the labels."""
-    others = [name for name in present if name != columns.sentence and name.lower() not in ROW_NUMBERS]
-    if columns.label is not None and columns.label not in present and others:
-        logger.warning(
-            "%s has no column %r, only %s: its sentences are predicted and not scored; --label_column names another",
-            *(source, columns.label, shortened(", ".join(map(repr, present)))),
-        )
-
-
 def _csv_records(
     lines: Iterable[str], path: str, tabs: bool, labels_required: bool, columns: Columns
 ) -> Iterator[Record]:
@@ -166,8 +168,7 @@ def _csv_records(
         if tabs and f'"{columns.sentence}"' in header:
             raise UserError(f"{path} line 1: {_QUOTED_TABS}")
         _require_header(header, path, "\t" if tabs else ",", columns)
-        _require_columns(header, path, labels_required, columns)
-        _note_missing_label(header, path, columns)
+        _columns_to_read(header, path, labels_required, columns)
         of_row.clear()
         text_of = str if tabs else texts_of(header)
         for fields in rows:
@@ -244,39 +245,24 @@ def _json_records(lines: Iterable[str], path: str, labels_required: bool, column
             raise UserError(f"{place} is not JSON ({error}): give one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f"{place} is not a JSON object: give one object a line")
-        _require_columns(row, place, labels_required, columns)
+        _require_columns([*row], place, labels_required, columns)
         if is_first:
-            _note_missing_label(row, path, columns)
+            _columns_to_read([*row], path, labels_required, columns)
         is_first = False
         yield Record(place, row[columns.sentence], row.get(columns.label or ""))
 
 
 def _parquet_records(path: str, labels_required: bool, columns: Columns) -> Iterator[Record]:
-    import pyarrow
     import pyarrow.parquet
+    from datasets import Features
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            _require_columns(schema.names, path, labels_required, columns)
-            _note_missing_label(schema.names, path, columns)
-            present = [name for name in (columns.sentence, columns.label) if name in schema.names]
-            names = _class_names(schema, columns.label)
-            row = 0
-            for batch in file.iter_batches(READ_BATCH, columns=present):
-                values = batch.to_pydict()
-                labels = values.get(columns.label, [None] * len(batch))
-                for sentence, label in zip(values[columns.sentence], labels, strict=True):
-                    row += 1
-                    yield Record(f"{path} row {row}", sentence, _name_of_class(label, names))
-    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+            present = _columns_to_read(schema.names, path, labels_required, columns)
+            batches = (batch.to_pydict() for batch in file.iter_batches(READ_BATCH, columns=present))
+            # with the names of classes, where datasets has written the file
+            features = Features.from_arrow_schema(pyarrow.schema(map(schema.field, present), schema.metadata))
+            yield from _arrow_records(batches, path, features, columns)
+    except (OSError, ValueError) as error:  # pyarrow's, and UTF-8's, are ValueErrors
         raise UserError(f"{path} cannot be read as parquet: {error}") from None
-
-
-def _class_names(schema: Any, column: str | None) -> list[str] | None:
-    """What the numbers of a column stand for, where `datasets` has written the file and knew it."""
-    try:
-        names: list[str] | None = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
-        return names
-    except (LookupError, TypeError, ValueError):
-        return None
