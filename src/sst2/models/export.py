@@ -1,7 +1,6 @@
 """The export: a stock DistilBERT folder with tokenizer and model card, reloaded and compared before it counts."""
 
 import copy
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,8 +27,6 @@ from sst2.utils.errors import DISK_ERRORS, UserError, disk_error, first_line, no
 from sst2.utils.file_system import copy_mode
 from sst2.utils.removal import UNFINISHED, discard, hidden_name, put_aside
 
-logger = logging.getLogger(__name__)
-
 PROBES = 32  # sentences whose logits are compared after reloading
 
 
@@ -40,13 +37,12 @@ def export_model(
     sentences: Sequence[str],
     card: str,
     folder: Path,
-    max_length: int | None = None,
+    max_length: int,
     expected: np.ndarray | None = None,
 ) -> str:
     """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
 
-    One that is the model already is left as it is. Its tokenizer has the length of training as `model_max_length`,
-    which programs cut to unless told otherwise.
+    One that is the model already is left as it is.
 
     Args:
         config: of the trained model.
@@ -55,7 +51,7 @@ def export_model(
         sentences: some texts; the first `PROBES` of them are classified before and after reloading.
         card: the model card, markdown.
         folder: to write.
-        max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
+        max_length: tokens that sentences were cut to in training, to which programs cut by `model_max_length` as well.
         expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
 
     Returns:
@@ -64,64 +60,42 @@ def export_model(
     Raises:
         RuntimeError: the reloaded model gives other logits.
     """
-    logger.info("exporting the model to %s", folder)
+    stock = stock_classifier(config, weights)
+    tokenizer = copy.deepcopy(tokenizer)  # its use would leave padding in it
+    tokenizer.model_max_length = max_length
     unfinished = hidden_name(folder, UNFINISHED)
-    compare = _write(config, weights, tokenizer, sentences, card, unfinished, max_length, expected)
-    if _has_same_weights(folder, unfinished) and _succeeds(partial(compare, folder)):
+    stock.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    copy_mode(unfinished / WEIGHTS, like=unfinished / "config.json")
+    # the name of a file of data may hold bytes that are no UTF-8
+    (unfinished / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+    compare = partial(_compare, stock, tokenizer, sentences[:PROBES], max_length, expected)
+    compare(unfinished)
+    digest: str = describe_file(unfinished / WEIGHTS)["sha256"]
+    if _is_exported(folder, digest, compare):
         discard(unfinished)  # what its user has added, or written into the card, stays
     else:
         if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
             discard(put_aside(onnx))
         commit(unfinished, folder)
-    digest: str = describe_file(folder / WEIGHTS)["sha256"]
     return digest
 
 
-def _write(
-    config: DistilBertConfig,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    card: str,
-    folder: Path,
-    max_length: int | None,
-    expected: np.ndarray | None,
-) -> Callable[[Path], None]:
-    """Write a new folder and compare it with the model. Returns a function that compares another folder likewise."""
-    stock = stock_classifier(config, weights)
-    tokenizer = copy.deepcopy(tokenizer)  # its use would leave padding in it
-    tokenizer.model_max_length = max_length or tokenizer.model_max_length
-    stock.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    copy_mode(folder / WEIGHTS, like=folder / "config.json")
-    # the name of a file of data may hold bytes that are no UTF-8
-    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-    compare = partial(_compare, stock, tokenizer, sentences[:PROBES], max_length, expected)
-    compare(folder)
-    return compare
-
-
-def _has_same_weights(folder: Path, other: Path) -> bool:
-    return (folder / WEIGHTS).is_file() and describe_file(folder / WEIGHTS) == describe_file(other / WEIGHTS)
-
-
-def _succeeds(work: Callable[[], object]) -> bool:
+def _is_exported(folder: Path, digest: str, compare: Callable[[Path], None]) -> bool:
+    """Whether the folder has these weights, by their SHA-256, and gives their logits."""
     try:
-        work()
+        is_same: bool = describe_file(folder / WEIGHTS)["sha256"] == digest
+        if is_same:
+            compare(folder)
     except Exception:  # whatever a library says of a damaged file
         return False
-    return True
+    return is_same
 
 
 def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Export a tiny model with this tokenizer, reload it and write its card, so that no training is lost to the end.
 
     It draws from torch's random state.
-
-    Args:
-        settings: of the run.
-        config: of the model that will be exported.
-        tokenizer: of the run.
 
     Raises:
         UserError: the export would fail.
@@ -139,7 +113,7 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
     try:
         with temporary as folder:
             card = model_card(settings, metrics, 0)
-            _write(config, weights, tokenizer, texts, card, Path(folder) / "model", settings.max_length, None)
+            export_model(config, weights, tokenizer, texts, card, Path(folder) / "model", settings.max_length)
     except Exception as error:  # of libraries that have their own
         disk = disk_error(error)
         if disk is not None and disk.errno in DISK_ERRORS:
@@ -162,7 +136,7 @@ def _compare(
     model: DistilBertForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[str],
-    max_length: int | None,
+    max_length: int,
     expected: np.ndarray | None,
     folder: Path,
 ) -> None:
@@ -183,7 +157,7 @@ def _require_close(one: torch.Tensor, other: torch.Tensor, tolerance: float, mes
 
 
 @torch.inference_mode()
-def _logits(model: Any, tokenizer: Any, sentences: Sequence[str], max_length: int | None) -> torch.Tensor:
+def _logits(model: Any, tokenizer: Any, sentences: Sequence[str], max_length: int) -> torch.Tensor:
     model.eval()
     inputs = tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
     logits: torch.Tensor = model(**inputs).logits

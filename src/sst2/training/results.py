@@ -40,6 +40,7 @@ def write_results(
     settings, run, splits = trainer.settings, trainer.run, trainer.splits
     split = trainer.reported_split
     metrics = _final_metrics(trainer, evaluations, step, selected)
+    logger.info("exporting the model to %s", run.model)
     metrics["model_sha256"] = export_model(
         config=trainer.model_config,
         weights=weights,
