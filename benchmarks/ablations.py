@@ -49,10 +49,16 @@ def without_grids() -> None:
 
 def without_copied_gradients() -> None:
     """Gradients of tokens in a grid are added up by indexing."""
+    import torch
+
     from sst2.models import attention
 
-    put(attention.PadInput, "apply", lambda tensor, tokens, _: tensor[tokens])
-    put(attention.UnpadInput, "apply", lambda places, unpad_index: places.flatten(0, 1)[unpad_index])
+    def pad_input(tensor: torch.Tensor, grid: Any) -> torch.Tensor:
+        token_of_place = (grid.is_token.flatten().cumsum(0) - 1).clamp(min=0).view(grid.is_token.shape)
+        return tensor[token_of_place]
+
+    put(attention, "pad_input", pad_input)
+    put(attention, "unpad_input", lambda places, grid: places.flatten(0, 1)[grid.unpad_index])
 
 
 def without_few_shapes() -> None:

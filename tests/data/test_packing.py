@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from sst2.checkpoints.host_copy import HostCopy
 from sst2.data.collation import Batch
 from sst2.data.packing import GRID_PLACES, GRID_SENTENCES, Pack
+from sst2.models.attention import pad_input, unpad_input
 
 LENGTHS = np.array([1, 2, 2, 3, 5, 8, 8, 9, 9, 12, 30])
 
@@ -28,20 +29,20 @@ def test_grids_hold_every_token_once_in_its_place() -> None:
     parts = tokens.split([len(grid.unpad_index) for grid in pack.grids])
     found, sentence = [], 0
     for grid, own in zip(pack.grids, parts, strict=True):
-        places = own[grid.tokens]
+        places = pad_input(own, grid)
         for row, is_token in zip(places, grid.is_token, strict=True):
             assert row[is_token].tolist() == tokens.split(LENGTHS.tolist())[sentence].tolist()
             assert is_token.tolist() == [True] * int(is_token.sum()) + [False] * int((~is_token).sum())
             sentence += 1
-        found += places.flatten()[grid.unpad_index].tolist()
+        found += unpad_input(places, grid).tolist()
     assert found == tokens.tolist()
 
 
 def test_grids_have_few_shapes() -> None:
     grids = Pack.of(LENGTHS).grids
-    assert [len(grid.tokens) for grid in grids] == [GRID_SENTENCES, len(LENGTHS) - GRID_SENTENCES]
-    assert [grid.tokens.shape[1] for grid in grids] == [16, 32]
-    assert all(grid.tokens.shape[1] % GRID_PLACES == 0 for grid in grids)
+    assert [len(grid.is_token) for grid in grids] == [GRID_SENTENCES, len(LENGTHS) - GRID_SENTENCES]
+    assert [grid.is_token.shape[1] for grid in grids] == [16, 32]
+    assert all(grid.is_token.shape[1] % GRID_PLACES == 0 for grid in grids)
 
 
 class WithoutThatDevice(TorchFunctionMode):

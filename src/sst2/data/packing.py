@@ -27,18 +27,16 @@ class Grid:
     """Some sentences of a packed batch that lie beside each other, seen as a padded batch of their own.
 
     Attributes:
-        tokens: (sentences, longest) int64, which of the grid's tokens is at each place; 0 where there is none.
-        is_token: (sentences, longest) bool, where there is one.
+        is_token: (sentences, longest) bool, where there is a token.
         unpad_index: (tokens,) int64, the place of each token in the flattened grid.
     """
 
-    tokens: torch.Tensor
     is_token: torch.Tensor
     unpad_index: torch.Tensor
 
     def to(self, device: torch.device) -> "Grid":
         """Copy the grid to a device."""
-        return Grid(*(send(part, device) for part in (self.tokens, self.is_token, self.unpad_index)))
+        return Grid(send(self.is_token, device), send(self.unpad_index, device))
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,5 @@ class Pack:
 
 
 def _grid(lengths: np.ndarray) -> Grid:
-    starts, columns = np.cumsum(lengths) - lengths, np.arange(-(-lengths.max() // GRID_PLACES) * GRID_PLACES)
-    is_token = columns < lengths[:, None]
-    return Grid(
-        tokens=torch.from_numpy(np.where(is_token, starts[:, None] + columns, 0)),
-        is_token=torch.from_numpy(is_token),
-        unpad_index=torch.from_numpy(np.flatnonzero(is_token)),
-    )
+    is_token = np.arange(-(-lengths.max() // GRID_PLACES) * GRID_PLACES) < lengths[:, None]
+    return Grid(torch.from_numpy(is_token), torch.from_numpy(np.flatnonzero(is_token)))

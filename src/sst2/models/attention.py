@@ -6,12 +6,11 @@ Both are exact: a token sees the tokens of its own sentence, all of them and no 
 import logging
 import math
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from sst2.data.packing import Pack
+from sst2.data.packing import Grid, Pack
 from sst2.models.dropout import dropout
 
 logger = logging.getLogger(__name__)
@@ -48,13 +47,13 @@ def in_grids(
     sizes = [len(grid.unpad_index) for grid in pack.grids]
     spare = [len(key) - pack.num_tokens]
     parts = (tensor.split(sizes + spare) for tensor in (key, value))
-    queries = query.split([len(grid.tokens) for grid in pack.grids] if one_each else sizes + spare)
+    queries = query.split([len(grid.is_token) for grid in pack.grids] if one_each else sizes + spare)
     mixed = []
     for grid, own, *pair in zip(pack.grids, queries, *parts, strict=False):
-        keys, values = (PadInput.apply(tensor, grid.tokens, grid.unpad_index).transpose(1, 2) for tensor in pair)
-        asked = (own[:, None] if one_each else PadInput.apply(own, grid.tokens, grid.unpad_index)).transpose(1, 2)
+        keys, values = (pad_input(tensor, grid).transpose(1, 2) for tensor in pair)
+        asked = (own[:, None] if one_each else pad_input(own, grid)).transpose(1, 2)
         got = _attend_padded(asked, keys, values, grid.is_token[:, None, None], probability, scaling).transpose(1, 2)
-        mixed.append(got.flatten(0, 1) if one_each else UnpadInput.apply(got, grid.unpad_index))
+        mixed.append(got.flatten(0, 1) if one_each else unpad_input(got, grid))
     if not one_each:
         mixed.append(torch.zeros_like(queries[-1]))
     return torch.cat(mixed)
@@ -136,58 +135,17 @@ def _attend_padded(
     return torch.matmul(weights, value)
 
 
-class PadInput(torch.autograd.Function):
-    """Tokens to the places of a grid. The gradient comes back by copying as well: each token has one place.
+def pad_input(tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Copy tokens, (tokens, ...), to their places in a grid, (sentences, longest, ...), which is 0 elsewhere.
 
-    Indexing alone would add up gradients, element by element, since it cannot know that.
+    Here and back again, gradients are copied as well. Indexing by token would add them up, element by element, since it
+    cannot know that each token has one place.
     """
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, tokens: torch.Tensor, unpad_index: torch.Tensor) -> torch.Tensor:
-        """Copy tokens to the places of a grid.
-
-        Args:
-            ctx: of autograd.
-            tensor: (tokens, ...).
-            tokens: (sentences, longest) int64, which token comes to each place.
-            unpad_index: (tokens of the grid,) int64, the place of each token.
-
-        Returns:
-            (sentences, longest, ...).
-        """
-        ctx.save_for_backward(unpad_index)
-        return tensor[tokens]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Copy the gradient back from the places of the tokens."""
-        (unpad_index,) = ctx.saved_tensors
-        return gradients[0].flatten(0, 1)[unpad_index], None, None
+    rest = tensor.shape[1:]
+    places = tensor.new_zeros((grid.is_token.numel(), *rest)).index_copy(0, grid.unpad_index, tensor)
+    return places.view(*grid.is_token.shape, *rest)
 
 
-class UnpadInput(torch.autograd.Function):
-    """Tokens back from the places of a grid, its inverse. Places without a token have no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, places: torch.Tensor, unpad_index: torch.Tensor) -> torch.Tensor:
-        """Copy the tokens of a grid out of their places.
-
-        Args:
-            ctx: of autograd.
-            places: (sentences, longest, ...).
-            unpad_index: (tokens of the grid,) int64, the place of each token.
-
-        Returns:
-            (tokens of the grid, ...).
-        """
-        ctx.save_for_backward(unpad_index)
-        ctx.shape = places.shape
-        return places.flatten(0, 1)[unpad_index]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Copy the gradient to the places of the tokens; the others get 0."""
-        (unpad_index,) = ctx.saved_tensors
-        spread = gradients[0].new_zeros(ctx.shape)
-        spread.flatten(0, 1)[unpad_index] = gradients[0]
-        return spread, None
+def unpad_input(places: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Copy the tokens of a grid out of their places: the inverse."""
+    return places.flatten(0, 1).index_select(0, grid.unpad_index)
