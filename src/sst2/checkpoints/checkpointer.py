@@ -41,7 +41,7 @@ from sst2.checkpoints.folders import (
 )
 from sst2.checkpoints.host_copy import HostCopy
 from sst2.checkpoints.random_states import random_state, restore_random_state
-from sst2.checkpoints.rescue import save_or_rescue
+from sst2.checkpoints.rescue import WriteFiles, save_or_rescue
 from sst2.checkpoints.resume_compatibility import refuse_another_length, refuse_another_run
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
@@ -138,7 +138,13 @@ class Checkpointer:
         weights, training = self._host_copy(state_to_copy)
         training |= {"schedule": self._schedule.state_dict(), "random_states": random_states}
         pause = time.perf_counter() - started
-        arguments = (replace(state), weights, training, content, started, pause)
+
+        def write_files(folder: Path) -> None:
+            write_checkpoint(folder, weights, training, content)
+            if self._base:
+                self._base.save(folder)
+
+        arguments = (self._saved, write_files, started, pause)
         self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint writer")
         self._writer.start()
 
@@ -269,11 +275,8 @@ class Checkpointer:
             raise damaged(place, error) from None
         now = world_size, torch.get_num_threads()
         if before != now:
-            logger.info(
-                "saved by %d x %d threads, resumed by %d x %d (processes x threads): the last bits differ",
-                *before,
-                *now,
-            )
+            message = "saved by %d x %d threads, resumed by %d x %d (processes x threads): the last bits differ"
+            logger.info(message, *before, *now)
         self._saved = replace(state)
         logger.info("resuming from %s", place)
         return state
@@ -288,33 +291,19 @@ class Checkpointer:
                 f"{revision} to go on, or start a new run in another --output_dir"
             )
 
-    def _write(
-        self,
-        state: TrainingState,
-        weights: dict[str, torch.Tensor],
-        training: dict[str, Any],
-        content: dict[str, Any],
-        started: float,
-        pause: float,
-    ) -> None:
-        place = self.folder / checkpoint_name(state.step)
-
-        def write_files(folder: Path) -> None:
-            write_checkpoint(folder, weights, training, content)
-            if self._base:
-                self._base.save(folder)
-
+    def _write(self, state: TrainingState, write_files: WriteFiles, started: float, pause: float) -> None:
+        place, best = self.folder / checkpoint_name(state.step), None
+        if self._settings.load_best_model_at_end and state.best_step is not None:
+            best = self.folder / checkpoint_name(state.best_step)
         try:
-            exported = self._settings.load_best_model_at_end and state.best_step is not None
-            best = self.folder / checkpoint_name(state.best_step or 0) if exported else None
             save_or_rescue(place, write_files, best)
             rotate(self.folder, place, self._settings.checkpoints_total_limit, state.best_step)
         except Exception as error:  # whatever it is, the main thread must learn of it
             self._failure = error
             return
-        times = SavedTimes(state.step, pause, time.perf_counter() - started)
-        self._times.append(times)
-        logger.info("%s: training paused %.3f s, written after %.3f s", place.name, times.pause, times.total)
+        total = time.perf_counter() - started
+        self._times.append(SavedTimes(state.step, pause, total))
+        logger.info("%s: training paused %.3f s, written after %.3f s", place.name, pause, total)
 
 
 def load_weights(place: Path, strategy: Strategy) -> None:

@@ -139,21 +139,17 @@ def recover(folder: Path) -> None:
         place = folder / replaced.name[1 : 1 + len(checkpoint_name(0))]
         if place.exists():
             _discard(replaced)
-        else:
-            _bring_back(replaced, place)
+            continue
+        try:
+            os.rename(replaced, place)
+        except OSError as error:
+            logger.warning("%s cannot be renamed to %s (%s)", replaced, place.name, error.strerror)
     for leftover in (*_leftovers(folder, UNFINISHED), *_leftovers(folder, REMOVED)):
         _discard(leftover)
 
 
 def _leftovers(folder: Path, suffix: str) -> list[Path]:
     return sorted(path for path in folder.glob(f".step-*.{suffix}") if _NAME.search(path.name))
-
-
-def _bring_back(replaced: Path, place: Path) -> None:
-    try:
-        os.rename(replaced, place)
-    except OSError as error:
-        logger.warning("%s cannot be renamed to %s (%s)", replaced, place.name, error.strerror)
 
 
 def _remove(place: Path) -> None:

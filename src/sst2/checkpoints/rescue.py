@@ -1,14 +1,11 @@
 """A checkpoint that its disk does not take: it is tried again, and then written somewhere else and named."""
 
-import errno
 import logging
-import os
 import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +24,7 @@ class SaveError(Exception):
 
 
 def save_or_rescue(place: Path, write_files: WriteFiles, best: Path | None = None) -> None:
-    """Write a atomic folder. Network disks have their moments: a failure is tried again after a while.
+    """Write an atomic folder. Network disks have their moments: a failure is tried again after a while.
 
     Args:
         place: of the checkpoint, in a folder of its run's folder, which must be there.
@@ -38,36 +35,29 @@ def save_or_rescue(place: Path, write_files: WriteFiles, best: Path | None = Non
     Raises:
         SaveError: all tries have failed. What was at `place` before is still there.
     """
-    for pause in SECONDS_BEFORE_RETRIES:
+    for pause in (*SECONDS_BEFORE_RETRIES, None):
         try:
-            return _save(place, write_files)
+            place.parent.parent.stat()  # a run's folder that is gone is not made anew, with nothing else of a run in it
+            write_atomic_folder(place, write_files)
+            return
         except Exception as error:
+            if pause is None:
+                raise SaveError(_rescue(place, error, write_files, best)) from error
             logger.warning("%s could not be written (%s): trying again in %g s", place.name, error, pause)
             time.sleep(pause)
-    try:
-        return _save(place, write_files)
-    except Exception as error:
-        raise _failure(place, error, write_files, best) from error
 
 
-def _save(place: Path, write_files: WriteFiles) -> None:
-    run_dir = place.parent.parent
-    if not run_dir.is_dir():  # removed meanwhile: a new one would hold a checkpoint and nothing else of a run
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(run_dir))
-    write_atomic_folder(place, write_files)
-
-
-def _failure(place: Path, error: Exception, write_files: WriteFiles, best: Path | None) -> SaveError:
+def _rescue(place: Path, error: Exception, write_files: WriteFiles, best: Path | None) -> str:
+    """Write the checkpoint somewhere else, and the best one beside it. Returns what to tell the user."""
     message = f"checkpoint {place} could not be written ({error}): make room or name another --output_dir"
-    rescued = _rescue(place.name, write_files)
-    if rescued:
+    if rescued := _write_to_temporary(place.name, write_files):
         message += (
             f"; it is saved in {rescued} on {socket.gethostname()} instead: --resume_from_checkpoint with that folder, "
             "and another --output_dir, goes on from there"
         )
         if best is not None and best != place and not _copy_beside(rescued, best):
             message += f", with the best model so far if you copy {best} beside it before"
-    return SaveError(message)
+    return message
 
 
 def _copy_beside(rescued: Path, best: Path) -> bool:
@@ -80,7 +70,7 @@ def _copy_beside(rescued: Path, best: Path) -> bool:
         return False
 
 
-def _rescue(name: str, write_files: WriteFiles) -> Path | None:
+def _write_to_temporary(name: str, write_files: WriteFiles) -> Path | None:
     """Write to a new folder in the host's own temporary one, $TMPDIR. Returns where, or None."""
     folder = None
     try:
@@ -90,6 +80,5 @@ def _rescue(name: str, write_files: WriteFiles) -> Path | None:
     except Exception as error:
         logger.warning("nor can it be written to %s (%s)", folder or "a temporary folder", error)
         if folder:
-            with suppress(OSError):
-                shutil.rmtree(folder)
-    return None
+            shutil.rmtree(folder, ignore_errors=True)
+        return None

@@ -37,13 +37,17 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
         UserError: it cannot be had, the checkpoint is no DistilBERT, or the model does not fit the tokenizer or
             `--max_length`.
     """
-    name, revision = settings.model_name_or_path, settings.model_revision
+    name = settings.model_name_or_path
     if name == SAMPLE:
-        own = sample_tokenizer()
-        _check_fit(settings, sample_config(len(own)), own)
-        return own
-    config, tokenizer = _read_tokenizer("--model_name_or_path", name, revision)
-    _check_fit(settings, config, tokenizer)
+        tokenizer: PreTrainedTokenizerBase = sample_tokenizer()
+        config = sample_config(len(tokenizer))
+    else:
+        config, tokenizer = _read_tokenizer("--model_name_or_path", name, settings.model_revision)
+    if settings.max_length > config.max_position_embeddings:
+        raise UserError(
+            f"--max_length {settings.max_length} is more than the {config.max_position_embeddings} positions of {name}"
+        )
+    _check_vocabulary("--model_name_or_path", name, config, tokenizer)
     return tokenizer
 
 
@@ -222,15 +226,6 @@ def _require_own_safetensors(flag: str, name: str, revision: str) -> None:
     for file in json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values():
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise UserError(f"{flag} {name}: {SAFE_WEIGHTS_INDEX_NAME} names {file}: no safetensors file beside it")
-
-
-def _check_fit(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    name = settings.model_name_or_path
-    if settings.max_length > config.max_position_embeddings:
-        raise UserError(
-            f"--max_length {settings.max_length} is more than the {config.max_position_embeddings} positions of {name}"
-        )
-    _check_vocabulary("--model_name_or_path", name, config, tokenizer)
 
 
 def _check_vocabulary(flag: str, name: str, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
