@@ -50,11 +50,7 @@ class BaseModel:
     def of(cls, model: PackedClassifier, tokenizer: PreTrainedTokenizerBase, place: Path | None) -> "BaseModel":
         """Describe a model that a strategy has not spread yet.
 
-        Args:
-            model: has its weights whole.
-            tokenizer: of the model.
-            place: what stands for it, of `checkpoint_for_base_model`; None where it was read itself. An export has no
-                fingerprint.
+        In its `place` may stand what `checkpoint_for_base_model` has found, of which an export has no fingerprint.
         """
         if place is not None:
             fingerprint = _state(place)[FINGERPRINT] if (place / STATE).exists() else {}

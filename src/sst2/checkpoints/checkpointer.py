@@ -114,9 +114,7 @@ class Checkpointer:
 
         Returns after the copy. Whether it could be written shows in `has_failed`, at the latest after `wait`.
 
-        Args:
-            state: counters and figures of the run, as they are saved.
-            started: by `time.perf_counter`, when training began to stand still; now, if None.
+        By `time.perf_counter`, training has stood still since `started`, or since now.
         """
         if state == self._saved:
             return
@@ -154,11 +152,7 @@ class Checkpointer:
             self._writer.join()
 
     def give_up(self, seconds: float) -> None:
-        """Wait no longer for the save that is being written: its disk does not answer.
-
-        Args:
-            seconds: for which it was waited for.
-        """
+        """Wait no longer for the save that is being written: its disk has not answered for so many seconds."""
         if self._writer is not None and self._saved is not None:
             place = self.folder / checkpoint_name(self._saved.step)
             self._failure = TimeoutError(f"checkpoint {place} is not on disk after {seconds:.0f} s: see to that disk")
@@ -189,10 +183,8 @@ class Checkpointer:
     def bytes_to_write(self, place: Path | None, state: TrainingState) -> int:
         """Room that this start needs beside the checkpoints that are there: for those to come, and the export.
 
-        Args:
-            place: the checkpoint that the run resumes from, if any. One of another run, and the best beside it, are
-                copied, and count among those to keep.
-            state: what was in it.
+        If `place`, the checkpoint of `state` that the run resumes from, is another run's, it and the best one beside it
+        are copied, and count among those to keep.
         """
         settings = self._settings
         kept = 1
@@ -200,16 +192,15 @@ class Checkpointer:
             kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
         weights = self._base.num_bytes if self._base else 0
         checkpoint = 3 * weights  # AdamW has two moments
-        adopted = checkpoints_to_import(place, self.folder, state.step, state.best_step).values()
-        copies = [folder_bytes(source) for source in adopted if source.is_dir()]
+        imported = checkpoints_to_import(place, self.folder, state.step, state.best_step).values()
+        copies = [folder_bytes(source) for source in imported if source.is_dir()]
         there = len(list_checkpoints(self.folder)) + len(copies)
         return weights + sum(copies) + max(1, kept - there) * checkpoint
 
     def find(self, requested: str | None) -> Path | None:
         """The whole checkpoint to resume from; None to start from the beginning. For the main process.
 
-        Args:
-            requested: a checkpoint's folder, `auto` for the run's newest, or None.
+        What is `requested` is a checkpoint's folder, `auto` for the run's newest, or None.
 
         Raises:
             UserError: there is none that is whole.
@@ -239,10 +230,7 @@ class Checkpointer:
         return place
 
     def load(self, place: Path) -> TrainingState:
-        """Bring everything back to where it was when it was saved. All ranks call it, one reads the files.
-
-        Args:
-            place: a checkpoint that `find` has verified.
+        """Bring everything back to where it was in a checkpoint of `find`. All ranks call it, one reads the files.
 
         Raises:
             UserError: it comes from a run with other settings, data or base model, or does not fit the model.

@@ -30,14 +30,7 @@ UNREADABLE += (AttributeError, pickle.PickleError, SafetensorError)
 def write_checkpoint(
     folder: Path, weights: dict[str, torch.Tensor], training: dict[str, Any], content: dict[str, Any]
 ) -> None:
-    """Write the three files.
-
-    Args:
-        folder: exists, and is empty.
-        weights: by name, float32, on the CPU.
-        training: tensors, numbers and strings in dicts and lists.
-        content: what JSON can hold.
-    """
+    """Write the three files into an empty folder: weights in float32, training of what `weights_only=True` reads."""
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     _save_training(training, folder / TRAINING)
     (folder / STATE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -84,9 +77,7 @@ def _save_training(training: dict[str, Any], file: Path) -> None:
 def require_moments_of_the_weights(optimizer: dict[str, Any], shapes: list[torch.Size]) -> None:
     """Raises ValueError: AdamW's fused kernel would read beyond the end of moments that are smaller than the weights.
 
-    Args:
-        optimizer: state of AdamW, as its `state_dict` has it.
-        shapes: of the weights, in the order of the optimizer's parameter groups.
+    The shapes are of the weights, in the order of the optimizer's parameter groups.
     """
     for index, state in optimizer["state"].items():
         for name, shape in (("exp_avg", shapes[index]), ("exp_avg_sq", shapes[index]), ("step", torch.Size())):

@@ -49,7 +49,7 @@ def import_checkpoints(place: Path | None, folder: Path, step: int, best_step: i
         place: the checkpoint that the run resumes from, of any name; None, or one of the run's own, is nothing to copy.
         folder: of this run's checkpoints.
         step: after which it was saved.
-        best_step: that of the best model so far.
+        best_step: of the best model so far.
     """
     sources = checkpoints_to_import(place, folder, step, best_step)
     if place is None or not sources:

@@ -9,10 +9,7 @@ from sst2.utils.errors import UserError
 def require_free_space(run_dir: Path, folder: Path, num_bytes: int) -> None:
     """Stop before training when the disk cannot take what the run will write.
 
-    Args:
-        run_dir: of the run, for the message.
-        folder: where most of it goes, perhaps by a link to another disk; it need not be there yet.
-        num_bytes: that the run will write.
+    Most of it goes to `folder`, perhaps by a link to another disk, which need not be there yet.
 
     Raises:
         UserError: less than `num_bytes` are free.

@@ -25,14 +25,8 @@ def restore_random_state(
 ) -> None:
     """Continue to draw where the states of all ranks were saved.
 
-    Args:
-        states: one per rank of the job that saved them. Where now another number of processes goes on, there is no
-            state to continue, and each rank begins a sequence of its own, drawn from the other arguments.
-        device: on which this rank draws.
-        rank: of this process, among all.
-        world_size: number of processes that go on.
-        seed: of the run.
-        step: the step after which the states were saved.
+    Where now another number of processes goes on, there is no state to continue, and each rank begins a sequence of its
+    own, drawn from seed, step, rank and world size.
     """
     if len(states) != world_size:
         set_seed(int(np.random.SeedSequence([seed, step, rank, world_size]).generate_state(1)[0]))

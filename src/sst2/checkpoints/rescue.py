@@ -29,8 +29,7 @@ def save_or_rescue(place: Path, write_files: WriteFiles, best: Path | None = Non
     Args:
         place: of the checkpoint, in a folder of its run's folder, which must be there.
         write_files: writes all files into the folder that it is given; may be called again.
-        best: the checkpoint that the run will export, if it is another one: where this one is written somewhere else,
-            that is copied beside it.
+        best: the checkpoint that the run will export; where `place` is written somewhere else, it is copied beside it.
 
     Raises:
         SaveError: all tries have failed. What was at `place` before is still there.

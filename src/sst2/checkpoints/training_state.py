@@ -39,10 +39,7 @@ class TrainingState:
     def count_step(self, sentences: int, tokens: int, busiest_tokens: int) -> None:
         """Count one optimizer step, by what is known of it beforehand. All figures are over all ranks.
 
-        Args:
-            sentences: of the step.
-            tokens: of these sentences.
-            busiest_tokens: tokens that there would be if each rank had as many as the one with the most.
+        There would be `busiest_tokens` if each rank had as many as the one with the most.
         """
         self.step += 1
         self.logged_steps += 1

@@ -33,19 +33,14 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over the training sentences."""
-        return steps_per_epoch(self.num_sentences, self.global_batch_size)
+        """Optimizer steps in one pass over the training sentences; the last one may have fewer of them."""
+        return math.ceil(self.num_sentences / self.global_batch_size)
 
     def indices(self, step: int) -> np.ndarray:
         """Indices of the sentences of optimizer step `step`, counted from 0: (sentences,) int64."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
         return epoch_order(self.num_sentences, self.seed, epoch)[start : start + self.global_batch_size]
-
-
-def steps_per_epoch(num_sentences: int, global_batch_size: int) -> int:
-    """Optimizer steps in one pass over the sentences; the last one may have fewer of them."""
-    return math.ceil(num_sentences / global_batch_size)
 
 
 @lru_cache(maxsize=1)  # every step of an epoch asks for it
@@ -65,10 +60,7 @@ def split_by_tokens(indices: np.ndarray, lengths: np.ndarray, world_size: int) -
     Args:
         indices: (sentences,) of the step's sentences in their split.
         lengths: (sentences,) tokens of each.
-        world_size: number of devices.
-
-    Returns:
-        Indices for each device; none for the last ones, if there are fewer sentences than devices.
+        world_size: number of devices. The last ones get none, if there are fewer sentences than devices.
     """
     order = np.argsort(lengths, kind="stable")
     by_length, lengths = indices[order], lengths[order]
@@ -89,13 +81,9 @@ def micro_batch_indices(shards: list[np.ndarray], rank: int, micro_batch_size: i
     Every device makes as many, since they meet in collective operations; where the sentences do not go round, one is
     repeated with weight 0, which leaves loss and gradient alone.
 
-    Args:
-        shards: what `split_by_tokens` gave to each device.
-        rank: of the device.
-        micro_batch_size: sentences in one forward pass of one device, at most.
-
     Returns:
-        Pairs of indices (at least one) and the weight of each sentence in that micro-batch, 1.0 or 0.0.
+        Pairs of indices, of one sentence at least and `micro_batch_size` at most, and the weight of each sentence in
+        that micro-batch, 1.0 or 0.0.
     """
     count = math.ceil(max(map(len, shards)) / micro_batch_size)
     parts = [part for part in np.array_split(shards[rank], count) if len(part)]
@@ -125,7 +113,7 @@ def plan_batches(settings: Settings, num_sentences: int, world_size: int) -> tup
             f"--global_batch_size {batch} takes {needed} forward passes of {per_device} on {world_size} processes, "
             f"not --gradient_accumulation_steps {accumulation}: drop one of the two"
         )
-    total = settings.max_train_steps or math.ceil(settings.num_train_epochs * steps_per_epoch(num_sentences, batch))
+    total = settings.max_train_steps or math.ceil(settings.num_train_epochs * math.ceil(num_sentences / batch))
     warmup = 0 if settings.lr_scheduler_type == "constant" else settings.num_warmup_steps
     if warmup is None:
         warmup = math.ceil(settings.warmup_ratio * total)

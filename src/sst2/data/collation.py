@@ -33,8 +33,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Tokens that the model looks at, padding included."""
-        tokens: int = self.inputs["input_ids"].numel()
-        return tokens
+        return int(self.inputs["input_ids"].numel())
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device."""
@@ -56,16 +55,7 @@ MicroBatches = list[tuple[Batch, float]]  # of a step and a rank, with the weigh
 def micro_batches_of(
     split: Split, shards: list[np.ndarray], rank: int, settings: Settings, pad_token_id: int, device: torch.device
 ) -> MicroBatches:
-    """One rank's micro-batches of an optimizer step, on the CPU.
-
-    Args:
-        split: has the sentences.
-        shards: indices of the step's sentences, for each rank.
-        rank: of which the micro-batches are.
-        settings: of the run.
-        pad_token_id: fills the places after the end of a sentence, in padded batches.
-        device: that computes.
-    """
+    """One rank's micro-batches of an optimizer step, on the CPU; `device` is the one that will compute."""
     chosen = micro_batch_indices(shards, rank, max_micro_batch_size(settings, device))
     return [(collate(split, indices, pad_token_id, settings.batching), weight) for indices, weight in chosen]
 
@@ -80,16 +70,7 @@ def collate(split: Split, indices: Sequence[int] | np.ndarray, pad_token_id: int
 
 
 def pad(split: Split, indices: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Sentences padded to the longest of them.
-
-    Args:
-        split: has the token ids.
-        indices: (sentences,) in the split.
-        pad_token_id: fills the places after the end of a sentence.
-
-    Returns:
-        `input_ids` and `attention_mask`: (sentences, longest) int64.
-    """
+    """Sentences padded to the longest of them: `input_ids` and `attention_mask`, (sentences, longest) int64."""
     lengths = split.lengths(indices)
     columns = np.arange(lengths.max())
     attention_mask = columns < lengths[:, None]
@@ -102,15 +83,7 @@ def pad(split: Split, indices: np.ndarray, pad_token_id: int) -> dict[str, torch
 
 
 def pack(split: Split, indices: np.ndarray) -> dict[str, Any]:
-    """Sentences end to end.
-
-    Args:
-        split: has the token ids.
-        indices: (sentences,) in the split.
-
-    Returns:
-        `input_ids` and `position_ids`: (tokens,) int64; `pack`: where the sentences lie.
-    """
+    """Sentences end to end: `input_ids` and `position_ids`, (tokens,) int64; `pack`, where the sentences lie."""
     lengths = split.lengths(indices)
     ends = np.cumsum(lengths)
     starts, sentence = ends - lengths, np.repeat(np.arange(len(indices)), lengths)
@@ -127,13 +100,13 @@ def evaluation_loaders(
     splits: dict[str, Split], settings: Settings, pad_token_id: int, accelerator: Accelerator
 ) -> dict[str, DataLoader[int]]:
     """A loader for every split but `train`, each rank's batches its own."""
-    evaluated = {name: split for name, split in splits.items() if name != "train"}
     size = settings.per_device_eval_batch_size
     if accelerator.device.type == "cpu":
         size = min(size, 64)  # more take memory, and no less time
     return {
         name: accelerator.prepare(evaluation_loader(split, size, pad_token_id, settings.batching))
-        for name, split in evaluated.items()
+        for name, split in splits.items()
+        if name != "train"
     }
 
 

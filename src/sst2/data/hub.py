@@ -46,11 +46,7 @@ class SlowHubError(Exception):
 def reading_from_hub(flag: str, name: str, kind: str, revision: str) -> Iterator[None]:
     """Around code that loads `name` from the hub or a folder: its failures become a `UserError` that names `flag`.
 
-    Args:
-        flag: the flag that gave `name`.
-        name: repository, or a local folder, for which the hub is not asked.
-        kind: `model` or `dataset`.
-        revision: branch, tag or commit.
+    The hub is not asked for a local folder. `kind` is `model` or `dataset`, `revision` a branch, tag or commit.
     """
     if not Path(name).is_dir():
         _find_on_hub(flag, name, kind, revision)
@@ -96,8 +92,7 @@ def answer_in_time(question: Callable[[], _T]) -> _T:
     a byte comes every few seconds is bounded by them.
 
     Raises:
-        TimeoutError: it does not.
-        Exception: what `question` raises.
+        TimeoutError: it does not. What `question` raises comes through.
     """
     answer: Future[_T] = Future()
 

@@ -20,9 +20,6 @@ def mapped_dataset(rows: Iterable[tuple[str, int]]) -> "Dataset":
 
     The file has lost its name when this returns, and is gone with the dataset, however the process ends.
 
-    Args:
-        rows: sentences and labels.
-
     Raises:
         LocalError: no folder for temporary files can be written, or its disk is full.
     """

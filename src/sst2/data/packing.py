@@ -55,12 +55,7 @@ class Pack:
 
     @classmethod
     def of(cls, lengths: np.ndarray, max_seqlen: int = 0) -> "Pack":
-        """Lay sentences end to end.
-
-        Args:
-            lengths: (sentences,) tokens of each.
-            max_seqlen: tokens of the longest sentence, at least; 0 for those of the longest here.
-        """
+        """Lay sentences of these lengths, (sentences,), end to end; `max_seqlen` is raised to the longest."""
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return cls(lengths, torch.from_numpy(ends), max(int(lengths.max()), max_seqlen))
 

@@ -24,10 +24,7 @@ SST2 = Columns()
 def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> "Dataset":
     """Read one csv, tsv, json lines or parquet file.
 
-    Args:
-        path: the file, in a format of `file_records`.
-        labels_required: whether a row without a label is a mistake (training and validation) or not (test).
-        columns: names of its columns and labels.
+    A row without a label is a mistake in training and validation, where `labels_required`, and not in a test.
 
     Returns:
         The columns `sentence` and `label`: 0 negative, 1 positive, -1 unknown.
@@ -41,14 +38,7 @@ def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> "Dat
 
 
 def read_dataset(dataset: "Dataset", name: str, labels_required: bool, columns: Columns = SST2) -> "Dataset":
-    """Check one split of a `datasets.Dataset`; its sentences stay where they are.
-
-    Returns:
-        As `read_file`.
-
-    Raises:
-        UserError: as `read_file`.
-    """
+    """Check one split of a `datasets.Dataset`, as `read_file` does; its sentences stay where they are."""
     checked = _checked(dataset_records(dataset, name, labels_required, columns), labels_required, columns)
     labels = np.fromiter((label for _, label in checked), np.int8)
     sentences = dataset.select_columns([columns.sentence]).rename_columns({columns.sentence: "sentence"})

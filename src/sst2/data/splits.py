@@ -129,18 +129,10 @@ def tokenize(
     stage_dir: str | None = None,
     check_stop: Callable[[], object] = lambda: None,
 ) -> Split:
-    """Tokenise a split, or map the token ids that an earlier start left in the datasets cache.
+    """Tokenise a split, or map the token ids that an earlier start left in `cache_dir`, the datasets cache by default.
 
-    Any number of processes may call this at once: one of them tokenises.
-
-    Args:
-        name: of the split.
-        data: sentences and labels.
-        tokenizer: gives the token ids.
-        max_length: tokens per sentence at most.
-        cache_dir: where token ids are kept; the datasets cache if None.
-        stage_dir: folder of the node's own disk to map a copy in; what is in the cache if None.
-        check_stop: called now and then; what it raises ends the work, or the waiting for a process that does it.
+    Any number of processes may call this at once: one of them tokenises. What `check_stop` raises ends the work, or the
+    waiting for it. With a `stage_dir` on the node's own disk, a copy there is mapped.
 
     Raises:
         UserError: one of the folders cannot be written, or has no room.

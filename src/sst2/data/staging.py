@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+from huggingface_hub import snapshot_download
 
 from sst2.config.settings import DATA_FILES, SAMPLE, Settings
 from sst2.data.hub import reading_from_hub
@@ -36,7 +36,7 @@ def stage(settings: Settings, base: Path | None = None, check_stop: Callable[[],
     which `tokenize` makes the copy.
 
     Args:
-        settings: of the run.
+        settings: name what to copy, and where to.
         base: a checkpoint that stands for the base model. It is read where it is: of few kilobytes no copy is made.
         check_stop: called now and then; what it raises ends the copying, or the waiting for a process that does it.
 
@@ -52,7 +52,12 @@ def stage(settings: Settings, base: Path | None = None, check_stop: Callable[[],
     copies: dict[str, Any] = {}
     name = settings.model_name_or_path
     if name != SAMPLE and base is None:
-        folder = Path(name) if Path(name).is_dir() else _snapshot(settings)
+        folder = Path(name)
+        if not folder.is_dir():
+            with reading_from_hub("--model_name_or_path", name, "model", settings.model_revision):
+                folder = Path(
+                    snapshot_download(name, revision=settings.model_revision, allow_patterns=list(MODEL_FILES))
+                )
         copies["model_name_or_path"] = str(local_copy(folder, settings.stage_dir, MODEL_FILES, check_stop))
     for flag in ("dataset_name", *DATA_FILES):
         value = getattr(settings, flag)
@@ -72,11 +77,8 @@ def local_copy(
     A copy that an earlier start has left is compared with its manifest, byte for byte, and with the source by names,
     sizes and times; only if something differs is it made anew.
 
-    Args:
-        source: file or folder.
-        stage_dir: variables such as $TMPDIR are looked up on this node.
-        patterns: of the files directly in a folder to copy; all files at any depth if none.
-        check_stop: as for `stage`.
+    Variables in `stage_dir` such as $TMPDIR are looked up on this node. `patterns` are of the files directly in a
+    folder to copy; without any, all files at any depth are.
 
     Raises:
         UserError: the folder cannot be written, or has no room.
@@ -106,13 +108,6 @@ def local_copy(
             "another folder, or leave the flag out"
         ) from None
     return place / _FILES / source.name
-
-
-def _snapshot(settings: Settings) -> Path:
-    """Where the hub's cache has the model."""
-    name, revision = settings.model_name_or_path, settings.model_revision
-    with reading_from_hub("--model_name_or_path", name, "model", revision):
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
 
 
 def _files(source: Path, patterns: tuple[str, ...]) -> dict[str, Path]:

@@ -24,15 +24,12 @@ def attend(
     """What each query takes from the values of its own sentence (Vaswani et al., 2017, eq. 1).
 
     Args:
-        query: (tokens, heads, width), or (sentences, heads, width) for one query in each sentence.
+        query: (tokens, heads, width), or (sentences, heads, width) for one query in each sentence; so is the result.
         key: (tokens, heads, width). Tokens after those of the pack belong to no sentence, and take nothing.
         value: as `key`.
         pack: where the sentences lie.
         probability: of dropout on the attention weights; 0 in evaluation.
         scaling: factor of the scores.
-
-    Returns:
-        The shape of `query`.
     """
     if query.is_cuda and _in_16_bits(query) and flash_works(query.device, query.dtype, query.shape[-1]):
         return by_flash(query, key, value, pack, probability, scaling)

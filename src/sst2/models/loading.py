@@ -57,10 +57,7 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
     Only safetensors are read and no remote code runs. The head is new, drawn from torch's random state, unless the
     checkpoint has one of two classes: then its rows are put in the order of the run's classes, by their names.
 
-    Args:
-        settings: name the checkpoint, its revision, the classes and the dropout.
-        tokenizer: of the checkpoint, whose ids the embeddings must have.
-        with_weights: whether its weights are read; else all are drawn, for a checkpoint's to take their place.
+    Without `with_weights`, all weights are drawn, for a run's checkpoint to take their place.
 
     Raises:
         UserError: it cannot be had, is incomplete, or has a head of classes with other names.
@@ -88,12 +85,8 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
 def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedTokenizerBase]:
     """A trained classifier of two classes, with its own names of them, in float32; and its tokenizer.
 
-    Args:
-        flag: what gave the name, for messages.
-        name: on the hub, or a local folder, for which the hub is not asked.
-
     Raises:
-        UserError: it cannot be had, or is no such classifier.
+        UserError: it cannot be had, or is no such classifier; `flag` is what gave the name.
     """
     config, tokenizer = _read_tokenizer(flag, name, "main")
     if config.num_labels != 2 or config.problem_type not in (None, "single_label_classification"):
@@ -144,17 +137,7 @@ def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConf
 
 
 def _order_classes(model: PackedClassifier, name: str, class_names: list[str], label_names: list[str]) -> None:
-    """Put the rows of a trained head in the order of the run's classes.
-
-    Args:
-        model: whose head is changed in place.
-        name: of the checkpoint, for messages.
-        class_names: what the checkpoint calls the classes of its rows.
-        label_names: what the run calls the classes 0 and 1.
-
-    Raises:
-        UserError: the two do not name the same classes.
-    """
+    """Put the rows of a trained head, which the checkpoint calls `class_names`, in the order of the run's classes."""
     mine, own = " and ".join(label_names), " and ".join(class_names)
     if are_generic(class_names):
         logger.warning("%s: its classes have no names (%s): they are taken for %s, by number", name, own, mine)
@@ -178,11 +161,7 @@ def _read_weights(
 ) -> tuple[PackedClassifier, list[str], list[str]]:
     """The model, the names of the weights of its head that the checkpoint lacks, and what it calls its classes.
 
-    Args:
-        flag: what gave the name, for messages.
-        name: on the hub, or a local folder.
-        revision: on the hub.
-        options: of its config, in place of the checkpoint's.
+    `options` of its config take the place of the checkpoint's.
     """
     with reading_from_hub(flag, name, "model", revision):
         stored = _read_config(flag, name, revision)

@@ -56,11 +56,8 @@ class PackedClassifier(DistilBertForSequenceClassification):
     ) -> SequenceClassifierOutput:
         """Logits, (sentences, 2).
 
-        Args:
-            input_ids: (tokens,) of a packed batch, or (sentences, longest) of a padded one.
-            attention_mask: (sentences, longest) of a padded batch.
-            position_ids: (tokens,) of a packed batch, from 0 in each sentence.
-            pack: of a packed batch.
+        A packed batch has `input_ids` and `position_ids`, from 0 in each sentence, of (tokens,), and a `pack`; a padded
+        one `input_ids` and `attention_mask` of (sentences, longest).
         """
         if pack is None or position_ids is None:
             padded: SequenceClassifierOutput = super().forward(input_ids=input_ids, attention_mask=attention_mask)
@@ -117,16 +114,7 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention within each sentence of a packed batch; transformers' own where there is no `pack`.
 
-    Args:
-        module: the attention layer, whose mode says whether there is dropout.
-        query: (1, heads, tokens, width).
-        key: as `query`.
-        value: as `query`.
-        attention_mask: of a padded batch, as transformers makes it.
-        dropout: probability of dropout on the attention weights.
-        scaling: factor of the scores; one over the square root of `width` if None.
-        pack: where the sentences lie.
-        **kwargs: for transformers' own.
+    Query, key and value are (1, heads, tokens, width).
 
     Returns:
         (1, tokens, heads, width), as transformers expects it, and no weights.

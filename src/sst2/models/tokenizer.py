@@ -43,12 +43,6 @@ TEXTS = (
 def read_tokenizer(flag: str, name: str, revision: str, config: DistilBertConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint, without `token_type_ids`, which DistilBERT does not take.
 
-    Args:
-        flag: what gave the name, for messages.
-        name: on the hub, or a local folder.
-        revision: on the hub.
-        config: of the checkpoint's model.
-
     Raises:
         UserError: the folder holds no vocabulary, or it has no tokenizer that can be trained with and exported.
     """

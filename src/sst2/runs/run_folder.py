@@ -50,9 +50,8 @@ class RunFolder:
     def lock(self, check_stop: Callable[[], object] = lambda: None, patience: float = 30.0) -> None:
         """Create the folder if it is not there, and keep other jobs out of it until `release` or the process's end.
 
-        Args:
-            check_stop: called while waiting; what it raises ends the waiting.
-            patience: seconds to wait for a job that has been asked to stop and is still writing.
+        A job that has been asked to stop and is still writing is waited for, `patience` seconds at most, or until
+        `check_stop` raises.
 
         Raises:
             UserError: another job works in the folder, or it cannot be written.
@@ -102,9 +101,8 @@ class RunFolder:
 
         `metrics.json` goes first and comes back last: where it is, the run has finished and its model is whole.
 
-        Args:
-            overwrite: whether the run that is in the folder goes, that is all that bears the names above.
-                `config.yaml` stays until the new one replaces it: after a kill in between, the folder is still a run's.
+        To `overwrite` removes the run that is in the folder, that is all that bears the names above. `config.yaml` stays
+        until the new one replaces it: after a kill in between, the folder is still a run's.
 
         Raises:
             UserError: the folder cannot be written.

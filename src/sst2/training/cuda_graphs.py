@@ -32,11 +32,7 @@ class StepRunner:
     """Runs steps eagerly, operation by operation."""
 
     def run(self, micro_batches: MicroBatches, step_function: StepFunction) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Run a step.
-
-        Args:
-            micro_batches: of this rank, on the host.
-            step_function: does the step with them, in whichever shape they come.
+        """Run a step on this rank's micro-batches, which are on the host.
 
         Returns:
             What `step_function` has returned, and the tokens that it was given, padding included.
@@ -57,12 +53,7 @@ def step_runner(
     batches, and of attention in grids, follow from their sentences; fp16's loss scale is looked at by the host, and
     ranks wait for each other.
 
-    Args:
-        strategy: of the run.
-        config: of the model.
-        settings: with the global batch size filled in.
-        lengths: (sentences,) tokens of each training sentence.
-        start_phase: called with `graph` when a step is replayed or captured.
+    `lengths` are the tokens of each training sentence, (sentences,).
     """
     fits = settings.cuda_graphs == "auto" and settings.batching == "packed" and settings.mixed_precision == "bf16"
     fits = fits and settings.gradient_accumulation_steps == 1 and strategy.fits_a_graph
@@ -128,10 +119,6 @@ class CudaGraphRunner(StepRunner):
 
     def run(self, micro_batches: MicroBatches, step_function: StepFunction) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Run a step: see `StepRunner.run`.
-
-        Args:
-            micro_batches: the one of the step, with the weight of its sentences.
-            step_function: does the same with each batch of a shape.
 
         Raises:
             UserError: the device refuses to capture it.

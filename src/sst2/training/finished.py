@@ -17,11 +17,7 @@ from sst2.utils.errors import FinishedError, UserError
 def leave_if_finished(accelerator: Accelerator, run: RunFolder, settings: Settings, state: TrainingState) -> None:
     """End a start that would do again what is done. All ranks call it.
 
-    Args:
-        accelerator: of this rank.
-        run: folder of the run.
-        settings: with everything that the flags left open filled in.
-        state: of the checkpoint that the start goes on from; a new one where the run keeps none any more.
+    The state is that of the checkpoint that the start goes on from; a new one where the run keeps none any more.
 
     Raises:
         FinishedError: the run has finished with these settings and its model is whole; nothing was touched.

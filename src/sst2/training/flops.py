@@ -21,13 +21,8 @@ def flop_per_token(config: DistilBertConfig) -> int:
 def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float, size: int | None = None) -> float:
     """FLOP/s of a large matrix product, measured: the most that a step could reach.
 
-    On a GPU, the count of the highest memory begins anew afterwards, without these matrices.
-
-    Args:
-        device: to measure.
-        dtype: of the matrices.
-        seconds: to measure for.
-        size: of the square matrices; large enough for the device if None.
+    On a GPU, the count of the highest memory begins anew afterwards, without these matrices, which are `size` squared,
+    or large enough for the device.
     """
     on_gpu = device.type == "cuda"
     if size is None:

@@ -46,19 +46,8 @@ def resume_or_start(
 ) -> Trainer:
     """Lock the folder, load the checkpoint that the run goes on from, and only then write there. All ranks call it.
 
-    Args:
-        run: folder of the run, which the main process locks here.
-        accelerator: of this rank.
-        settings: with everything that the flags left open filled in.
-        assets: data, tokenizer and model.
-        plan: which sentences make which step.
-        strategy: takes over the checkpoint's weights.
-        schedule: takes over its step.
-        stop_requests: looked at while waiting.
-        watchdog: of this rank.
-
     Returns:
-        The trainer, whose state is that of the checkpoint, or of step 0.
+        The trainer, whose state, weights and schedule are those of the checkpoint, or of step 0.
 
     Raises:
         FinishedError: there is nothing left to do.

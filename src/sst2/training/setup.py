@@ -46,25 +46,13 @@ class Assets:
 
 
 def init_processes(settings: Settings) -> tuple[Accelerator, Settings, Watchdog]:
-    """Bring all processes together, and watch them from now on.
-
-    Returns:
-        The accelerator, the settings with their precision, and the watchdog.
-
-    Raises:
-        UserError, LostProcessError: as `init_distributed`.
-    """
+    """Bring all processes together, and watch them from now on. The settings come back with their precision."""
     accelerator, settings = init_distributed(settings, partial(saved_precision, settings))
     return accelerator, settings, Watchdog(settings.step_timeout)
 
 
 def load_assets(accelerator: Accelerator, settings: Settings, check_stop: Callable[[], None]) -> Assets:
-    """Load, check and compare everything. All ranks call it.
-
-    Args:
-        accelerator: of this rank.
-        settings: of the run.
-        check_stop: called while waiting; what it raises ends the waiting.
+    """Load, check and compare everything. All ranks call it. What `check_stop` raises ends waiting and tokenizing.
 
     Raises:
         UserError: something cannot be read, does not fit, or differs between ranks.

@@ -22,10 +22,6 @@ class StepMetrics:
     Reading a number from a GPU makes the host wait for all the work before it, and the GPU then waits for the host. A
     CPU computes at once, so that nothing is lost by reading after each step.
 
-    Args:
-        waiting: of the strategy.
-        skipped_in_a_row: steps that have changed nothing, up to now.
-
     Attributes:
         phases: to be told which phase of a step begins.
         peak: FLOP/s of a large matrix product on this rank's device in the precision of forward passes, measured while
@@ -49,14 +45,10 @@ class StepMetrics:
     def count(
         self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, sentences: int, padded_tokens: int, seconds: float
     ) -> None:
-        """Count one step.
+        """Count one step, for which the host took so many seconds.
 
-        Args:
-            loss_sum: (), over this rank's sentences, in nats.
-            grad_norm: (), of all ranks; not finite if the step was skipped.
-            sentences: of this rank.
-            padded_tokens: of this rank, padding included.
-            seconds: that the host took for it.
+        Loss, in nats, sentences and tokens are this rank's; `grad_norm` is of all ranks, and not finite if the step was
+        skipped. Both tensors are ().
         """
         is_finite = grad_norm.isfinite()
         both = torch.stack([loss_sum.to(self._sums.dtype), torch.full_like(self._sums[0], sentences)])

@@ -95,12 +95,7 @@ class Trainer:
         return newest_checkpoint(self.run.checkpoints)
 
     def start_phase(self, phase: str, number: int = 0) -> None:
-        """Start a phase of a step: for the watchdog, and for the metrics of where time goes.
-
-        Args:
-            phase: one of `PHASES`.
-            number: of the micro-batch that it is for, from 1.
-        """
+        """Start one of `PHASES`, of micro-batch `number` from 1: for the watchdog, and the metrics of where time goes."""
         self.watchdog.at(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
         self.step_metrics.phases.begin(phase)
 
@@ -114,12 +109,8 @@ class Trainer:
     ) -> None:
         """Count an optimizer step, and read its metrics from the device if they are due. All ranks call it.
 
-        Args:
-            shards: indices of the step's sentences, for each rank.
-            loss_sum: (), over this rank's sentences, in nats.
-            grad_norm: (), of all ranks; not finite if the step was skipped.
-            padded_tokens: of this rank, padding included.
-            started: when the host began with it, by `time.perf_counter`.
+        Of its arguments, which `StepMetrics.count` describes, `shards` are the indices of the step's sentences for each
+        rank, and `started` is when the host began with it, by `time.perf_counter`.
         """
         self.step_metrics.phases.end()
         tokens = [int(self.splits["train"].lengths(shard).sum()) for shard in shards]
@@ -132,10 +123,7 @@ class Trainer:
             gc.collect()
 
     def reduce_stop_flags(self, after_step: bool = False) -> StopFlags:
-        """What all ranks have agreed to do. All ranks call it.
-
-        Args:
-            after_step: whether the time that it takes belongs to training; else it is an evaluation's.
+        """What all ranks have agreed to do. All ranks call it; its time counts as training `after_step`.
 
         Raises:
             UserError: a checkpoint could not be written.
