@@ -32,11 +32,11 @@ def test_steps_that_were_skipped_are_counted_and_their_loss_is_not(accelerator: 
     count(meter, 3.0, inf)
     count(meter, 1.0, 2.0, sentences=2)
     assert meter.read(state) == 2
-    assert (state.logged_loss, state.logged_loss_sentences, state.logged_padded_tokens) == (9.0, 6, 200)
+    assert [state.logged[name] for name in ("loss", "loss_sentences", "padded_tokens")] == [9.0, 6, 200]
     assert (state.skipped_steps, state.skipped_in_a_row) == (2, 0)
     assert state.seconds == pytest.approx(2.0, abs=0.1)
     assert meter.read(state) == 0  # nothing is counted twice
-    assert (state.logged_loss, state.skipped_steps) == (9.0, 2)
+    assert (state.logged["loss"], state.skipped_steps) == (9.0, 2)
 
 
 def test_a_row_goes_on_over_reads_and_starts_of_the_run(accelerator: Accelerator) -> None:
@@ -63,8 +63,8 @@ def test_what_ranks_do_between_steps_counts_as_a_phase_of_the_next(accelerator: 
     assert state.logged_times == {}  # no step yet that it could be a part of
     count(meter, 1.0, 1.0)
     meter.read(state)
-    assert 0.05 <= state.logged_times["stop_check"] <= state.logged_seconds - 0.5
-    assert state.seconds == state.logged_seconds
+    assert 0.05 <= state.logged_times["stop_check"] <= state.logged["seconds"] - 0.5
+    assert state.seconds == state.logged["seconds"]
 
 
 def test_a_cpu_is_read_after_every_step(accelerator: Accelerator) -> None:
@@ -84,5 +84,5 @@ def test_the_sum_of_many_losses_does_not_depend_on_when_it_is_read(accelerator: 
             if number % every == 0:
                 meter.read(state)
         meter.read(state)
-        sums.append(state.logged_loss)
+        sums.append(state.logged["loss"])
     assert sums[0] == sums[1] == sums[2]

@@ -1,5 +1,6 @@
 """The training state besides weights: the step, the best evaluation, and the sums since the last logged point."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -14,6 +15,8 @@ class TrainingState:
         seconds: spent in optimizer steps, without evaluations and checkpoints, over all starts of the run.
         evaluated_step: step of the last evaluation; one that is due at a later step has been interrupted.
         best_step: step of the most accurate evaluation; the lower loss decides between equals.
+        logged: sums since the last logged point, by name.
+        logged_times: seconds since then, by phase of a step, and `waiting` of backward passes for other ranks.
     """
 
     step: int = 0
@@ -26,14 +29,7 @@ class TrainingState:
     best_accuracy: float | None = None
     best_loss: float = 0.0
     evaluations_without_improvement: int = 0
-    logged_steps: int = 0
-    logged_loss: float = 0.0
-    logged_loss_sentences: int = 0
-    logged_sentences: int = 0
-    logged_tokens: int = 0
-    logged_padded_tokens: int = 0
-    logged_busiest_tokens: int = 0
-    logged_seconds: float = 0.0
+    logged: dict[str, float] = field(default_factory=dict)
     logged_times: dict[str, float] = field(default_factory=dict)
 
     def count_step(self, sentences: int, tokens: int, busiest_tokens: int) -> None:
@@ -42,11 +38,9 @@ class TrainingState:
         There would be `busiest_tokens` if each rank had as many as the one with the most.
         """
         self.step += 1
-        self.logged_steps += 1
         self.sentences += sentences
-        self.logged_sentences += sentences
-        self.logged_tokens += tokens
-        self.logged_busiest_tokens += busiest_tokens
+        sums = {"steps": 1, "sentences": sentences, "tokens": tokens, "busiest_tokens": busiest_tokens}
+        self.logged = _added(self.logged, sums)
 
     def add_measured(
         self, loss_sum: float, loss_sentences: int, padded_tokens: int, times: dict[str, float], seconds: float
@@ -57,24 +51,18 @@ class TrainingState:
             loss_sum: over the sentences of all steps that were not skipped, in nats.
             loss_sentences: their number.
             padded_tokens: of all steps, padding included.
-            times: seconds by phase of a step, and `waiting` of backward passes for other ranks; means over the ranks.
+            times: seconds as in `logged_times`; means over the ranks.
             seconds: that the steps took.
         """
         self.seconds += seconds
-        self.logged_loss += loss_sum
-        self.logged_loss_sentences += loss_sentences
-        self.logged_padded_tokens += padded_tokens
-        self.logged_seconds += seconds
-        for name, time in times.items():
-            self.logged_times[name] = self.logged_times.get(name, 0.0) + time
+        sums = {"loss": loss_sum, "loss_sentences": loss_sentences, "padded_tokens": padded_tokens, "seconds": seconds}
+        self.logged, self.logged_times = _added(self.logged, sums), _added(self.logged_times, times)
 
     def count_evaluation(self, accuracy: float, loss: float) -> bool:
         """Count one evaluation. Returns whether it is the best so far."""
         self.evaluated_step = self.step
-        if self.best_accuracy is None or accuracy > self.best_accuracy:
-            self.evaluations_without_improvement = 0
-        else:
-            self.evaluations_without_improvement += 1
+        is_better = self.best_accuracy is None or accuracy > self.best_accuracy
+        self.evaluations_without_improvement = 0 if is_better else self.evaluations_without_improvement + 1
         is_best = self.best_accuracy is None or (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
         if is_best:
             self.best_step, self.best_accuracy, self.best_loss = self.step, accuracy, loss
@@ -84,3 +72,7 @@ class TrainingState:
         """Whether all steps are done, or `patience` evaluations in a row were no better."""
         is_out_of_patience = patience is not None and self.evaluations_without_improvement >= patience
         return is_out_of_patience or self.step == total_steps
+
+
+def _added(sums: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    return {**sums} | {name: sums.get(name, 0) + value for name, value in more.items()}

@@ -87,8 +87,7 @@ class StepMetrics:
         own = torch.cat([self._sums, self._sums.new_tensor(on_host)])
         loss_sum, sentences, padded_tokens, *times = self._accelerator.reduce(own, reduction="sum").tolist()
         times = [seconds / self._accelerator.num_processes for seconds in times]
-        most: int
-        now, most, total = self._skipped.tolist()
+        now, most, total = map(int, self._skipped.tolist())
         state.add_measured(
             loss_sum,
             int(sentences),
@@ -120,17 +119,14 @@ def pop_averages(state: TrainingState) -> dict[str, float]:
     tokens had more than the mean, and the shares of time of the phases of a step and of waiting for other ranks,
     which is part of `backward`.
     """
-    averages = {
-        "loss": state.logged_loss / state.logged_loss_sentences if state.logged_loss_sentences else float("nan"),
-        "sentences_per_second": state.logged_sentences / state.logged_seconds,
-        "tokens_per_second": state.logged_tokens / state.logged_seconds,
-        "padding_share": 1 - state.logged_tokens / state.logged_padded_tokens,
-        "token_imbalance": state.logged_busiest_tokens / state.logged_tokens - 1,
-        "step_seconds": state.logged_seconds / state.logged_steps,
+    sums, times = state.logged, state.logged_times
+    state.logged, state.logged_times = {}, {}
+    return {
+        "loss": sums["loss"] / sums["loss_sentences"] if sums["loss_sentences"] else float("nan"),
+        "sentences_per_second": sums["sentences"] / sums["seconds"],
+        "tokens_per_second": sums["tokens"] / sums["seconds"],
+        "padding_share": 1 - sums["tokens"] / sums["padded_tokens"],
+        "token_imbalance": sums["busiest_tokens"] / sums["tokens"] - 1,
+        "step_seconds": sums["seconds"] / sums["steps"],
+        **{f"{name}_share": time / sums["seconds"] for name, time in times.items()},
     }
-    averages |= {f"{name}_share": time / state.logged_seconds for name, time in state.logged_times.items()}
-    state.logged_loss = state.logged_seconds = 0.0
-    state.logged_times = {}
-    state.logged_steps = state.logged_loss_sentences = state.logged_sentences = 0
-    state.logged_tokens = state.logged_padded_tokens = state.logged_busiest_tokens = 0
-    return averages
