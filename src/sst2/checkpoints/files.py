@@ -52,7 +52,7 @@ def read_weights(place: Path) -> dict[str, torch.Tensor]:
     return _read(place, WEIGHTS, load_file)
 
 
-def damaged(place: Path, error: Exception) -> UserError:
+def damaged(place: Path, error: Exception | str) -> UserError:
     """What to raise where a checkpoint is not what it should be."""
     if newest := newest_checkpoint(place / "checkpoints"):
         return UserError(f"--resume_from_checkpoint: {place} is a run, not a checkpoint: give {newest}")

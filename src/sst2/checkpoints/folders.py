@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from sst2.runs.origin import ORIGIN
-from sst2.utils.atomic_folder import MANIFEST, DamagedFolderError, commit, verify_folder, write_atomic_folder
+from sst2.utils.atomic_folder import MANIFEST, commit, damage_of, write_atomic_folder
 from sst2.utils.errors import UserError
 from sst2.utils.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_name, put_aside
 
@@ -57,12 +57,10 @@ def import_checkpoints(place: Path | None, folder: Path, step: int, best_step: i
     target = folder if folder.exists() else hidden_name(folder, UNFINISHED)
     try:
         for name, source in sources.items():
-            try:
-                verify_folder(source)
-            except DamagedFolderError as error:
-                logger.warning("not copying %s: %s", source, error)
-                continue
-            write_atomic_folder(target / name, partial(copy_files, source))
+            if damage := damage_of(source):
+                logger.warning("not copying %s: %s", source, damage)
+            else:
+                write_atomic_folder(target / name, partial(copy_files, source))
         if target != folder:
             note = json.dumps({"checkpoint": str(place.resolve()), "named": os.path.abspath(place)})
             (target / ORIGIN).write_text(note + "\n", encoding="utf-8")
@@ -105,11 +103,10 @@ def find_latest(folder: Path) -> Path | None:
     """
     found = list_checkpoints(folder)
     for place in reversed(found):
-        try:
-            verify_folder(place)
+        damage = damage_of(place)
+        if not damage:
             return place
-        except DamagedFolderError as error:
-            logger.warning("passing over %s: %s", place, error)
+        logger.warning("passing over %s: %s", place, damage)
     if found:
         raise UserError(
             f"--resume_from_checkpoint auto: all {len(found)} checkpoints in {folder} are damaged: "

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sst2.data.mapped_dataset import batches_of_sentences
-from sst2.utils.atomic_folder import DamagedFolderError, verify_folder, write_atomic_folder
+from sst2.utils.atomic_folder import damage_of, write_atomic_folder
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import wait_for_lock
 from sst2.utils.removal import discard, put_aside
@@ -55,12 +55,12 @@ def require_tokens(
     """
     encoder = encoder_of(tokenizer, max_length)
     folder = cache_dir / f"{_cache_key(data, encoder)}.tokens"
-    if _damage(folder):  # seen without the lock: those that only read need not wait for each other
+    if damage_of(folder):  # seen without the lock: those that only read need not wait for each other
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             with Path(f"{folder}.lock").open("w") as lock:
                 is_alone = wait_for_lock(lock, f"tokenises the {name} split", check_stop=check_stop)
-                if found := _damage(folder):
+                if found := damage_of(folder):
                     if folder.exists():
                         logger.warning("%s: tokenising anew, %s is damaged: %s", name, folder, found)
                     logger.info("%s: tokenising %d sentences", name, len(data))
@@ -112,20 +112,11 @@ def _cache_key(data: "Dataset", encoder: Tokenizer) -> str:
     return key.hexdigest()[:32]
 
 
-def _damage(folder: Path) -> str:
-    """What is wrong with the folder, in words; nothing if it is as it was written."""
-    try:
-        verify_folder(folder)
-    except DamagedFolderError as error:
-        return str(error)
-    return ""
-
-
 def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> None:
     """`write_atomic_folder` without locks: each process writes a folder of its own, and the first takes the place."""
     own = folder.with_name(f"{folder.stem}-{socket.gethostname()}-{os.getpid()}.tokens")
     write_atomic_folder(own, write_files)
-    if _damage(folder):
+    if damage_of(folder):
         discard(put_aside(folder))
     with suppress(OSError):  # where another process was first
         os.rename(own, folder)

@@ -30,7 +30,7 @@ from sst2.tracking.tracker import Tracker
 from sst2.training.cuda_graphs import StepRunner, step_runner
 from sst2.training.flops import flop_per_token
 from sst2.training.step_metrics import StepMetrics, peak_memory_mib, pop_averages
-from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
+from sst2.utils.atomic_folder import damage_of
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.utils.waiting import RunningTime
 
@@ -95,7 +95,7 @@ class Trainer:
         return newest_checkpoint(self.run.checkpoints)
 
     def start_phase(self, phase: str, number: int = 0) -> None:
-        """Start one of `PHASES`, of micro-batch `number` from 1: for the watchdog, and the metrics of where time goes."""
+        """Start one of `PHASES`, of micro-batch `number` if not 0: for the watchdog, and to measure where time goes."""
         self.watchdog.at(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
         self.step_metrics.phases.begin(phase)
 
@@ -200,7 +200,7 @@ class Trainer:
         if not self.settings.load_best_model_at_end or self.state.best_step is None:
             return self.state.step, "the last one"
         place = self.run.checkpoints / checkpoint_name(self.state.best_step)
-        if damage := run_on_main(self.accelerator, lambda: _damage(place)):
+        if damage := run_on_main(self.accelerator, lambda: damage_of(place)):  # or it was never saved
             logger.warning("the best model, %s, is not at hand (%s): taking the last", place, damage)
             return self.state.step, "the last one"
         load_weights(place, self.strategy)
@@ -262,12 +262,3 @@ class Trainer:
             self.watchdog.stop()
         if suspension and is_lost_process(error):
             raise StopRequestedError(f"suspended for {suspension:.0f} s, and {lost_process(str(error))}") from None
-
-
-def _damage(place: Path) -> str:
-    """What is wrong with a checkpoint. One that is missing was never saved: an earlier start did not ask for it."""
-    try:
-        verify_folder(place)
-    except DamagedFolderError as error:
-        return str(error)
-    return ""

@@ -88,6 +88,15 @@ def verify_folder(place: Path, but: Collection[str] = ()) -> None:
             raise DamagedFolderError(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
+def damage_of(place: Path) -> str:
+    """What `verify_folder` finds wrong with a folder, in words; empty if nothing is."""
+    try:
+        verify_folder(place)
+    except DamagedFolderError as error:
+        return str(error)
+    return ""
+
+
 def _require_file(path: Path) -> int:
     """The size of a file in bytes. Raises OSError where it is a folder, a pipe or a device, which may have no end."""
     status = path.stat()
