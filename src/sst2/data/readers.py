@@ -17,7 +17,6 @@ from sst2.utils.errors import UserError, quoted
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "-1": UNLABELLED, "-1.0": UNLABELLED, "": None}
 SST2 = Columns()
 
 
@@ -80,29 +79,22 @@ def checked_sentence(record: Record) -> str:
 
 
 def _checked_label(record: Record, required: bool, names: tuple[str, ...]) -> int:
-    label = record.label
-    if isinstance(label, float) and label.is_integer():  # as a column becomes where a label is missing
-        label = int(label)
-    elif isinstance(label, str):
-        label = re.sub(r"^\s*(-?\d+)\.0+\s*$", r"\1", label)
     known = [name.upper() for name in names]
-    word = "" if label is None else str(label).strip().upper()
+    word = "" if record.label is None else str(record.label).strip().upper()
+    word = re.sub(r"^(-?\d+)\.0+$", r"\1", word)  # as a column of numbers is written where a label is missing
     if word in known:
         return known.index(word)
-    are_numbers = not NUMBERS.keys().isdisjoint(known)  # 0 and 1 then mean what the names say, or nothing
-    if isinstance(label, str) and (not are_numbers or word in ("", "-1")):
-        label = NUMBERS.get(word, label)
-    if label in (None, UNLABELLED):
-        if not required:
-            return UNLABELLED
-        raise UserError(f"{record.place}: there is no label: give {_accepted(names, are_numbers)}, or remove the row")
-    if label in (0, 1) and not are_numbers:
-        return int(label)
-    accepted = _accepted(names, are_numbers)
-    raise UserError(
-        f"{record.place}: label {quoted(label)} is unknown: give {accepted}, or name the classes by --label_names"
-    )
-
-
-def _accepted(names: tuple[str, ...], are_numbers: bool) -> str:
-    return " or ".join(names) if are_numbers else f"0 or {names[0].lower()}, 1 or {names[1].lower()}"
+    if isinstance(record.label, bool):
+        word = str(int(record.label))
+    are_numbers = not {"0", "1", "-1"}.isdisjoint(known)  # 0 and 1 then mean what the names say, or nothing
+    if word in ("0", "1") and not are_numbers:
+        return int(word)
+    accepted = " or ".join(names) if are_numbers else f"0 or {names[0].lower()}, 1 or {names[1].lower()}"
+    if word not in ("", str(UNLABELLED)):
+        raise UserError(
+            f"{record.place}: label {quoted(record.label)} is unknown: give {accepted}, or name the classes by "
+            "--label_names"
+        )
+    if required:
+        raise UserError(f"{record.place}: there is no label: give {accepted}, or remove the row")
+    return UNLABELLED
