@@ -52,15 +52,16 @@ class BaseModel:
 
         In its `place` may stand what `checkpoint_for_base_model` has found, of which an export has no fingerprint.
         """
-        if place is not None:
+        if place is None:
+            configuration = {key: value for key, value in model.config.to_dict().items() if key not in IGNORED}
+            fingerprint = {
+                "configuration": _of_json(configuration),
+                "weights": _of_weights(model),
+                "tokenizer": _of_tokenizer(tokenizer),
+            }
+        else:
             fingerprint = _state(place)[FINGERPRINT] if (place / STATE).exists() else {}
-            return cls(model.config, tokenizer, num_bytes(model), fingerprint, place)
-        fingerprint = {
-            "configuration": _of_config(model.config),
-            "weights": _of_weights(model),
-            "tokenizer": _of_tokenizer(tokenizer),
-        }
-        return cls(model.config, tokenizer, num_bytes(model), fingerprint, None)
+        return cls(model.config, tokenizer, num_bytes(model), fingerprint, place)
 
     def save(self, folder: Path) -> None:
         """Write what a resumed run needs besides weights."""
@@ -109,8 +110,7 @@ def _state(place: Path) -> dict[str, Any]:
     return state
 
 
-def _of_config(config: DistilBertConfig) -> str:
-    content = {key: value for key, value in config.to_dict().items() if key not in IGNORED}
+def _of_json(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -126,4 +126,4 @@ def _of_weights(model: PackedClassifier) -> str:
 def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     content = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
     content |= {"pad_token_id": tokenizer.pad_token_id, "model_max_length": tokenizer.model_max_length}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return _of_json(content)

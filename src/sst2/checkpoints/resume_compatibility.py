@@ -20,7 +20,6 @@ LENGTHS_FIXED_ON_RESUME = {
     "max_train_steps": ("max_train_steps", "num_train_epochs"),
     "num_warmup_steps": ("num_warmup_steps", "warmup_ratio"),
 }
-_CONSEQUENCES = {"max_train_steps": "optimizer steps", "num_warmup_steps": "optimizer steps of warm-up"}
 
 
 def refuse_another_run(place: Path, saved: dict[str, Any], settings: Settings) -> None:
@@ -53,10 +52,11 @@ def refuse_another_length(place: Path, saved: dict[str, Any], settings: Settings
         if own == value:
             continue
         flag = next((flag for flag in flags if flag in settings.given), flags[-1])
+        steps = "optimizer steps" if name == "max_train_steps" else "optimizer steps of warm-up"
         model = settings.run_dir / "model"
         further = f"to train its model further, start one with --model_name_or_path {model} in another --output_dir"
         raise UserError(
-            f"--{flag} {getattr(settings, flag):g} makes {own} {_CONSEQUENCES[name]}, but the run of {place} has "
+            f"--{flag} {getattr(settings, flag):g} makes {own} {steps}, but the run of {place} has "
             f"{value}, which its learning rates follow from: give --{name} {value} to go on; "
             + (further if model.is_dir() else "or start a new run in another --output_dir")
         )

@@ -20,11 +20,12 @@ ANSWERS_EXPLAINED = (*ANSWERS, "attributions")
 _OWN_HEADERS = (PREDICTIONS, ANSWERS, ANSWERS_EXPLAINED)
 
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four are the first in full width
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def to_cell(text: str) -> str:
     """The text as a cell that no spreadsheet calculates."""
-    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def from_cell(cell: str) -> str:
@@ -35,7 +36,3 @@ def from_cell(cell: str) -> str:
 def texts_of(header: Sequence[str]) -> Callable[[str], str]:
     """What gives back the text of a cell below this header: `from_cell` in the project's own files."""
     return from_cell if tuple(header) in _OWN_HEADERS else str
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is not None

@@ -53,10 +53,8 @@ def reading_from_hub(flag: str, name: str, kind: str, revision: str) -> Iterator
         require_speed()
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:  # transformers and datasets stumble over odd files with exceptions of any kind
-        if is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         raise UserError(f"{flag} {name}: {_reason(error, name, kind)}") from error
 

@@ -211,10 +211,7 @@ def _warn_of_shared_sentences(train: Dataset, name: str, evaluated: Dataset) -> 
     if shared:
         logger.warning(
             "%d of %d %s sentences stand in the training data as well, %s for one: their metrics flatter",
-            len(shared),
-            len(evaluated),
-            name,
-            quoted(shared[0]),
+            *(len(shared), len(evaluated), name, quoted(shared[0])),
         )
 
 

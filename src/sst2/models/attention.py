@@ -5,6 +5,7 @@ Both are exact: a token sees the tokens of its own sentence, all of them and no 
 
 import logging
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -82,30 +83,26 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool
     """Whether FlashAttention gives on this device what grids give; found out once, by trying, forward and backward."""
     pack = Pack.of(torch.tensor([3, 9, 1, 20]).numpy()).to(device)
     generator = torch.Generator().manual_seed(0)  # the random state of training stays what it is
-    shape = (3, int(pack.lengths.sum()), 2, head_dim)
-    inputs = torch.randn(shape, generator=generator).to(device, dtype)
-    found: list[list[torch.Tensor]] = []
+    inputs = torch.randn((3, pack.num_tokens, 2, head_dim), generator=generator).to(device, dtype)
+
+    def run(attention: Callable[..., torch.Tensor], probability: float) -> list[torch.Tensor]:
+        own = inputs.clone().requires_grad_()
+        queries = own[0], own[0][pack.cls_indices]
+        outputs = [attention(query, own[1], own[2], pack, probability, head_dim**-0.5) for query in queries]
+        gradients = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
+        return [tensor.float() for tensor in (*outputs, *gradients)]
+
     try:
-        with torch.enable_grad():  # the first to ask may be an evaluation
-            for attention in (by_flash, in_grids):
-                own = inputs.clone().requires_grad_()
-                queries = own[0], own[0][pack.cls_indices]
-                outputs = [attention(query, own[1], own[2], pack, 0.0, 1 / math.sqrt(head_dim)) for query in queries]
-                (gradient,) = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
-                found.append([*outputs, gradient])
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                own = inputs.clone().requires_grad_()
-                dropped = by_flash(own[0], own[1], own[2], pack, 0.1, 1 / math.sqrt(head_dim))
-                (gradient,) = torch.autograd.grad(dropped.float().square().sum(), own)
-                if not (dropped.isfinite().all() and gradient.isfinite().all()):
-                    raise RuntimeError("its dropout gives numbers that are not finite")
+        # gradients are on, since the first to ask may be an evaluation
+        with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            by_both, dropped = zip(run(by_flash, 0.0), run(in_grids, 0.0), strict=True), run(by_flash, 0.1)
     except (RuntimeError, TypeError) as error:
         logger.warning("FlashAttention does not work here (%s): attention runs in padded grids", error)
         return False
-    for mine, theirs in zip(*found, strict=True):
-        if not torch.allclose(mine.float(), theirs.float(), rtol=FLASH_TOLERANCE, atol=FLASH_TOLERANCE):
-            logger.warning("FlashAttention is wrong here: attention runs in padded grids")
-            return False
+    is_close = all(torch.allclose(*both, rtol=FLASH_TOLERANCE, atol=FLASH_TOLERANCE) for both in by_both)
+    if not is_close or not all(tensor.isfinite().all() for tensor in dropped):
+        logger.warning("FlashAttention is wrong here: attention runs in padded grids")
+        return False
     return True
 
 

@@ -85,14 +85,8 @@ class _LastBlock(TransformerBlock):
         if pack is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         attention, first = self.attention, hidden_states[:, pack.cls_indices]
-        query, key, value = (
-            linear(hidden)[0].unflatten(-1, (attention.n_heads, -1))
-            for linear, hidden in (
-                (attention.q_lin, first),
-                (attention.k_lin, hidden_states),
-                (attention.v_lin, hidden_states),
-            )
-        )
+        projected = attention.q_lin(first), attention.k_lin(hidden_states), attention.v_lin(hidden_states)
+        query, key, value = (tensor[0].unflatten(-1, (attention.n_heads, -1)) for tensor in projected)
         probability = attention.dropout.p if self.training else 0.0
         mixed = attend(query, key, value, pack, probability, attention.scaling)
         attended = attention.out_lin(mixed.flatten(1))[None]

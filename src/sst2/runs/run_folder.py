@@ -101,7 +101,7 @@ class RunFolder:
 
         `metrics.json` goes first and comes back last: where it is, the run has finished and its model is whole.
 
-        To `overwrite` removes the run that is in the folder, that is all that bears the names above. `config.yaml` stays
+        To `overwrite` is to remove the run that is in the folder, all that bears the names above. `config.yaml` stays
         until the new one replaces it: after a kill in between, the folder is still a run's.
 
         Raises:
