@@ -25,50 +25,30 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int) ->
         for name in ("accuracy", "precision", "recall", "f1", "matthews", "roc_auc", "loss", "ece")
         if metrics[name] is not None
     ]
-    recipe = [
+    recipe = [f"| optimizer steps | {metrics['step']} of {settings.max_train_steps} |"]
+    recipe += [f"| epochs | {metrics['epoch']:.2f} |"]
+    recipe += [
         f"| {name} | {getattr(settings, name)} |"
         for name in (
             "global_batch_size learning_rate lr_scheduler_type num_warmup_steps "
             "weight_decay max_grad_norm max_length mixed_precision seed"
         ).split()
     ]
-    return "\n".join(
-        [
-            *header,
-            "---",
-            f"# {settings.run_dir.name}",
-            "",
-            f"DistilBERT for {what}: {' or '.join(settings.label_names)}. Fine-tuned from {model}.",
-            "",
-            "```python",
-            "from transformers import pipeline",
-            "",
-            'pipeline("sentiment-analysis", "PATH_OR_NAME_OF_THIS_MODEL")("a gripping, funny film")',
-            "```",
-            "",
-            "## Data",
-            "",
-            f"{dataset}: trained on {train_count} sentences, evaluated on {metrics['count']} ({metrics['split']}).",
-            "",
-            "## Evaluation",
-            "",
-            f"On {metrics['count']} {metrics['split']} sentences, each counted once. 95 % interval of the accuracy "
-            f"(Wilson): {low:.4f} to {high:.4f}. Checkpoint: {metrics['checkpoint']}, {metrics['selected']}.",
-            "",
-            "| metric | value |",
-            "|---|---|",
-            *values,
-            "",
-            "## Training",
-            "",
-            "| setting | value |",
-            "|---|---|",
-            f"| optimizer steps | {metrics['step']} of {settings.max_train_steps} |",
-            f"| epochs | {metrics['epoch']:.2f} |",
-            *recipe,
-            "",
-        ]
-    )
+    sections = [
+        "\n".join([*header, "---", f"# {settings.run_dir.name}"]),
+        f"DistilBERT for {what}: {' or '.join(settings.label_names)}. Fine-tuned from {model}.",
+        "```python\nfrom transformers import pipeline",
+        'pipeline("sentiment-analysis", "PATH_OR_NAME_OF_THIS_MODEL")("a gripping, funny film")\n```',
+        "## Data",
+        f"{dataset}: trained on {train_count} sentences, evaluated on {metrics['count']} ({metrics['split']}).",
+        "## Evaluation",
+        f"On {metrics['count']} {metrics['split']} sentences, each counted once. 95 % interval of the accuracy "
+        f"(Wilson): {low:.4f} to {high:.4f}. Checkpoint: {metrics['checkpoint']}, {metrics['selected']}.",
+        "\n".join(["| metric | value |", "|---|---|", *values]),
+        "## Training",
+        "\n".join(["| setting | value |", "|---|---|", *recipe]),
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _dataset_name(settings: Settings) -> str:
