@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,41 +68,33 @@ class SavedTimes:
     total: float
 
 
+@dataclass
 class Checkpointer:
     """Saves and loads one run.
 
     Saving copies everything to host memory, which is all that training waits for; a thread of the main process writes
     the copy. The next save waits for the last.
 
-    Args:
+    Attributes:
         folder: the run's checkpoints. All ranks must see the same one.
         strategy: knows weights and optimizer, wherever they lie.
         base: the model that training begins with; None leaves it out of checkpoints, and out of account.
         settings: of the run, with everything that the flags left open filled in.
         splits: the data. What was trained and selected on must be the same when the run goes on.
-
-    Attributes:
         is_given_up: whether the last save was waited for in vain; known to the main process.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        accelerator: Accelerator,
-        strategy: Strategy,
-        schedule: LRScheduler,
-        base: BaseModel | None,
-        settings: Settings,
-        splits: Mapping[str, Split],
-    ) -> None:
-        self.folder = folder
-        self.is_given_up = False
-        self._accelerator = accelerator
-        self._strategy = strategy
-        self._schedule = schedule
-        self._base = base
-        self._settings = settings
-        self._fingerprints = {name: split.fingerprint for name, split in splits.items() if name != "test"}
+    folder: Path
+    accelerator: Accelerator
+    strategy: Strategy
+    schedule: LRScheduler
+    base: BaseModel | None
+    settings: Settings
+    splits: Mapping[str, Split]
+    is_given_up: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._fingerprints = {name: split.fingerprint for name, split in self.splits.items() if name != "test"}
         self._host_copy = HostCopy()
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -120,27 +112,27 @@ class Checkpointer:
             return
         started = time.perf_counter() if started is None else started
         self._saved = replace(state)
-        random_states = gather_object([random_state(self._accelerator.device)])
-        state_to_copy = self._strategy.weights(), self._strategy.training_state()
-        if not self._accelerator.is_main_process:
+        random_states = gather_object([random_state(self.accelerator.device)])
+        state_to_copy = self.strategy.weights(), self.strategy.training_state()
+        if not self.accelerator.is_main_process:
             return
         self.wait()  # ranks that must not wait in a collective operation for long ask `is_writing` before
         content = {
             "training_state": asdict(state),
-            "settings": self._settings.values(),
+            "settings": self.settings.values(),
             "fingerprints": self._fingerprints,
-            FINGERPRINT: self._base.fingerprint if self._base else None,
-            "world_size": self._accelerator.num_processes,
+            FINGERPRINT: self.base.fingerprint if self.base else None,
+            "world_size": self.accelerator.num_processes,
             "threads": torch.get_num_threads(),
         }
         weights, training = self._host_copy(state_to_copy)
-        training |= {"schedule": self._schedule.state_dict(), "random_states": random_states}
+        training |= {"schedule": self.schedule.state_dict(), "random_states": random_states}
         pause = time.perf_counter() - started
 
         def write_files(folder: Path) -> None:
             write_checkpoint(folder, weights, training, content)
-            if self._base:
-                self._base.save(folder)
+            if self.base:
+                self.base.save(folder)
 
         arguments = (self._saved, write_files, started, pause)
         self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint writer")
@@ -186,11 +178,11 @@ class Checkpointer:
         If `place`, the checkpoint of `state` that the run resumes from, is another run's, it and the best one beside it
         are copied, and count among those to keep.
         """
-        settings = self._settings
+        settings = self.settings
         kept = 1
         if settings.checkpointing_steps or settings.load_best_model_at_end:
             kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
-        weights = self._base.num_bytes if self._base else 0
+        weights = self.base.num_bytes if self.base else 0
         checkpoint = 3 * weights  # AdamW has two moments
         imported = checkpoints_to_import(place, self.folder, state.step, state.best_step).values()
         copies = [folder_bytes(source) for source in imported if source.is_dir()]
@@ -214,7 +206,7 @@ class Checkpointer:
             return Path(requested)
         place = find_latest(self.folder)
         if place is None:
-            run, stands_for_base = RunFolder(self.folder.parent), self._base.checkpoint if self._base else None
+            run, stands_for_base = RunFolder(self.folder.parent), self.base.checkpoint if self.base else None
             if stands_for_base in (None, run.model) and is_finished(run):
                 return None  # which ends the start as well
             if stands_for_base:
@@ -233,13 +225,13 @@ class Checkpointer:
         Raises:
             UserError: it comes from a run with other settings, data or base model, or does not fit the model.
         """
-        rank, world_size = self._accelerator.process_index, self._accelerator.num_processes
-        content = run_on_main(self._accelerator, lambda: read_state(place))
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        content = run_on_main(self.accelerator, lambda: read_state(place))
         try:
             state = TrainingState(**content["training_state"])
             settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
             before, base = (content["world_size"], content["threads"]), content[FINGERPRINT]
-            refuse_another_run(place, settings, self._settings)
+            refuse_another_run(place, settings, self.settings)
         except UNREADABLE as error:
             raise damaged(place, error) from None
         if fingerprints != self._fingerprints:
@@ -248,14 +240,14 @@ class Checkpointer:
                 "go on, or start a new run in another --output_dir"
             )
         self._refuse_another_model(place, settings, base)
-        refuse_another_length(place, settings, self._settings)
-        load_weights(place, self._strategy)
+        refuse_another_length(place, settings, self.settings)
+        load_weights(place, self.strategy)
         training = read_on_main(lambda: read_training(place))
         try:
-            require_moments_of_the_weights(training["optimizer"], self._strategy.optimizer_shapes())
-            self._strategy.load_training_state(training)
-            self._schedule.load_state_dict(training["schedule"])
-            device, seed = self._accelerator.device, self._settings.seed
+            require_moments_of_the_weights(training["optimizer"], self.strategy.optimizer_shapes())
+            self.strategy.load_training_state(training)
+            self.schedule.load_state_dict(training["schedule"])
+            device, seed = self.accelerator.device, self.settings.seed
             restore_random_state(training["random_states"], device, rank, world_size, seed, state.step)
         except UNREADABLE as error:
             raise damaged(place, error) from None
@@ -268,8 +260,8 @@ class Checkpointer:
         return state
 
     def _refuse_another_model(self, place: Path, saved: dict[str, Any], fingerprint: dict[str, str] | None) -> None:
-        settings = self._settings
-        if self._base is not None and fingerprint != self._base.fingerprint:
+        settings = self.settings
+        if self.base is not None and fingerprint != self.base.fingerprint:
             name, revision = saved["model_name_or_path"], saved["model_revision"]
             raise UserError(
                 f"--model_name_or_path {settings.model_name_or_path} (--model_revision {settings.model_revision}) is "
@@ -279,11 +271,11 @@ class Checkpointer:
 
     def _write(self, state: TrainingState, write_files: WriteFiles, started: float, pause: float) -> None:
         place, best = self.folder / checkpoint_name(state.step), None
-        if self._settings.load_best_model_at_end and state.best_step is not None:
+        if self.settings.load_best_model_at_end and state.best_step is not None:
             best = self.folder / checkpoint_name(state.best_step)
         try:
             save_or_rescue(place, write_files, best)
-            rotate(self.folder, place, self._settings.checkpoints_total_limit, state.best_step)
+            rotate(self.folder, place, self.settings.checkpoints_total_limit, state.best_step)
         except Exception as error:  # whatever it is, the main thread must learn of it
             self._failure = error
             return
