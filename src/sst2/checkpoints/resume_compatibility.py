@@ -71,12 +71,12 @@ def saved_precision(settings: Settings) -> Precision | None:
 
     Nothing is verified: that comes when the checkpoint is loaded, and one that cannot be read is refused then.
     """
-    if settings.resume_from_checkpoint is None:
+    requested = settings.resume_from_checkpoint
+    if requested is None:
         return None
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
-        of_run = newest_checkpoint(settings.run_dir / "checkpoints")
-        place = of_run if settings.resume_from_checkpoint == "auto" else Path(settings.resume_from_checkpoint)
-        if place is not None and (place / "state.json").is_file():
+        place = newest_checkpoint(settings.run_dir / "checkpoints") if requested == "auto" else Path(requested)
+        if place is not None:
             content = json.loads((place / "state.json").read_text(encoding="utf-8"))
             precision: Precision | None = content["settings"]["mixed_precision"]
             return precision

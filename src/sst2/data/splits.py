@@ -108,9 +108,7 @@ def tokenize_all(
     """Every split of a run, tokenised by `tokenize`."""
     splits = {}
     for name, data in sentences.items():
-        split = tokenize(
-            name, data, tokenizer, settings.max_length, stage_dir=settings.stage_dir, check_stop=check_stop
-        )
+        split = tokenize(name, data, tokenizer, settings.max_length, None, settings.stage_dir, check_stop)
         splits[name] = replace(split, label_names=settings.label_names)
         if split.num_cut:
             logger.warning(
