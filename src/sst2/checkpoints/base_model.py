@@ -88,7 +88,7 @@ def checkpoint_for_base_model(settings: Settings) -> Path | None:
         with suppress(DamagedFolderError, OSError, ValueError, LookupError, TypeError):
             verify_folder(place, but=("model.safetensors", "training.pt"))
             content = _state(place)
-            if same_name(content["settings"], vars(settings)):
+            if _same_name(content["settings"], vars(settings)):
                 return place
     run = RunFolder(settings.run_dir)
     if not found and is_finished(run):
@@ -99,7 +99,7 @@ def checkpoint_for_base_model(settings: Settings) -> Path | None:
     return None
 
 
-def same_name(saved: dict[str, Any], current: dict[str, Any]) -> bool:
+def _same_name(saved: dict[str, Any], current: dict[str, Any]) -> bool:
     """Whether two settings name the same base model, by the same path or the same revision of a name."""
     paths = [os.path.normpath(one["model_name_or_path"]) for one in (saved, current)]
     return bool(paths[0] == paths[1] and saved["model_revision"] == current["model_revision"])
