@@ -221,6 +221,18 @@ def test_a_bar_in_a_setting_does_not_end_its_cell(compare: Compare, tmp_path: Pa
     assert "| a\\|b " in said
 
 
+def test_tables_are_whole_whatever_the_terminal_and_whatever_the_names(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    names = ("[bold]a", f"{'long-' * 40}name :smile:", "映画")
+    runs = [write_run(tmp_path / str(n), 0.9, dataset_revision=name) for n, name in enumerate(names)]
+    _, said, _ = compare(*runs)
+    assert [line[1] for line in cells(said)[2:5]] == list(names)
+    assert "\x1b" not in said
+
+
 def test_mistakes_are_one_line(compare: Compare, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
