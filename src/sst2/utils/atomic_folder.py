@@ -25,7 +25,7 @@ class DamagedFolderError(Exception):
     """The folder is not what was once written. The message says what is wrong with it."""
 
 
-def write_atomic_folder(place: Path, write_files: Callable[[Path], None]) -> None:
+def write_atomic_folder(place: Path, write_files: Callable[[Path], object]) -> None:
     """Write a folder, in place of the one that may be there.
 
     Args:
