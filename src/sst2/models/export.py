@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,72 +35,84 @@ logger = logging.getLogger(__name__)
 PROBES = 32  # sentences whose logits are compared after reloading
 
 
-def export_model(
-    config: DistilBertConfig,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    card: str,
-    folder: Path,
-    max_length: int | None = None,
-    expected: np.ndarray | None = None,
-) -> str:
-    """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
+@dataclass(frozen=True)
+class Export:
+    """A trained model, as it is to be written.
 
-    One that is the model already is left as it is. Its tokenizer has the length of training as `model_max_length`,
-    which programs cut to unless told otherwise.
-
-    Args:
+    Attributes:
         config: of the trained model.
         weights: all of them by name, on any device.
-        tokenizer: of the trained model.
+        tokenizer: of the trained model. In the folder it has the length of training as `model_max_length`, which
+            programs cut to unless told otherwise.
         sentences: some texts; the first `PROBES` of them are classified before and after reloading.
         card: the model card, markdown.
-        folder: to write.
         max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
         expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
-
-    Returns:
-        The SHA-256 of the exported weights.
-
-    Raises:
-        RuntimeError: the reloaded model gives other logits.
     """
-    logger.info("exporting the model to %s", folder)
-    unfinished = hidden_name(folder, UNFINISHED)
-    compare = _write(config, weights, tokenizer, sentences, card, unfinished, max_length, expected)
-    if _has_same_weights(folder, unfinished) and _succeeds(partial(compare, folder)):
-        discard(unfinished)  # what its user has added, or written into the card, stays
-    else:
-        if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
-            discard(put_aside(onnx))
-        commit(unfinished, folder)
-    digest: str = describe_file(folder / WEIGHTS)["sha256"]
-    return digest
 
+    config: DistilBertConfig
+    weights: dict[str, torch.Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    sentences: Sequence[str]
+    card: str
+    max_length: int | None = None
+    expected: np.ndarray | None = None
 
-def _write(
-    config: DistilBertConfig,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    card: str,
-    folder: Path,
-    max_length: int | None,
-    expected: np.ndarray | None,
-) -> Callable[[Path], None]:
-    """Write a new folder and compare it with the model. Returns a function that compares another folder likewise."""
-    stock = stock_classifier(config, weights)
-    tokenizer = copy.deepcopy(tokenizer)  # its use would leave padding in it
-    tokenizer.model_max_length = max_length or tokenizer.model_max_length
-    stock.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    copy_mode(folder / WEIGHTS, like=folder / "config.json")
-    # the name of a file of data may hold bytes that are no UTF-8
-    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-    compare = partial(_compare, stock, tokenizer, sentences[:PROBES], max_length, expected)
-    compare(folder)
-    return compare
+    def write(self, folder: Path) -> str:
+        """Write `folder` as `transformers.pipeline` expects it; it appears only after it proved to be the model.
+
+        One that is the model already is left as it is.
+
+        Returns:
+            The SHA-256 of the exported weights.
+
+        Raises:
+            RuntimeError: the reloaded model gives other logits.
+        """
+        logger.info("exporting the model to %s", folder)
+        unfinished = hidden_name(folder, UNFINISHED)
+        require_same = self.write_files(unfinished)
+        if _has_same_weights(folder, unfinished) and _succeeds(partial(require_same, folder)):
+            discard(unfinished)  # what its user has added, or written into the card, stays
+        else:
+            if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
+                discard(put_aside(onnx))
+            commit(unfinished, folder)
+        digest: str = describe_file(folder / WEIGHTS)["sha256"]
+        return digest
+
+    def write_files(self, folder: Path) -> Callable[[Path], None]:
+        """Write a new folder, and compare it with the model.
+
+        Returns:
+            What compares another folder with the model likewise.
+
+        Raises:
+            RuntimeError: the reloaded model gives other logits.
+        """
+        stock = stock_classifier(self.config, self.weights)
+        tokenizer = copy.deepcopy(self.tokenizer)  # its use would leave padding in it
+        tokenizer.model_max_length = self.max_length or tokenizer.model_max_length
+        stock.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        copy_mode(folder / WEIGHTS, like=folder / "config.json")
+        # the name of a file of data may hold bytes that are no UTF-8
+        (folder / "README.md").write_text(self.card, encoding="utf-8", errors="backslashreplace")
+        sentences = self.sentences[:PROBES]
+        before = _logits(stock, tokenizer, sentences)
+
+        def require_same(folder: Path) -> None:
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
+            after = _logits(model, AutoTokenizer.from_pretrained(folder), sentences)
+            message = f"the exported model in {folder} gives other logits than before it was saved"
+            _require_close(before, after, 1e-5, message)
+            if self.expected is not None:  # another device and other padding: close, not equal
+                evaluated = torch.from_numpy(self.expected[: len(sentences)])
+                message = f"the model in {folder} gives other logits than the evaluated one"
+                _require_close(evaluated, after, 1e-2, message)
+
+        require_same(folder)
+        return require_same
 
 
 def _has_same_weights(folder: Path, other: Path) -> bool:
@@ -140,7 +153,7 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
     try:
         with temporary as folder:
             card = model_card(settings, metrics, 0)
-            _write(config, weights, tokenizer, texts, card, Path(folder) / "model", settings.max_length, None)
+            Export(config, weights, tokenizer, texts, card, settings.max_length).write_files(Path(folder) / "model")
     except Exception as error:  # of libraries that have their own
         disk = disk_error(error)
         if disk is not None and disk.errno in DISK_ERRORS:
@@ -159,24 +172,6 @@ def stock_classifier(config: DistilBertConfig, weights: dict[str, torch.Tensor])
     return stock
 
 
-def _compare(
-    model: DistilBertForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    max_length: int | None,
-    expected: np.ndarray | None,
-    folder: Path,
-) -> None:
-    reloaded_model = AutoModelForSequenceClassification.from_pretrained(folder)
-    reloaded_tokenizer = AutoTokenizer.from_pretrained(folder)
-    before = _logits(model, tokenizer, sentences, max_length)
-    after = _logits(reloaded_model, reloaded_tokenizer, sentences, max_length)
-    _require_close(before, after, 1e-5, f"the exported model in {folder} gives other logits than before it was saved")
-    if expected is not None:  # another device and other padding: close, not equal
-        trained = torch.from_numpy(expected[: len(sentences)])
-        _require_close(trained, after, 1e-2, f"the model in {folder} gives other logits than the evaluated one")
-
-
 def _require_close(one: torch.Tensor, other: torch.Tensor, tolerance: float, message: str) -> None:
     difference = (one - other).abs().max().item()
     if not difference <= tolerance:
@@ -184,8 +179,7 @@ def _require_close(one: torch.Tensor, other: torch.Tensor, tolerance: float, mes
 
 
 @torch.inference_mode()
-def _logits(model: Any, tokenizer: Any, sentences: Sequence[str], max_length: int | None) -> torch.Tensor:
-    model.eval()
-    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-    logits: torch.Tensor = model(**inputs).logits
+def _logits(model: Any, tokenizer: Any, sentences: Sequence[str]) -> torch.Tensor:
+    inputs = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    logits: torch.Tensor = model.eval()(**inputs).logits
     return logits
