@@ -13,7 +13,7 @@ from sst2.distributed.stop_requests import StopRequests
 if __name__ == "__main__":  # a signal is caught, and a wrong flag answered, before the seconds that imports take
     gc.disable()  # imports make objects to keep: looking for garbage among them would take half a second more
     STOP_REQUESTS = StopRequests().listen()
-    from sst2.config.arguments import parse_arguments
+    from sst2.config.arguments import PROGRAM, parse_arguments
 
     SETTINGS = parse_arguments()
 
@@ -29,25 +29,18 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sst2.checkpoints.checkpointer import Checkpointer
-from sst2.checkpoints.resume_compatibility import saved_precision
-from sst2.config.arguments import PROGRAM
-from sst2.config.launcher_variables import is_reporting_process, process_rank
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import max_micro_batch_size, micro_batch_indices, plan_batches, split_by_tokens
-from sst2.data.collation import MicroBatches, collate, evaluation_loaders
+from sst2.data.batch_plan import plan_batches, split_by_tokens
+from sst2.data.collation import MicroBatches, micro_batches_of
 from sst2.data.splits import Split
-from sst2.distributed.init import init_distributed
-from sst2.distributed.watchdog import Watchdog
-from sst2.evaluation.predictions import in_order_of_rows, in_words
+from sst2.distributed.ranks import exit_codes_of_rank
+from sst2.evaluation.predictions import in_split_order, in_words
 from sst2.runs.run_folder import RunFolder
-from sst2.tracking.tracker import Tracker
-from sst2.training.assets import load_assets
-from sst2.training.optimizer import prepare_training
 from sst2.training.results import write_results
 from sst2.training.resume import resume_or_start
+from sst2.training.setup import init_processes, load_assets, prepare_training
 from sst2.training.trainer import Evaluation, Trainer
-from sst2.utils.errors import OF_TRAINING, StopRequestedError, exit_codes, leave_at_once
+from sst2.utils.errors import StopRequestedError
 
 logger = logging.getLogger("sst2.train")
 
@@ -81,32 +74,20 @@ def setup(settings: Settings, stop_requests: StopRequests, run: RunFolder) -> Tr
     The run's folder is written to at the end only: a mistake of the user leaves nothing behind. A stop that is asked
     for before has nothing to save.
     """
-    accelerator, settings = init_distributed(settings, partial(saved_precision, settings))
-    watchdog = Watchdog(settings.step_timeout)
+    accelerator, settings, watchdog = init_processes(settings)
     assets = load_assets(accelerator, settings, stop_requests.raise_if_stopped)
-    splits, base_model = assets.splits, assets.base_model
-    settings, plan = plan_batches(settings, len(splits["train"]), accelerator.num_processes)
+    settings, plan = plan_batches(settings, len(assets.splits["train"]), accelerator.num_processes)
     strategy, schedule = prepare_training(accelerator, assets.model, settings)
-    loaders = evaluation_loaders(splits, settings, assets.tokenizer.pad_token_id, accelerator)
-    checkpointer = Checkpointer(run.checkpoints, accelerator, strategy, schedule, base_model, settings, splits)
-    state, trackers = resume_or_start(run, accelerator, settings, checkpointer, strategy, stop_requests)
-    logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
-    return Trainer(
-        settings=settings,
-        accelerator=accelerator,
+    return resume_or_start(
         run=run,
-        tokenizer=assets.tokenizer,
-        splits=splits,
-        loaders=loaders,
+        accelerator=accelerator,
+        settings=settings,
+        assets=assets,
         plan=plan,
-        model_config=base_model.config,
         strategy=strategy,
         schedule=schedule,
-        state=state,
-        checkpointer=checkpointer,
         stop_requests=stop_requests,
         watchdog=watchdog,
-        tracker=Tracker(accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation"),
     )
 
 
@@ -157,22 +138,19 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
     """
     started = time.perf_counter()
     trainer.start_phase("data")
-    settings, train, rank = trainer.settings, trainer.splits["train"], trainer.accelerator.process_index
+    train, rank = trainer.splits["train"], trainer.accelerator.process_index
     indices = trainer.plan.indices(trainer.state.step)  # of all ranks, by the step alone: nothing to restore on resume
-    shards = split_by_tokens(indices, train.lengths, trainer.accelerator.num_processes)
-    micro_batches = [
-        (collate(train, chosen, trainer.tokenizer.pad_token_id, settings.batching), loss_weight)
-        for chosen, loss_weight in micro_batch_indices(
-            shards, rank, max_micro_batch_size(settings, trainer.strategy.device)
-        )
-    ]
+    shards = split_by_tokens(indices, train.lengths(indices), trainer.accelerator.num_processes)
+    micro_batches = micro_batches_of(
+        train, shards, rank, trainer.settings, trainer.tokenizer.pad_token_id, trainer.strategy.device
+    )
     step_function = partial(forward_backward_step, trainer, len(indices))
     # eagerly, or replayed as a CUDA graph
     loss_sum, grad_norm, padded_tokens = trainer.step_runner.run(micro_batches, step_function)
 
     metrics = {"learning_rate": trainer.schedule.get_last_lr()[0], "grad_norm": grad_norm}
     trainer.schedule.step()
-    if settings.log_sample_ids:
+    if trainer.settings.log_sample_ids:
         trainer.tracker.log_samples(trainer.state.step + 1, gather_object(shards[rank].tolist()))
     trainer.count_step(shards, loss_sum, grad_norm, padded_tokens, started)
     return metrics
@@ -237,22 +215,22 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     """
     model, gather = trainer.strategy.model, trainer.accelerator.gather_for_metrics
     model.eval()
-    rows, logits = [], []
+    indices, logits = [], []
     for batch in tqdm(trainer.loaders[split.name], f"evaluating {split.name}", leave=False, disable=trainer.hides_bars):
         trainer.watchdog.at(f"the evaluation on {split.name} after step {trainer.state.step}")
         check_stop_requests(trainer)
-        gathered = gather((batch.rows, model(**batch.inputs).logits.float()))
+        gathered = gather((batch.indices, model(**batch.inputs).logits.float()))
         trainer.watchdog.start()
-        rows.append(gathered[0].cpu())
+        indices.append(gathered[0].cpu())
         logits.append(gathered[1].cpu())
-    ordered = in_order_of_rows(torch.cat(rows).numpy(), torch.cat(logits).numpy(), len(split))
+    ordered = in_split_order(torch.cat(indices).numpy(), torch.cat(logits).numpy(), len(split))
     if not np.isfinite(ordered).all():
         raise trainer.diverged(f"the model gives {split.name} logits that are not finite")
     if not split.is_labelled:
         return {}, ordered
     from sst2.evaluation.metrics import SentimentMetric  # half a second that the first step does not wait for
 
-    return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths), ordered
+    return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths()), ordered
 
 
 def finalize(trainer: Trainer) -> None:
@@ -278,6 +256,5 @@ def finalize(trainer: Trainer) -> None:
 
 if __name__ == "__main__":
     gc.enable()
-    rank, reports = process_rank(), is_reporting_process()
-    with exit_codes(PROGRAM, rank, reports, leave_at_once, OF_TRAINING), STOP_REQUESTS.stop_explains_errors():
+    with exit_codes_of_rank(PROGRAM), STOP_REQUESTS.stop_explains_errors():
         main(SETTINGS, STOP_REQUESTS)

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write data and token ids; default: a temporary folder")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
-    figures = describe()
+    figures = describe() | {"runs": {}}
     for times in arguments.times:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             bytes_of_file = write_sentences(Path(folder) / "train.tsv", times)
@@ -157,7 +157,6 @@ def describe() -> dict[str, Any]:
         "command": f"python benchmarks/memory.py {' '.join(sys.argv[1:])}".strip(),
         "machine": f"{os.cpu_count()} x {processor()}",
         "versions": {"python": platform.python_version()} | libraries,
-        "runs": {},
     }
 
 

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from datasets import Dataset
 
-from sst2.data.readers import LabelledSentences, read_file
+from sst2.data.mapped_dataset import labels_of
+from sst2.data.readers import read_file
 from sst2.distributed.devices import processor
 from sst2.inference.onnx_export.figures import REFERENCE, Variant, figures_of, padded
 from sst2.inference.onnx_export.folder import versions
@@ -95,15 +97,15 @@ def make_forms(model: Any, folder: Path) -> dict[str, Variant]:
     return variants
 
 
-def batched(variants: dict[str, Variant], tokenizer: Any, data: LabelledSentences, size: int = 32) -> dict[str, Any]:
+def batched(variants: dict[str, Variant], tokenizer: Any, data: Dataset, size: int = 32) -> dict[str, Any]:
     """Accuracy in batches in the file's order, and by how much logits differ from those of torch."""
-    batches = [padded(tokenizer, data.sentences[start : start + size]) for start in range(0, len(data), size)]
+    batches = [padded(tokenizer, data["sentence"][start : start + size]) for start in range(0, len(data), size)]
     logits = {
         name: np.concatenate([variant.classify(inputs) for inputs in batches]) for name, variant in variants.items()
     }
     return {
         name: {
-            f"accuracy_in_batches_of_{size}": float((values.argmax(axis=1) == data.labels).mean()),
+            f"accuracy_in_batches_of_{size}": float((values.argmax(axis=1) == labels_of(data)).mean()),
             f"largest_logit_difference_in_batches_of_{size}": float(np.abs(values - logits[REFERENCE]).max()),
         }
         for name, values in logits.items()

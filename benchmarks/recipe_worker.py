@@ -28,7 +28,8 @@ from sst2.config.arguments import parse_arguments
 from sst2.config.settings import Settings
 from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
-from sst2.training import optimizer as job_optimizer
+from sst2.training import setup as job_setup
+from sst2.training.optimizer import build_optimizer
 from sst2.training.trainer import Trainer
 from sst2.utils.atomic_file import write_json
 
@@ -137,7 +138,7 @@ class LayerWiseDecay(Alteration):
 
     def before_setup(self) -> None:
         """Have the job build its optimizer by `slower_below`."""
-        job_optimizer.build_optimizer = partial(slower_below, job_optimizer.build_optimizer)
+        vars(job_setup)["build_optimizer"] = partial(slower_below, build_optimizer)
 
     def before_fit(self, trainer: Trainer) -> None:
         """Raises RuntimeError: all layers learn at one rate."""

@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks
 
 from benchmarks.recipe_figures import summarise, table
 from sst2.config.settings import Settings
-from sst2.data.readers import LabelledSentences
 from sst2.data.splits import load_sentences
 from sst2.distributed.devices import runs_on_cpu
 from sst2.distributed.precision import choose_precision
@@ -63,22 +63,22 @@ class Recipe:
     flags: dict[str, Any] = field(default_factory=dict)
     alteration: str = "none"
     passes: int = 1
-    usable: Callable[[LabelledSentences], list[bool]] | None = None
+    usable: Callable[[Dataset], list[bool]] | None = None
 
 
-def without_copies(data: LabelledSentences) -> list[bool]:
+def without_copies(data: Dataset) -> list[bool]:
     """Of each text only the first row."""
     seen: set[str] = set()
-    texts = [sentence.strip() for sentence in data.sentences]
+    texts = [sentence.strip() for sentence in data["sentence"]]
     return [not (text in seen or seen.add(text)) for text in texts]  # type: ignore[func-returns-value]
 
 
-def without_conflicts(data: LabelledSentences) -> list[bool]:
+def without_conflicts(data: Dataset) -> list[bool]:
     """No row of a text that has both labels."""
     labels: defaultdict[str, set[int]] = defaultdict(set)
-    for sentence, label in zip(data.sentences, data.labels, strict=True):
+    for sentence, label in zip(data["sentence"], data["label"], strict=True):
         labels[sentence.strip()].add(label)
-    return [len(labels[sentence.strip()]) == 1 for sentence in data.sentences]
+    return [len(labels[sentence.strip()]) == 1 for sentence in data["sentence"]]
 
 
 BASELINE: dict[str, Any] = {
@@ -228,7 +228,7 @@ def entry_of(figures: dict[str, Any], name: str) -> dict[str, Any]:
     return entry
 
 
-def cut(data_dir: Path, seed: int) -> dict[str, LabelledSentences]:
+def cut(data_dir: Path, seed: int) -> dict[str, Dataset]:
     """`train` in an order of the seed's own, `holdout` and `validation`, as the job itself cuts them."""
     files = str(data_dir / "train.tsv"), str(data_dir / "dev.tsv")
     settings = Settings(
@@ -237,10 +237,10 @@ def cut(data_dir: Path, seed: int) -> dict[str, LabelledSentences]:
     data = load_sentences(settings)
     train = data["train"]
     # a stream of its own, beside those of the hold-out and of the epochs
-    return data | {"train": train.take(np.random.default_rng([seed, 2**32 + 1]).permutation(len(train)))}
+    return data | {"train": train.select(np.random.default_rng([seed, 2**32 + 1]).permutation(len(train)))}
 
 
-def training_sentences(train: LabelledSentences, count: int, recipe: Recipe) -> tuple[LabelledSentences, int]:
+def training_sentences(train: Dataset, count: int, recipe: Recipe) -> tuple[Dataset, int]:
     """The sentences that a recipe trains on.
 
     The first `count`, and others in the very places of those that may not be used, while there are any: what remains
@@ -253,11 +253,11 @@ def training_sentences(train: LabelledSentences, count: int, recipe: Recipe) -> 
     usable = recipe.usable(train) if recipe.usable else [True] * len(train)
     spare = (row for row in range(count, len(train)) if usable[row])
     rows = [row if usable[row] else next(spare, None) for row in range(count)]
-    return train.take(np.array([row for row in rows if row is not None])), count - sum(usable[:count])
+    return train.select(np.array([row for row in rows if row is not None])), count - sum(usable[:count])
 
 
 def run(
-    folder: Path, recipe: Recipe, seed: int, data: dict[str, LabelledSentences], arguments: argparse.Namespace
+    folder: Path, recipe: Recipe, seed: int, data: dict[str, Dataset], arguments: argparse.Namespace
 ) -> dict[str, float]:
     """One run in a fresh process.
 
@@ -289,9 +289,9 @@ def run(
         return measured
 
 
-def write_tsv(file: Path, data: LabelledSentences) -> Path:
+def write_tsv(file: Path, data: Dataset) -> Path:
     """Write sentences and labels as `--train_file` takes them. Returns `file`."""
-    rows = [f"{sentence}\t{label}\n" for sentence, label in zip(data.sentences, data.labels, strict=True)]
+    rows = [f"{sentence}\t{label}\n" for sentence, label in zip(data["sentence"], data["label"], strict=True)]
     file.write_text("sentence\tlabel\n" + "".join(rows), encoding="utf-8")
     return file
 

@@ -154,7 +154,7 @@ def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> St
     def step() -> tuple[int, int]:
         indices = trainer.plan.indices(trainer.state.step)
         train_step(trainer)
-        return len(indices), int(trainer.splits["train"].lengths[indices].sum())
+        return len(indices), int(trainer.splits["train"].lengths(indices).sum())
 
     return step
 

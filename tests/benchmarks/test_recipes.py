@@ -19,11 +19,11 @@ from benchmarks.recipe_worker import ALTERATIONS, Averaged, ExponentialAverage, 
 from benchmarks.recipes import RECIPES, Recipe, training_sentences
 from sst2.config.arguments import parse_arguments
 from sst2.config.settings import Settings
-from sst2.data.readers import LabelledSentences
 from sst2.data.sample import sample_config
 from sst2.training import optimizer
 from sst2.training.optimizer import build_optimizer
 from sst2.utils.errors import UserError
+from tests.support.datasets import dataset_of
 from tests.support.running import REPOSITORY
 
 
@@ -101,15 +101,15 @@ def test_label_smoothing_changes_the_loss_that_is_trained_on(monkeypatch: pytest
 
 
 def test_what_may_not_be_trained_on_gives_its_place_to_another() -> None:
-    train = LabelledSentences.of(["a", "b", "a ", "c", "d", "d", "e", "f"], [0, 1, 0, 0, 0, 1, 1, 1])
+    train = dataset_of(["a", "b", "a ", "c", "d", "d", "e", "f"], [0, 1, 0, 0, 0, 1, 1, 1])
     copies, left_out = training_sentences(train, 6, RECIPES["without_copies"])
-    assert ([*copies.sentences], left_out) == (["a", "b", "e", "c", "d", "f"], 2)
+    assert (copies["sentence"][:], left_out) == (["a", "b", "e", "c", "d", "f"], 2)
     conflicts, left_out = training_sentences(train, 6, RECIPES["without_conflicts"])
-    assert ([*conflicts.sentences], left_out) == (["a", "b", "a ", "c", "e", "f"], 2)
+    assert (conflicts["sentence"][:], left_out) == (["a", "b", "a ", "c", "e", "f"], 2)
     everything, left_out = training_sentences(train, 8, RECIPES["without_copies"])
-    assert ([*everything.sentences], left_out) == (["a", "b", "c", "d", "e", "f"], 2)  # there are no others
+    assert (everything["sentence"][:], left_out) == (["a", "b", "c", "d", "e", "f"], 2)  # there are no others
     half, left_out = training_sentences(train, 8, Recipe(passes=2))
-    assert ([*half.sentences], left_out) == (["a", "b", "a ", "c"], 0)
+    assert (half["sentence"][:], left_out) == (["a", "b", "a ", "c"], 0)
 
 
 def test_differences_are_paired_by_seed() -> None:

@@ -16,7 +16,6 @@ from transformers import DistilBertForSequenceClassification
 
 from sst2.config.class_names import order_of_classes, positive_class
 from sst2.config.settings import Settings
-from sst2.data.readers import LabelledSentences
 from sst2.data.sample import sample_tokenizer
 from sst2.evaluation.run_results import Run, same_sentences
 from sst2.inference.onnx_export import figures
@@ -24,6 +23,7 @@ from sst2.inference.onnx_export.command import read_validation
 from sst2.inference.onnx_export.figures import REFERENCE, Variant
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.utils.errors import UserError
+from tests.support.datasets import dataset_of
 from tests.support.running import Finished
 
 CHECK = "--num_train_epochs 1 --max_train_steps 1 --learning_rate 1e-12 --global_batch_size 32".split()
@@ -118,7 +118,7 @@ def test_a_file_to_measure_an_export_on_goes_by_names(
     with caplog.at_level(logging.WARNING):
         read = read_validation(arguments, classes)
     assert read is not None
-    assert read[1].labels.tolist() == expected
+    assert read[1]["label"][:] == expected
     is_told = order_of_classes(classes, flag or ["NEGATIVE", "POSITIVE"]) is None and "spam" not in classes
     assert ("their names do not tell" in caplog.text) == is_told
 
@@ -131,7 +131,7 @@ def test_f1_of_an_export_is_of_the_class_named_positive(monkeypatch: pytest.Monk
     for order in ([0, 1], [1, 0]):
         rows = iter(logits[:, order])
         variant = Variant(partial(next_logits, rows), 1)
-        data = LabelledSentences.of([f"film {row}" for row in range(8)], np.array(order)[labels].tolist())
+        data = dataset_of([f"film {row}" for row in range(8)], np.array(order)[labels].tolist())
         names = np.array(["NEGATIVE", "POSITIVE"])[order].tolist()
         told = figures.figures_of({REFERENCE: variant}, sample_tokenizer(), data, 1, positive_class(names))
         found.append(told[REFERENCE]["f1"])

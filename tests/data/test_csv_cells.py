@@ -15,6 +15,7 @@ from sst2.evaluation.predictions import read_predictions, write_predictions
 from sst2.inference.predict.command import main as predict
 from sst2.inference.predict.formatters import Answer, lines_of
 from sst2.inference.predict.inputs import sentences_of
+from tests.support.datasets import content_of
 
 FORMULAS = ['=HYPERLINK("http://x")', "+1 for this film", "-lrb- sic -rrb-", "@cast", "\t=1+1", "\r=1", "\uff1d1"]
 TEXTS = [*FORMULAS, *(f"'{text}" for text in FORMULAS), "''=1", "'tis fine", "'", "''", "a=b", " =1", "-5", "+0.25"]
@@ -68,12 +69,12 @@ def test_what_a_run_and_predict_have_written_is_read_as_it_was(tmp_path: Path, t
     split = Split("validation", texts, np.ones(count, np.int64), np.zeros(0), np.zeros(0), ("-", "=1"))
     write_predictions(tmp_path / "predictions.csv", [(split, np.eye(2)[[0] * count])])
     data = read_file(str(tmp_path / "predictions.csv"), True, Columns(label_names=("-", "=1")))
-    assert (list(data.sentences), data.labels.tolist()) == (texts, [1] * count)
+    assert content_of(data) == (texts, [1] * count)
 
 
 def test_an_apostrophe_in_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sentence,label\n'-lrb- sic,1\n")
-    assert list(read_file(str(tmp_path / "a.csv"), True).sentences) == ["'-lrb- sic"]
+    assert list(read_file(str(tmp_path / "a.csv"), True)["sentence"]) == ["'-lrb- sic"]
 
 
 @pytest.mark.parametrize("text", ["", "0.5", "fine film"])

@@ -8,8 +8,9 @@ import datasets
 import pandas
 import pytest
 
-from sst2.data.readers import LabelledSentences, read_dataset, read_file
+from sst2.data.readers import read_dataset, read_file
 from sst2.utils.errors import UserError
+from tests.support.datasets import content_of
 
 SENTENCES = ["a gripping , funny film ", 'he said " no " , and left', "null", "naïve — and moving"]
 LABELS = [1, 0, 0, 1]
@@ -35,12 +36,12 @@ def write(folder: Path, suffix: str, columns: dict[str, list[Any]]) -> str:
 def test_all_formats_give_the_same(suffix: str, names: bool, tmp_path: Path) -> None:
     labels = [("negative", "POSITIVE")[label] for label in LABELS] if names else LABELS
     file = write(tmp_path, suffix, {"idx": [1, 2, 3, 4], "sentence": SENTENCES, "label": labels})
-    assert read_file(file, labels_required=True) == LabelledSentences.of(SENTENCES, LABELS)
+    assert content_of(read_file(file, labels_required=True)) == (SENTENCES, LABELS)
 
 
 def test_byte_order_mark_and_blank_lines_are_no_matter(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("\ufeffsentence,label\n\ngood,1\n\n".encode())
-    assert read_file(str(tmp_path / "a.csv"), True) == LabelledSentences.of(["good"], [1])
+    assert content_of(read_file(str(tmp_path / "a.csv"), True)) == (["good"], [1])
 
 
 def test_sentences_may_span_lines_in_csv_and_errors_count_lines(tmp_path: Path) -> None:
@@ -91,9 +92,9 @@ def test_parquet_rows_are_counted_from_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", ["-1", ""])
 def test_test_data_needs_no_labels(label: str, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text(f"sentence\tlabel\ngood\t{label}\n")
-    assert read_file(str(tmp_path / "t.tsv"), labels_required=False).labels.tolist() == [-1]
+    assert read_file(str(tmp_path / "t.tsv"), labels_required=False)["label"][:] == [-1]
     (tmp_path / "u.tsv").write_text("sentence\ngood\n")
-    assert read_file(str(tmp_path / "u.tsv"), labels_required=False).labels.tolist() == [-1]
+    assert read_file(str(tmp_path / "u.tsv"), labels_required=False)["label"][:] == [-1]
 
 
 def test_the_names_of_class_labels_decide_not_their_numbers() -> None:
@@ -101,7 +102,7 @@ def test_the_names_of_class_labels_decide_not_their_numbers() -> None:
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
     )
     dataset = datasets.Dataset.from_dict({"sentence": ["good", "bad", "?"], "label": [0, 1, -1]}, features=swapped)
-    assert read_dataset(dataset, "name test", labels_required=False).labels.tolist() == [1, 0, -1]
+    assert read_dataset(dataset, "name test", labels_required=False)["label"][:] == [1, 0, -1]
     grammar = datasets.ClassLabel(names=["unacceptable", "acceptable"])
     with pytest.raises(UserError, match="row 1: label 'unacceptable' is unknown"):
         read_dataset(dataset.cast_column("label", grammar), "glue cola", labels_required=True)
@@ -112,6 +113,6 @@ def test_data_sets_with_class_labels_are_read() -> None:
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
     )
     dataset = datasets.Dataset.from_dict({"sentence": SENTENCES, "label": LABELS}, features=features)
-    assert read_dataset(dataset, "name train", labels_required=True) == LabelledSentences.of(SENTENCES, LABELS)
+    assert content_of(read_dataset(dataset, "name train", labels_required=True)) == (SENTENCES, LABELS)
     with pytest.raises(UserError, match="name train has no column 'sentence'"):
         read_dataset(dataset.rename_column("sentence", "text"), "name train", labels_required=True)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from sst2.config.settings import Settings
-from sst2.data.readers import LabelledSentences
 from sst2.data.sample import sample_sentences, sample_tokenizer
 from sst2.data.splits import Split, load_sentences, tokenize
 from sst2.utils.errors import UserError
+from tests.support.datasets import content_of, dataset_of
 from tests.support.processes import results
 
 
@@ -71,10 +71,10 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path: Path) -> None:
     }
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
     settings = Settings(output_dir=str(tmp_path / "run"), dataset_name=str(tmp_path / "saved"), max_eval_samples=1)
-    assert load_sentences(settings) == {
-        "train": LabelledSentences.of(["good", "bad", "fine"], [1, 0, 1]),
-        "validation": LabelledSentences.of(["great"], [1]),
-        "test": LabelledSentences.of(["a"], [-1]),
+    assert {name: content_of(data) for name, data in load_sentences(settings).items()} == {
+        "train": (["good", "bad", "fine"], [1, 0, 1]),
+        "validation": (["great"], [1]),
+        "test": (["a"], [-1]),
     }
     saved["train"].save_to_disk(tmp_path / "single")
     with pytest.raises(UserError, match=r"single has no split named train: save a DatasetDict"):
@@ -90,26 +90,27 @@ def test_a_holdout_is_cut_from_training_by_the_seed_and_leaves_validation_alone(
     for splits in parts.values():
         assert list(splits) == ["train", "holdout", "validation"]
         assert (len(splits["train"]), len(splits["holdout"])) == (80, 20)
-        assert splits["validation"] == whole["validation"]
+        assert content_of(splits["validation"]) == content_of(whole["validation"])
         # Disjoint and complete, each sentence with its label.
-        together = [*splits["train"].sentences, *splits["holdout"].sentences]
-        assert sorted(together) == sorted(whole["train"].sentences)
+        together = [*splits["train"]["sentence"][:], *splits["holdout"]["sentence"][:]]
+        assert sorted(together) == sorted(whole["train"]["sentence"][:])
         for name in ("train", "holdout"):
-            assert splits[name].labels.tolist() == [int(sentence[1:]) % 2 for sentence in splits[name].sentences]
-    assert load_sentences(replace(settings, holdout_fraction=0.2, seed=1)) == parts[1]
-    assert set(parts[1]["holdout"].sentences) != set(parts[2]["holdout"].sentences)
-    assert parts[1]["holdout"].sentences != whole["train"].sentences[:20]
+            assert splits[name]["label"][:] == [int(sentence[1:]) % 2 for sentence in splits[name]["sentence"][:]]
+    again = load_sentences(replace(settings, holdout_fraction=0.2, seed=1))
+    assert {name: content_of(data) for name, data in again.items()} == {n: content_of(d) for n, d in parts[1].items()}
+    assert set(parts[1]["holdout"]["sentence"][:]) != set(parts[2]["holdout"]["sentence"][:])
+    assert parts[1]["holdout"]["sentence"][:] != whole["train"]["sentence"][:20]
 
 
 def test_samples_are_the_first_and_the_holdout_is_cut_from_them(settings: Settings) -> None:
     splits = load_sentences(replace(settings, max_train_samples=10, max_eval_samples=3))
-    assert splits["train"].sentences == [f"t{row}" for row in range(10)]
-    assert splits["validation"].sentences == ["v0", "v1", "v2"]
+    assert splits["train"]["sentence"][:] == [f"t{row}" for row in range(10)]
+    assert splits["validation"]["sentence"][:] == ["v0", "v1", "v2"]
     splits = load_sentences(replace(settings, max_train_samples=10, max_eval_samples=3, holdout_fraction=0.5))
     assert len(splits["train"]) == 5  # evaluations being cut short does not give sentences back to training
     assert len(splits["holdout"]) == 3
-    assert not set(splits["train"].sentences) & set(splits["holdout"].sentences)
-    assert {*splits["train"].sentences, *splits["holdout"].sentences} < {f"t{row}" for row in range(10)}
+    assert not set(splits["train"]["sentence"][:]) & set(splits["holdout"]["sentence"][:])
+    assert {*splits["train"]["sentence"][:], *splits["holdout"]["sentence"][:]} < {f"t{row}" for row in range(10)}
     assert len(load_sentences(replace(settings, max_train_samples=1000))["train"]) == 100
 
 
@@ -142,10 +143,12 @@ def test_the_holdout_is_drawn_by_whole_texts_in_the_order_of_their_first_appeara
     )
     expected = reference_holdout(sentences, round(2500 * fraction), seed)
     splits = load_sentences(settings)
-    assert list(splits["holdout"].sentences) == [sentences[row] for row in expected]
-    assert splits["holdout"].labels.tolist() == [row % 2 for row in expected]
+    assert list(splits["holdout"]["sentence"][:]) == [sentences[row] for row in expected]
+    assert splits["holdout"]["label"][:] == [row % 2 for row in expected]
     assert len(splits["train"]) == 2500 - len(expected)
-    assert not {s.strip() for s in splits["holdout"].sentences} & {s.strip() for s in splits["train"].sentences}
+    assert not {s.strip() for s in splits["holdout"]["sentence"][:]} & {
+        s.strip() for s in splits["train"]["sentence"][:]
+    }
 
 
 def test_copies_of_one_sentence_cannot_be_divided(settings: Settings, tmp_path: Path) -> None:
@@ -156,14 +159,14 @@ def test_copies_of_one_sentence_cannot_be_divided(settings: Settings, tmp_path: 
 
 def test_the_fingerprint_is_of_all_numbers_and_stays_what_it_was() -> None:
     arrays: dict[str, Any] = {
-        "labels": np.array([1, 0, -1], dtype=np.int64),
+        "labels": np.array([1, 0, -1], dtype=np.int8),
         "input_ids": np.array([2, 7, 3, 2, 3, 2, 9, 9, 3], dtype=np.int32),
         "offsets": np.array([0, 3, 5, 9], dtype=np.int64),
     }
     split = Split("train", ["a", "b", "c"], **arrays)
     # checkpoints keep it: with another value none could be resumed
     assert split.fingerprint == "d47fd23cb4fdf8288ee157f09542840a2a58493ffe867a062ce181388a0acb16"
-    assert split.lengths.tolist() == [3, 2, 4]
+    assert split.lengths().tolist() == [3, 2, 4]
     for name, array in arrays.items():
         changed = array.copy()
         changed[1] += 1
@@ -172,7 +175,7 @@ def test_the_fingerprint_is_of_all_numbers_and_stays_what_it_was() -> None:
 
 def test_a_large_splits_fingerprint_is_its_arrays_digest(tmp_path: Path) -> None:
     sentences, labels = sample_sentences("train")
-    split = tokenize("train", LabelledSentences.of(sentences, labels), sample_tokenizer(), 64, tmp_path)
+    split = tokenize("train", dataset_of(sentences, labels), sample_tokenizer(), 64, tmp_path)
     whole = split.input_ids.tobytes() + split.offsets.tobytes() + np.array(labels, dtype=np.int64).tobytes()
     assert split.fingerprint == hashlib.sha256(whole).hexdigest()
 
@@ -185,12 +188,12 @@ def own_memory(settings: Settings) -> tuple[int, float]:
         return int(status.split("RssAnon:")[1].split()[0]) / 2**10
 
     tokenizer = sample_tokenizer()
-    tokenize("train", LabelledSentences.of(["good"], [1]), tokenizer, 64, settings.run_dir)  # starts threads
+    tokenize("train", dataset_of(["good"], [1]), tokenizer, 64, settings.run_dir)  # starts threads
     before = anonymous()
     data = load_sentences(settings)["train"]
     split = tokenize("train", data, tokenizer, 64, settings.run_dir)
     assert split.fingerprint != ""
-    assert split.lengths.min() > 0
+    assert split.lengths().min() > 0
     return len(split), anonymous() - before
 
 

@@ -18,14 +18,15 @@ import pandas
 import pytest
 
 from sst2.config.settings import Settings
-from sst2.data.readers import LabelledSentences, read_dataset, read_file
+from sst2.data.readers import read_dataset, read_file
 from sst2.data.records import Columns
 from sst2.inference.predict.inputs import sentences_of
 from sst2.utils.errors import UserError, quoted
 from sst2.utils.text_files import FILE_SUFFIXES, format_of, problem_of
+from tests.support.datasets import content_of
 
 TABLE = "sentence,label\na fine film,1\nbad,0\n"
-EXPECTED = LabelledSentences.of(["a fine film", "bad"], [1, 0])
+EXPECTED = (["a fine film", "bad"], [1, 0])
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "A.CSV", "a.Csv.GZ", "a.csv.bz2", "a.csv.xz", "a.tsv.gz", "a.jsonl.gz"])
@@ -36,7 +37,7 @@ def test_compressed_files_and_upper_case_suffixes_are_read(name: str, tmp_path: 
     packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
     (tmp_path / name).write_bytes(packers.get(Path(name).suffix.lower(), bytes)(text.encode()))
     assert problem_of(str(tmp_path / name)) == ""
-    assert read_file(str(tmp_path / name), True) == EXPECTED
+    assert content_of(read_file(str(tmp_path / name), True)) == EXPECTED
     file = str(tmp_path / name)
     assert Settings(train_file=file, validation_file=file).train_file == file
 
@@ -67,7 +68,7 @@ def through_pipe(content: bytes, read: Callable[[str], object]) -> object:
     ],
 )
 def test_a_pipe_is_read_by_what_comes_out_of_it(content: bytes) -> None:
-    assert through_pipe(content, lambda path: read_file(path, True)) == EXPECTED
+    assert content_of(through_pipe(content, lambda path: read_file(path, True))) == EXPECTED
 
 
 TABLES_UNDER_OTHER_NAMES = {
@@ -181,14 +182,14 @@ def test_a_quoted_tsv_as_pandas_writes_it_is_named(quoting: int, sentence: str, 
 def test_quotes_that_no_writer_has_doubled_are_part_of_a_tsvs_sentence(tmp_path: Path) -> None:
     sentences = ['"good"', 'a "fine" film', '"', '""', '"no" and "yes"']
     (tmp_path / "a.tsv").write_text("sentence\tlabel\n" + "".join(f"{text}\t1\n" for text in sentences))
-    assert read_file(str(tmp_path / "a.tsv"), True) == LabelledSentences.of(sentences, [1] * 5)
+    assert content_of(read_file(str(tmp_path / "a.tsv"), True)) == (sentences, [1] * 5)
 
 
 @pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
 def test_fields_may_be_longer_than_131072_characters(suffix: str, separator: str, tmp_path: Path) -> None:
     file = tmp_path / f"long{suffix}"
     file.write_text(f"sentence{separator}label\n{'long ' * 40_000}{separator}1\n")
-    assert read_file(str(file), True).sentences[0] == "long " * 40_000
+    assert read_file(str(file), True)["sentence"][0] == "long " * 40_000
 
 
 def test_messages_quote_no_more_than_100_characters(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_the_classes_of_a_parquet_file_go_by_the_names_that_it_has(tmp_path: Pat
     )
     data = datasets.Dataset.from_dict({"sentence": ["good", "bad", "?"], "label": [0, 1, -1]}, features=features)
     data.to_parquet(tmp_path / "a.parquet")
-    assert read_file(str(tmp_path / "a.parquet"), False).labels.tolist() == [1, 0, -1]
+    assert read_file(str(tmp_path / "a.parquet"), False)["label"][:] == [1, 0, -1]
 
 
 def test_a_number_that_no_class_has_is_unknown() -> None:
@@ -238,7 +239,7 @@ def test_test_data_whose_labels_have_another_name_say_so(
             read = read_dataset(datasets.Dataset.from_pandas(frame), file, labels_required=False)
         else:
             read = read_file(file, labels_required=False)
-    assert read.labels.tolist() == [-1, -1]
+    assert read["label"][:] == [-1, -1]
     said = f"{file} has no column 'label', only 'sentence', 'gold': its sentences are predicted and not scored"
     assert [message.startswith(said) for message in caplog.messages] == [True] * is_told
 

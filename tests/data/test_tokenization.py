@@ -16,7 +16,6 @@ import termios
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,13 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from sst2.config.arguments import parse_arguments
-from sst2.data.readers import LabelledSentences
+from sst2.data.mapped_dataset import BATCH, with_labels
 from sst2.data.sample import sample_sentences, sample_tokenizer
 from sst2.data.splits import Split, load_sentences, tokenize, tokenize_all
 from sst2.models.loading import load_tokenizer
 from sst2.utils.atomic_folder import describe_file
 from sst2.utils.errors import StopRequestedError, UserError
-from sst2.utils.scratch import BLOCK
+from tests.support.datasets import dataset_of
 from tests.support.jobs import running
 from tests.support.processes import kill_at_change, results, start
 
@@ -63,8 +62,8 @@ def folders(cache_dir: Path) -> dict[str, tuple[int, int]]:
     return {folder.name: (folder.stat().st_ino, folder.stat().st_mtime_ns) for folder in found}
 
 
-def unlabelled(sentences: list[str]) -> LabelledSentences:
-    return LabelledSentences.of(sentences, [-1] * len(sentences))
+def unlabelled(sentences: list[str]) -> datasets.Dataset:
+    return dataset_of(sentences, [-1] * len(sentences))
 
 
 def assert_tokenizers_own(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -76,23 +75,23 @@ def assert_tokenizers_own(split: Split, tokenizer: PreTrainedTokenizerBase, max_
 
 def test_ids_are_the_tokenizers_own_sentence_by_sentence(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     sentences = [*SENTENCES, "[CLS] [MASK] a [SEP] [UNK]", "字\0\u200b—é", *sample_sentences("train")[0][:2000]]
-    split = tokenize("train", LabelledSentences.of(sentences, [1] * len(sentences)), tokenizer, 12, tmp_path)
+    split = tokenize("train", dataset_of(sentences, [1] * len(sentences)), tokenizer, 12, tmp_path)
     assert_tokenizers_own(split, tokenizer, 12)
-    assert split.lengths.max() == split.lengths[3] == 12  # the fourth was cut
-    assert (split.name, split.sentences, split.labels.tolist()) == ("train", sentences, [1] * len(sentences))
+    assert split.lengths().max() == split.lengths(np.array(3)) == 12  # the fourth was cut
+    assert (split.name, split.sentences[:], split.labels.tolist()) == ("train", sentences, [1] * len(sentences))
     assert (split.input_ids.dtype, split.offsets.dtype, split.labels.dtype) == (
         np.dtype(np.int32),
         np.dtype(np.int64),
-        np.dtype(np.int64),
+        np.dtype(np.int8),
     )
 
 
 def test_parts_are_put_together(tokenizer: PreTrainedTokenizerBase, sentences: list[str], tmp_path: Path) -> None:
     many = (SENTENCES + sentences) * 4
-    assert len(many) > 2 * BLOCK
+    assert len(many) > 2 * BATCH
     split = tokenize("train", unlabelled(many), tokenizer, 12, tmp_path)
     expected = tokenizer(many, truncation=True, max_length=12)["input_ids"]
-    assert split.lengths.tolist() == [*map(len, expected)]
+    assert split.lengths().tolist() == [*map(len, expected)]
     assert split.input_ids.tolist() == [number for ids in expected for number in ids]
 
 
@@ -113,14 +112,14 @@ def test_what_earlier_calls_leave_in_the_tokenizer_does_not_count(tmp_path: Path
 
 
 def test_sentences_are_tokenised_once_and_kept_in_the_datasets_cache(log: pytest.LogCaptureFixture) -> None:
-    data = LabelledSentences.of([*SENTENCES, "only in this test"], [*LABELS, 1])
+    data = dataset_of([*SENTENCES, "only in this test"], [*LABELS, 1])
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "sst2-tokenized"
     before = folders(cache)
     first = tokenize("validation", data, sample_tokenizer(), 16)
     written = folders(cache)
     assert len(written) == len(before) + 1
     # The labels are no part of what is cached: the files serve again, the labels are those given.
-    second = tokenize("test", replace(data, labels=np.full(6, -1)), sample_tokenizer(), 16)
+    second = tokenize("test", with_labels(data, np.full(6, -1, np.int8)), sample_tokenizer(), 16)
     assert folders(cache) == written
     assert np.array_equal(first.input_ids, second.input_ids)
     assert np.array_equal(first.offsets, second.offsets)

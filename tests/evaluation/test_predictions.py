@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from sst2.evaluation.predictions import in_order_of_rows, in_words, log_probabilities, probability_positive
+from sst2.evaluation.predictions import in_split_order, in_words, log_probabilities, probability_positive
 
 
 def test_logits_of_all_ranks_are_put_in_order_and_each_sentence_counts_once() -> None:
     logits = np.array([[2.0, -2.0], [0.0, 0.5], [1.0, -1.0]], dtype=np.float32)
-    ordered = in_order_of_rows(np.array([2, 0, 1]), logits, 3)
+    ordered = in_split_order(np.array([2, 0, 1]), logits, 3)
     assert ordered.tolist() == [[0.0, 0.5], [1.0, -1.0], [2.0, -2.0]]
     assert ordered.dtype == np.float32
     for rows in ([0, 1], [0, 1, 1], [0, 1, 3], [0, 1, 2, 2]):  # missing, twice, foreign, one too many
         with pytest.raises(RuntimeError, match=f"an evaluation of 3 sentences counted {len(rows)}, "):
-            in_order_of_rows(np.array(rows), np.zeros((len(rows), 2), np.float32), 3)
+            in_split_order(np.array(rows), np.zeros((len(rows), 2), np.float32), 3)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1000.0])

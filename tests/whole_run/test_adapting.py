@@ -10,11 +10,12 @@ import datasets
 import pytest
 from transformers import pipeline
 
-from sst2.data.readers import LabelledSentences, read_dataset, read_file
+from sst2.data.readers import read_dataset, read_file
 from sst2.data.records import Columns
 from sst2.data.sample import Split, sample_sentences
 from sst2.inference.predict.inputs import sentences_of
 from sst2.utils.errors import UserError
+from tests.support.datasets import content_of
 from tests.support.running import Finished
 
 HAM = Columns("text", "verdict", ("ham", "spam"))
@@ -23,14 +24,13 @@ HAM = Columns("text", "verdict", ("ham", "spam"))
 def test_columns_and_classes_have_the_names_that_they_are_given(tmp_path: Path) -> None:
     file = tmp_path / "mails.csv"
     file.write_text("verdict,label,text\nham,7,hello\nSPAM ,7,buy\n0,7,bye\n1,7,now\n")
-    expected = LabelledSentences.of(["hello", "buy", "bye", "now"], [0, 1, 0, 1])
-    assert read_file(str(file), True, HAM) == expected
+    assert content_of(read_file(str(file), True, HAM)) == (["hello", "buy", "bye", "now"], [0, 1, 0, 1])
     records = file.with_suffix(".jsonl")
     records.write_text("".join(json.dumps({"text": t, "verdict": v}) + "\n" for t, v in (("hello", "ham"), ("buy", 1))))
-    assert read_file(str(records), True, HAM).labels.tolist() == [0, 1]
+    assert read_file(str(records), True, HAM)["label"][:] == [0, 1]
     named = datasets.Dataset.from_dict({"text": ["hello", "buy"], "verdict": [1, 0]})
     named = named.cast_column("verdict", datasets.ClassLabel(names=["spam", "ham"]))  # the other way round
-    assert read_dataset(named, "mails train", True, HAM).labels.tolist() == [0, 1]
+    assert read_dataset(named, "mails train", True, HAM)["label"][:] == [0, 1]
 
 
 def test_sentences_to_classify_may_stand_in_any_column(tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_classes_that_are_numbers_mean_what_the_flag_says(suffix: str, tmp_path:
     columns = Columns(label_names=("1", "5"))
     whole = tmp_path / "whole.parquet"
     datasets.Dataset.from_dict({"sentence": ["poor", "great"], "label": [1.0, 5.0]}).to_parquet(whole)
-    assert read_file(str(whole), True, columns).labels.tolist() == [0, 1]
-    assert read_file(str(file), True, columns).labels.tolist() == [0, 1, 0]
+    assert read_file(str(whole), True, columns)["label"][:] == [0, 1]
+    assert read_file(str(file), True, columns)["label"][:] == [0, 1, 0]
     with file.open("a") as stream:
         stream.write("bad,0\n" if suffix == ".csv" else '{"sentence": "bad", "label": 0}\n')
     with pytest.raises(UserError, match=r"label '?0'? is unknown: give 1 or 5"):

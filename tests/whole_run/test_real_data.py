@@ -22,10 +22,10 @@ pytestmark = [
 def test_published_files_are_read_whole() -> None:
     folder = Path(os.environ["SST2_DATA_DIR"])
     train, validation = (read_file(str(folder / name), labels_required=True) for name in ("train.tsv", "dev.tsv"))
-    assert (len(train), sum(train.labels)) == (67_349, 37_569)
-    assert (len(validation), sum(validation.labels)) == (872, 444)
-    assert len(set(train.sentences)) == 66_978
-    assert not {s.strip() for s in validation.sentences} & {s.strip() for s in train.sentences}
+    assert (len(train), sum(train["label"])) == (67_349, 37_569)
+    assert (len(validation), sum(validation["label"])) == (872, 444)
+    assert len(set(train["sentence"])) == 66_978
+    assert not {s.strip() for s in validation["sentence"]} & {s.strip() for s in train["sentence"]}
 
 
 def test_some_thousand_sentences_teach_sentiment(train: Callable[..., Finished]) -> None:

@@ -37,7 +37,7 @@ class BatchPlan:
         return steps_per_epoch(self.num_sentences, self.global_batch_size)
 
     def indices(self, step: int) -> np.ndarray:
-        """Row numbers of the sentences of optimizer step `step`, counted from 0: (sentences,) int64."""
+        """Indices of the sentences of optimizer step `step`, counted from 0: (sentences,) int64."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
         return epoch_order(self.num_sentences, self.seed, epoch)[start : start + self.global_batch_size]
@@ -50,35 +50,36 @@ def steps_per_epoch(num_sentences: int, global_batch_size: int) -> int:
 
 @lru_cache(maxsize=1)  # every step of an epoch asks for it
 def epoch_order(num_sentences: int, seed: int, epoch: int) -> np.ndarray:
-    """Row numbers in the order of one epoch: (num_sentences,) int64."""
+    """Indices of all sentences in the order of one epoch: (num_sentences,) int64."""
     order = np.random.default_rng([seed, epoch]).permutation(num_sentences)
     order.setflags(write=False)
     return order
 
 
-def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndarray]:
+def split_by_tokens(indices: np.ndarray, lengths: np.ndarray, world_size: int) -> list[np.ndarray]:
     """The sentences of one optimizer step for each device, in order of length.
 
     They are shared out in rounds, the longest first; in each round the device with the fewest tokens so far gets the
     longest: devices get about equally many tokens, and as many sentences but for one, which is short.
 
     Args:
-        rows: (sentences,) row numbers of the step.
-        lengths: (sentences of the split,) tokens per sentence.
+        indices: (sentences,) of the step's sentences in their split.
+        lengths: (sentences,) tokens of each.
         world_size: number of devices.
 
     Returns:
-        Row numbers for each device; none for the last ones, if there are fewer sentences than devices.
+        Indices for each device; none for the last ones, if there are fewer sentences than devices.
     """
-    by_length = rows[np.argsort(lengths[rows], kind="stable")]
+    order = np.argsort(lengths, kind="stable")
+    by_length, lengths = indices[order], lengths[order]
     if world_size == 1:
         return [by_length]
-    device, tokens = np.empty(len(rows), dtype=np.int64), np.zeros(world_size, dtype=np.int64)
-    for end in range(len(rows), 0, -world_size):
+    device, tokens = np.empty(len(indices), dtype=np.int64), np.zeros(world_size, dtype=np.int64)
+    for end in range(len(indices), 0, -world_size):
         longest = np.arange(end - 1, max(end - 1 - world_size, -1), -1)
         takers = np.argsort(tokens, kind="stable")[: len(longest)]
         device[longest] = takers
-        tokens[takers] += lengths[by_length[longest]]
+        tokens[takers] += lengths[longest]
     return [by_length[device == number] for number in range(world_size)]
 
 
@@ -94,7 +95,7 @@ def micro_batch_indices(shards: list[np.ndarray], rank: int, micro_batch_size: i
         micro_batch_size: sentences in one forward pass of one device, at most.
 
     Returns:
-        Pairs of row numbers (at least one) and the weight of each sentence in that micro-batch, 1.0 or 0.0.
+        Pairs of indices (at least one) and the weight of each sentence in that micro-batch, 1.0 or 0.0.
     """
     count = math.ceil(max(map(len, shards)) / micro_batch_size)
     parts = [part for part in np.array_split(shards[rank], count) if len(part)]

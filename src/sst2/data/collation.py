@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from sst2.config.settings import Batching, Settings
+from sst2.data.batch_plan import max_micro_batch_size, micro_batch_indices
 from sst2.data.packing import Pack, send
 from sst2.data.splits import Split
 
@@ -22,12 +23,12 @@ class Batch:
     Attributes:
         inputs: arguments of the model.
         labels: (sentences,) int64.
-        rows: (sentences,) int64, row numbers of the split.
+        indices: (sentences,) int64, in the split.
     """
 
     inputs: dict[str, Any]
     labels: torch.Tensor
-    rows: torch.Tensor
+    indices: torch.Tensor
 
     @property
     def size(self) -> int:
@@ -41,7 +42,7 @@ class Batch:
             name: value.to(device) if isinstance(value, Pack) else send(value, device)
             for name, value in self.inputs.items()
         }
-        return Batch(inputs, send(self.labels, device), send(self.rows, device))
+        return Batch(inputs, send(self.labels, device), send(self.indices, device))
 
     def tensors(self) -> list[torch.Tensor]:
         """All that a step looks at on its device."""
@@ -52,28 +53,47 @@ class Batch:
 MicroBatches = list[tuple[Batch, float]]  # of a step and a rank, with the weight of each one's sentences
 
 
-def collate(split: Split, rows: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:
-    """The batch of these rows of a split, on the CPU."""
-    rows = np.asarray(rows)
-    inputs = pack(split, rows) if batching == "packed" else pad(split, rows, pad_token_id)
-    return Batch(inputs, torch.from_numpy(split.labels[rows]), torch.from_numpy(rows.astype(np.int64)))
+def micro_batches_of(
+    split: Split, shards: list[np.ndarray], rank: int, settings: Settings, pad_token_id: int, device: torch.device
+) -> MicroBatches:
+    """One rank's micro-batches of an optimizer step, on the CPU.
+
+    Args:
+        split: has the sentences.
+        shards: indices of the step's sentences, for each rank.
+        rank: of which the micro-batches are.
+        settings: of the run.
+        pad_token_id: fills the places after the end of a sentence, in padded batches.
+        device: that computes.
+    """
+    chosen = micro_batch_indices(shards, rank, max_micro_batch_size(settings, device))
+    return [(collate(split, indices, pad_token_id, settings.batching), weight) for indices, weight in chosen]
 
 
-def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
+def collate(split: Split, indices: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:
+    """The batch of these sentences of a split, on the CPU."""
+    indices = np.asarray(indices)
+    inputs = pack(split, indices) if batching == "packed" else pad(split, indices, pad_token_id)
+    return Batch(
+        inputs, torch.from_numpy(split.labels[indices].astype(np.int64)), torch.from_numpy(indices.astype(np.int64))
+    )
+
+
+def pad(split: Split, indices: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
     """Sentences padded to the longest of them.
 
     Args:
         split: has the token ids.
-        rows: (sentences,) row numbers of the split.
+        indices: (sentences,) in the split.
         pad_token_id: fills the places after the end of a sentence.
 
     Returns:
         `input_ids` and `attention_mask`: (sentences, longest) int64.
     """
-    lengths = split.lengths[rows]
+    lengths = split.lengths(indices)
     columns = np.arange(lengths.max())
     attention_mask = columns < lengths[:, None]
-    positions = np.where(attention_mask, split.offsets[rows][:, None] + columns, 0)
+    positions = np.where(attention_mask, split.offsets[indices][:, None] + columns, 0)
     arrays = {
         "input_ids": np.where(attention_mask, split.input_ids[positions], pad_token_id),
         "attention_mask": attention_mask,
@@ -81,22 +101,22 @@ def pad(split: Split, rows: np.ndarray, pad_token_id: int) -> dict[str, torch.Te
     return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
 
-def pack(split: Split, rows: np.ndarray) -> dict[str, Any]:
+def pack(split: Split, indices: np.ndarray) -> dict[str, Any]:
     """Sentences end to end.
 
     Args:
         split: has the token ids.
-        rows: (sentences,) row numbers of the split.
+        indices: (sentences,) in the split.
 
     Returns:
         `input_ids` and `position_ids`: (tokens,) int64; `pack`: where the sentences lie.
     """
-    lengths = split.lengths[rows]
+    lengths = split.lengths(indices)
     ends = np.cumsum(lengths)
-    starts, sentence = ends - lengths, np.repeat(np.arange(len(rows)), lengths)
+    starts, sentence = ends - lengths, np.repeat(np.arange(len(indices)), lengths)
     position = np.arange(ends[-1]) - starts[sentence]
     arrays = {
-        "input_ids": split.input_ids[split.offsets[rows][sentence] + position],
+        "input_ids": split.input_ids[split.offsets[indices][sentence] + position],
         "position_ids": position,
     }
     inputs: dict[str, Any] = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
@@ -123,7 +143,7 @@ def evaluation_loader(split: Split, batch_size: int, pad_token_id: int, batching
     The longest come first: where memory does not suffice, it is known with the first batch.
     """
     return DataLoader(
-        np.argsort(-split.lengths, kind="stable").tolist(),
+        np.argsort(-split.lengths(), kind="stable").tolist(),
         batch_size=batch_size,
         collate_fn=partial(collate, split, pad_token_id=pad_token_id, batching=batching),
         generator=torch.Generator(),  # its own: iterating must not touch the random state that dropout draws from

@@ -5,16 +5,14 @@ is named by file and row.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sst2.data.mapped_dataset import mapped_dataset, with_labels
 from sst2.data.records import UNLABELLED, Columns, Record, dataset_records, file_records
-from sst2.data.sentences import Sentences, SentenceWriter
 from sst2.utils.errors import UserError, quoted
-from sst2.utils.scratch import MemoryMappedWriter, blocks, concat
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,40 +21,7 @@ NUMBERS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "-1": UNLABELLED, "-1.0": UNLABEL
 SST2 = Columns()
 
 
-@dataclass(eq=False)
-class LabelledSentences:
-    """Checked sentences of one split, and their labels.
-
-    Attributes:
-        sentences: the texts, as they were read.
-        labels: (sentences,) int64; 0 negative, 1 positive, -1 unknown.
-    """
-
-    sentences: Sentences
-    labels: np.ndarray
-
-    @classmethod
-    def of(cls, sentences: Iterable[str], labels: Iterable[int]) -> "LabelledSentences":
-        """Raises UserError: no room for temporary files."""
-        return cls(Sentences.of(sentences), np.fromiter(labels, np.int64))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, LabelledSentences):
-            return NotImplemented
-        return self.sentences == other.sentences and np.array_equal(self.labels, other.labels)
-
-    __hash__ = None  # type: ignore[assignment]  # none, as of a list
-
-    def take(self, rows: np.ndarray | range) -> "LabelledSentences":
-        """Those of these rows, in their order. Raises UserError: no room for temporary files."""
-        labels = concat((self.labels[np.asarray(rows[block])] for block in blocks(len(rows))), "<i8")
-        return LabelledSentences(self.sentences.take(rows), labels)
-
-
-def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> LabelledSentences:
+def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> "Dataset":
     """Read one csv, tsv, json lines or parquet file.
 
     Args:
@@ -64,37 +29,42 @@ def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> Labe
         labels_required: whether a row without a label is a mistake (training and validation) or not (test).
         columns: names of its columns and labels.
 
+    Returns:
+        The columns `sentence` and `label`: 0 negative, 1 positive, -1 unknown.
+
     Raises:
-        UserError: a missing column, unknown label, empty or non-UTF-8 sentence, broken row or empty file.
+        UserError: a missing column, unknown label, empty or non-UTF-8 sentence, broken row or empty file; or there is
+            no room for temporary files.
     """
-    return check_records(file_records(path, labels_required, columns), path, labels_required, columns)
+    records = file_records(path, labels_required, columns)
+    return _require_rows(mapped_dataset(_checked(records, labels_required, columns)), path)
 
 
-def read_dataset(dataset: "Dataset", name: str, labels_required: bool, columns: Columns = SST2) -> LabelledSentences:
-    """Read one split of a `datasets.Dataset`.
+def read_dataset(dataset: "Dataset", name: str, labels_required: bool, columns: Columns = SST2) -> "Dataset":
+    """Check one split of a `datasets.Dataset`; its sentences stay where they are.
+
+    Returns:
+        As `read_file`.
 
     Raises:
         UserError: as `read_file`.
     """
-    return check_records(dataset_records(dataset, name, labels_required, columns), name, labels_required, columns)
+    checked = _checked(dataset_records(dataset, name, labels_required, columns), labels_required, columns)
+    labels = np.fromiter((label for _, label in checked), np.int8)
+    sentences = dataset.select_columns([columns.sentence]).rename_columns({columns.sentence: "sentence"})
+    return _require_rows(with_labels(sentences, labels), name)
 
 
-def check_records(
-    records: Iterable[Record], source: str, labels_required: bool, columns: Columns = SST2
-) -> LabelledSentences:
-    """Collect the records, or stop at the first that cannot be used.
-
-    Raises:
-        UserError: names the record's place; or there is no room for temporary files.
-    """
-    sentences, labels = SentenceWriter(), MemoryMappedWriter("<i8")
-    for record in records:
-        sentences.append(checked_sentence(record))
-        labels.append(_checked_label(record, labels_required, columns.label_names).to_bytes(8, "little", signed=True))
-    checked = LabelledSentences(sentences.finish(), labels.finish())
-    if not len(checked):
+def _require_rows(dataset: "Dataset", source: str) -> "Dataset":
+    if not len(dataset):
         raise UserError(f"{source} holds no sentences: give a file with at least one row below the header")
-    return checked
+    return dataset
+
+
+def _checked(records: Iterable[Record], labels_required: bool, columns: Columns) -> Iterator[tuple[str, int]]:
+    """Sentences and labels of the records. Raises UserError at the first that cannot be used; it names its place."""
+    for record in records:
+        yield checked_sentence(record), _checked_label(record, labels_required, columns.label_names)
 
 
 def checked_sentence(record: Record) -> str:

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sst2.config.settings import LABEL_NAMES, SAMPLE, Settings
 from sst2.data.hub import reading_from_hub, require_revision
-from sst2.data.readers import LabelledSentences, read_dataset, read_file
+from sst2.data.mapped_dataset import BATCH, batches_of_sentences, labels_of, mapped_dataset
+from sst2.data.readers import read_dataset, read_file
 from sst2.data.records import Columns
 from sst2.data.sample import sample_sentences
 from sst2.data.staging import local_copy
 from sst2.data.tokenization import map_tokens, num_cut, require_tokens
 from sst2.utils.errors import UserError, first_line, quoted
-from sst2.utils.scratch import MemoryMappedWriter, blocks, concat
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +29,15 @@ GLUE_SST2 = {"train": 67_349, "validation": 872}  # sentences that the published
 
 @dataclass
 class Split:
-    """One split, tokenised. Token ids lie end to end in one array, so that a batch is an indexing away.
+    """One split, tokenized. Token ids lie end to end in one array, so that a batch is an indexing away.
 
-    The arrays are pages of files, which the kernel reads when they are asked for and takes back when it needs the room:
-    what a process has for itself does not grow with the data.
+    Sentences, token ids and offsets are pages of files, which the kernel reads when they are asked for and takes back
+    when it needs the room: what a process has for itself grows by the label's byte a sentence.
 
     Attributes:
         name: `train`, `validation`, `holdout` or `test`.
         sentences: the texts; a slice of them is a list.
-        labels: (sentences,) int64; 0 negative, 1 positive, -1 unknown.
+        labels: (sentences,) int8; 0 negative, 1 positive, -1 unknown.
         input_ids: (tokens,) int32, with [CLS] and [SEP].
         offsets: (sentences + 1,) int64; sentence i is input_ids[offsets[i]:offsets[i + 1]].
         label_names: what 0 and 1 stand for.
@@ -54,17 +55,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """(sentences,) int64, tokens per sentence."""
-        return concat((self.offsets[1:][block] - self.offsets[:-1][block] for block in blocks(len(self))), "<i8")
+    def lengths(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """Tokens of these sentences, or of all of them, (indices,) int64."""
+        return np.diff(self.offsets) if indices is None else self.offsets[indices + 1] - self.offsets[indices]
 
     @cached_property
     def fingerprint(self) -> str:
         """Tells whether two splits hold the same token ids and labels."""
         digest = hashlib.sha256()
-        for array in (self.input_ids, self.offsets, self.labels):
+        for array in (self.input_ids, self.offsets):
             digest.update(array.data)  # page by page: nothing is copied
+        for start in range(0, len(self), BATCH):
+            digest.update(self.labels[start : start + BATCH].astype("<i8").data)
         return digest.hexdigest()
 
     @property
@@ -73,14 +75,14 @@ class Split:
         return bool((self.labels >= 0).all())
 
 
-def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
+def load_sentences(settings: Settings) -> dict[str, Dataset]:
     """Read all splits: `train`, then `holdout`, `validation` and `test` where there are any.
 
     Raises:
         UserError: data that cannot be had or used, with file and row where there is one.
     """
     if settings.dataset_name == SAMPLE:
-        splits = {name: LabelledSentences.of(*sample_sentences(name)) for name in ("train", "validation")}
+        splits = {name: mapped_dataset(zip(*sample_sentences(name), strict=True)) for name in ("train", "validation")}
     elif settings.train_file:
         splits = _from_files(settings)
     else:
@@ -98,7 +100,7 @@ def load_sentences(settings: Settings) -> dict[str, LabelledSentences]:
 
 
 def tokenize_all(
-    sentences: dict[str, LabelledSentences],
+    sentences: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     settings: Settings,
     check_stop: Callable[[], object] = lambda: None,
@@ -120,7 +122,7 @@ def tokenize_all(
 
 def tokenize(
     name: str,
-    data: LabelledSentences,
+    data: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     cache_dir: Path | None = None,
@@ -144,19 +146,19 @@ def tokenize(
         UserError: one of the folders cannot be written, or has no room.
     """
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "sst2-tokenized"
-    folder = require_tokens(name, data.sentences, tokenizer, max_length, cache_dir, check_stop)
+    folder = require_tokens(name, data, tokenizer, max_length, cache_dir, check_stop)
     if stage_dir is not None:
         folder = local_copy(folder, stage_dir, check_stop=check_stop)
-    return Split(name, data.sentences, data.labels, *map_tokens(folder), num_cut=num_cut(folder))
+    return Split(name, data["sentence"], labels_of(data), *map_tokens(folder), num_cut=num_cut(folder))
 
 
-def _from_files(settings: Settings) -> dict[str, LabelledSentences]:
+def _from_files(settings: Settings) -> dict[str, Dataset]:
     files = {"train": settings.train_file, "validation": settings.validation_file, "test": settings.test_file}
     columns = _columns(settings)
     return {name: read_file(file, name != "test", columns) for name, file in files.items() if file}
 
 
-def _from_dataset(settings: Settings) -> dict[str, LabelledSentences]:
+def _from_dataset(settings: Settings) -> dict[str, Dataset]:
     name = str(settings.dataset_name)
     if Path(name).is_dir():
         try:
@@ -191,27 +193,29 @@ def _columns(settings: Settings) -> Columns:
     return Columns(settings.sentence_column, settings.label_column, tuple(settings.label_names))
 
 
-def _first(data: LabelledSentences, count: int | None) -> LabelledSentences:
-    return data.take(range(count)) if count and count < len(data) else data
+def _first(data: Dataset, count: int | None) -> Dataset:
+    return data.select(range(count)) if count and count < len(data) else data
 
 
-def _warn_of_missing_labels(name: str, evaluated: LabelledSentences) -> None:
-    unlabelled = int((evaluated.labels < 0).sum())
+def _warn_of_missing_labels(name: str, evaluated: Dataset) -> None:
+    unlabelled = int((labels_of(evaluated) < 0).sum())
     if 0 < unlabelled < len(evaluated):
         logger.warning("%d of %d %s sentences have no label: none is scored", unlabelled, len(evaluated), name)
 
 
-def _warn_of_one_class(train: LabelledSentences, label_names: list[str]) -> None:
-    if train.labels.min() == train.labels.max():
-        name = label_names[int(train.labels[0])]
+def _warn_of_one_class(train: Dataset, label_names: list[str]) -> None:
+    labels = labels_of(train)
+    if labels.min() == labels.max():
+        name = label_names[labels[0]]
         logger.warning("all %d training sentences are %s: nothing can be learned of the other class", len(train), name)
 
 
-def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: LabelledSentences) -> None:
+def _warn_of_shared_sentences(train: Dataset, name: str, evaluated: Dataset) -> None:
     """Say when metrics would be flattered by sentences that training has seen."""
-    texts = {sentence.strip() for sentence in evaluated.sentences}  # the few of the two; training streams by
-    seen = {text for text in map(str.strip, train.sentences) if text in texts}
-    shared = [sentence for sentence in evaluated.sentences if sentence.strip() in seen]
+    sentences = evaluated["sentence"][:]
+    texts = {sentence.strip() for sentence in sentences}  # the few of the two; training streams by
+    seen = {text for batch in batches_of_sentences(train) for text in map(str.strip, batch) if text in texts}
+    shared = [sentence for sentence in sentences if sentence.strip() in seen]
     if shared:
         logger.warning(
             "%d of %d %s sentences stand in the training data as well, %s for one: their metrics flatter",
@@ -222,7 +226,7 @@ def _warn_of_shared_sentences(train: LabelledSentences, name: str, evaluated: La
         )
 
 
-def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: int) -> dict[str, LabelledSentences]:
+def _cut_holdout(splits: dict[str, Dataset], fraction: float, seed: int) -> dict[str, Dataset]:
     train = splits["train"]
     size = round(len(train) * fraction)
     is_held = _draw_holdout(train, size, seed)
@@ -230,22 +234,21 @@ def _cut_holdout(splits: dict[str, LabelledSentences], fraction: float, seed: in
         raise UserError(
             f"--holdout_fraction {fraction} of {len(train)} training sentences leaves a part empty: give another share"
         )
-    parts = {"train": train.take(np.flatnonzero(~is_held)), "holdout": train.take(np.flatnonzero(is_held))}
+    parts = {"train": train.select(np.flatnonzero(~is_held)), "holdout": train.select(np.flatnonzero(is_held))}
     return parts | {name: data for name, data in splits.items() if name != "train"}
 
 
-def _draw_holdout(train: LabelledSentences, size: int, seed: int) -> np.ndarray:
+def _draw_holdout(train: Dataset, size: int, seed: int) -> np.ndarray:
     """Whole groups of equal texts, drawn until they make `size` rows: copies of a sentence stay on one side.
 
     Returns:
         (sentences,) bool: whether a row is held out.
     """
     # Hashes in place of texts, 8 bytes each: two of a million texts meet with a chance of 3e-8, and then stay together.
-    hashes = MemoryMappedWriter("<u8")
-    for sentence in train.sentences:
-        hashes.append(hashlib.blake2b(sentence.strip().encode(), digest_size=8).digest())
+    texts = (text for batch in batches_of_sentences(train) for text in map(str.strip, batch))
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     _, first_rows, text_of_row, copies = np.unique(
-        hashes.finish(), return_index=True, return_inverse=True, return_counts=True
+        np.frombuffer(digests, "<u8"), return_index=True, return_inverse=True, return_counts=True
     )
     by_appearance = np.argsort(first_rows)
     # a stream of its own: the epochs' orders draw from [seed, epoch]

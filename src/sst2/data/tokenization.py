@@ -13,28 +13,31 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sst2.data.sentences import Sentences
+from sst2.data.mapped_dataset import batches_of_sentences
 from sst2.utils.atomic_folder import DamagedFolderError, verify_folder, write_atomic_folder
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import wait_for_lock
 from sst2.utils.removal import discard, put_aside
-from sst2.utils.scratch import blocks
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3  # part of the key: raise it when the content of the files changes
+CACHE_FORMAT = 4  # part of the key: raise it when the content of the files changes
 INPUT_IDS, OFFSETS, CUT = "input_ids.int32", "offsets.int64", "cut.int64"
 
 
 def require_tokens(
     name: str,
-    sentences: Sentences,
+    data: "Dataset",
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     cache_dir: Path,
@@ -47,7 +50,7 @@ def require_tokens(
 
     Args:
         name: of the split, for messages.
-        sentences: to tokenize.
+        data: has the sentences.
         tokenizer: gives the token ids.
         max_length: tokens per sentence at most.
         cache_dir: where the folder is looked for. It need not be writable if the folder is there.
@@ -57,8 +60,8 @@ def require_tokens(
         UserError: the folder cannot be written, or has no room.
     """
     encoder = encoder_of(tokenizer, max_length)
-    folder = cache_dir / f"{_cache_key(sentences, encoder)}.tokens"
-    damage = partial(_damage, folder, len(sentences), max(encoder.get_vocab().values()))
+    folder = cache_dir / f"{_cache_key(data, encoder)}.tokens"
+    damage = partial(_damage, folder, len(data), max(encoder.get_vocab().values()))
     if damage():  # seen without the lock: those that only read need not wait for each other
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
@@ -67,16 +70,16 @@ def require_tokens(
                 if found := damage():
                     if folder.exists():
                         logger.warning("%s: tokenising anew, %s is damaged: %s", name, folder, found)
-                    logger.info("%s: tokenising %d sentences", name, len(sentences))
+                    logger.info("%s: tokenising %d sentences", name, len(data))
                     put_in_place = write_atomic_folder if is_alone else _write_beside_others
-                    put_in_place(folder, partial(_write, sentences, encoder, check_stop))
+                    put_in_place(folder, partial(_write, data, encoder, check_stop))
                     return folder
         except OSError as error:
             raise UserError(
                 f"token ids cannot be written to {cache_dir} ({error.strerror or error}): make room, or name a folder "
                 "that has some in the environment variable HF_DATASETS_CACHE"
             ) from None
-    logger.info("%s: %d sentences, tokenised earlier (%s)", name, len(sentences), folder)
+    logger.info("%s: %d sentences, tokenised earlier (%s)", name, len(data), folder)
     return folder
 
 
@@ -112,10 +115,11 @@ def encode(encoder: Tokenizer, sentences: Sequence[str]) -> tuple[list[list[int]
     return [encoding.ids for encoding in encodings], sum(1 for encoding in encodings if encoding.overflowing)
 
 
-def _cache_key(sentences: Sentences, encoder: Tokenizer) -> str:
-    key = hashlib.sha256(f"{CACHE_FORMAT} {len(sentences)} {encoder.to_str()}".encode())
-    key.update(sentences.offsets.data)
-    key.update(sentences.text.data)
+def _cache_key(data: "Dataset", encoder: Tokenizer) -> str:
+    key = hashlib.sha256(f"{CACHE_FORMAT} {len(data)} {encoder.to_str()}".encode())
+    for batch in batches_of_sentences(data):
+        key.update(np.fromiter(map(len, batch), "<i8", len(batch)).data)  # where one ends and the next begins
+        key.update("".join(batch).encode())
     return key.hexdigest()[:32]
 
 
@@ -156,17 +160,17 @@ def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> N
     discard(own)
 
 
-def _write(sentences: Sentences, encoder: Tokenizer, check_stop: Callable[[], object], folder: Path) -> None:
+def _write(data: "Dataset", encoder: Tokenizer, check_stop: Callable[[], object], folder: Path) -> None:
     end = cut = 0
     with (
         (folder / INPUT_IDS).open("wb") as ids_file,
         (folder / OFFSETS).open("wb") as offsets_file,
-        tqdm(total=len(sentences), desc="Tokenising", unit=" sentences", unit_scale=True, disable=None) as bar,
+        tqdm(total=len(data), desc="Tokenising", unit=" sentences", unit_scale=True, disable=None) as bar,
     ):
         offsets_file.write(bytes(8))
-        for block in blocks(len(sentences)):
+        for batch in batches_of_sentences(data):
             check_stop()
-            ids, cut_here = encode(encoder, sentences[block])
+            ids, cut_here = encode(encoder, batch)
             cut += cut_here
             ends = end + np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)))
             ids_file.write(np.fromiter(chain.from_iterable(ids), "<i4").tobytes())

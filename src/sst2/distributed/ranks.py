@@ -1,6 +1,7 @@
 """Work that one rank does for all, and the CPU process group in which hosts talk."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -9,7 +10,16 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import distributed
 
-from sst2.utils.errors import EXIT_CODES, UserError, broken_disk, disk_error
+from sst2.config.launcher_variables import is_reporting_process, process_rank
+from sst2.utils.errors import (
+    EXIT_CODES,
+    OF_TRAINING,
+    UserError,
+    broken_disk,
+    disk_error,
+    exit_codes,
+    leave_at_once,
+)
 
 Result = TypeVar("Result")
 
@@ -22,6 +32,13 @@ def cpu_process_group() -> distributed.ProcessGroup | None:
     the host for the message. None, the default group, where that is gloo.
     """
     return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+
+
+@contextmanager
+def exit_codes_of_rank(program: str) -> Iterator[None]:
+    """Around all that a rank of a training job does: `exit_codes`, by the rank that the launcher has given it."""
+    with exit_codes(program, process_rank(), is_reporting_process(), leave_at_once, OF_TRAINING):
+        yield
 
 
 def run_on_main(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

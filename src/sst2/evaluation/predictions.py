@@ -25,23 +25,23 @@ def probability_positive(logits: np.ndarray) -> np.ndarray:
     return positive
 
 
-def in_order_of_rows(rows: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:
+def in_split_order(indices: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:
     """Logits gathered from all ranks, in the order of the split.
 
     Args:
-        rows: (sentences,) row number of each line of `logits`.
+        indices: (sentences,) of the sentence of each line of `logits` in the split.
         logits: (sentences, 2).
         count: sentences of the split.
 
     Raises:
         RuntimeError: a sentence was not counted exactly once.
     """
-    if not np.array_equal(np.sort(rows), np.arange(count)):
+    if not np.array_equal(np.sort(indices), np.arange(count)):
         raise RuntimeError(
-            f"an evaluation of {count} sentences counted {len(rows)}, {len(set(rows))} of them different"
+            f"an evaluation of {count} sentences counted {len(indices)}, {len(set(indices))} of them different"
         )
     ordered = np.empty_like(logits)
-    ordered[rows] = logits
+    ordered[indices] = logits
     return ordered
 
 

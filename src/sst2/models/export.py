@@ -25,10 +25,9 @@ from sst2.models.model_card import model_card
 from sst2.models.tokenizer import probes
 from sst2.runs.run_folder import WEIGHTS
 from sst2.utils.atomic_folder import commit, describe_file
-from sst2.utils.errors import DISK_ERRORS, UserError, disk_error, first_line
+from sst2.utils.errors import DISK_ERRORS, UserError, disk_error, first_line, no_room
 from sst2.utils.file_system import copy_mode
 from sst2.utils.removal import UNFINISHED, discard, hidden_name, put_aside
-from sst2.utils.scratch import no_room
 
 logger = logging.getLogger(__name__)
 

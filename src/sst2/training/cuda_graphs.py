@@ -88,7 +88,7 @@ def pad_to_bucket(batch: Batch, multiple: int, longest: int) -> Batch:
     lengths = np.diff(spare * np.arange(count + 1) // count)
     pack = Pack.of(np.concatenate([batch.inputs["pack"].lengths, lengths]), max(longest, FEWEST_TOKENS + 1))
     filled = {name: F.pad(batch.inputs[name], (0, spare)) for name in ("input_ids", "position_ids")}
-    return Batch(filled | {"pack": pack}, F.pad(batch.labels, (0, count), value=IGNORED), batch.rows)
+    return Batch(filled | {"pack": pack}, F.pad(batch.labels, (0, count), value=IGNORED), batch.indices)
 
 
 class CudaGraphRunner(StepRunner):

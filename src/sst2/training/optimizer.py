@@ -3,21 +3,11 @@
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from sst2.config.settings import Settings
-from sst2.distributed.strategies import prepare
-from sst2.distributed.strategies.strategy import Strategy
-
-
-def prepare_training(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Strategy, LRScheduler]:
-    """Spread the model and its AdamW as the launcher has asked for, and make the schedule. All ranks call it."""
-    optimizer = build_optimizer(model, settings)
-    strategy = prepare(accelerator, model, optimizer, compress=settings.gradient_compression == "bf16")
-    return strategy, build_schedule(strategy.optimizer, settings)
 
 
 def build_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -1,8 +1,10 @@
 """Resume or start: the run's folder is claimed, and the checkpoint loaded that the run goes on from."""
 
+import logging
 from functools import partial
 
 from accelerate import Accelerator
+from torch.optim.lr_scheduler import LRScheduler
 
 from sst2.checkpoints.checkpointer import Checkpointer
 from sst2.checkpoints.folders import import_checkpoints
@@ -11,42 +13,59 @@ from sst2.checkpoints.training_state import TrainingState
 from sst2.config.arguments import write_settings
 from sst2.config.output_dir import check_run_dir
 from sst2.config.settings import Settings
+from sst2.data.batch_plan import BatchPlan
+from sst2.data.collation import evaluation_loaders
 from sst2.distributed.ranks import run_on_main
 from sst2.distributed.stop_requests import StopRequests
 from sst2.distributed.strategies.strategy import Strategy
+from sst2.distributed.watchdog import Watchdog
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.environment import describe_environment
-from sst2.tracking.external_trackers import ExternalTrackers, start_trackers
+from sst2.tracking.external_trackers import start_trackers
+from sst2.tracking.tracker import Tracker
 from sst2.training.finished import leave_if_finished
+from sst2.training.setup import Assets
+from sst2.training.trainer import Trainer
 from sst2.utils.atomic_file import write_json
 from sst2.utils.logs import log_to_file
 
+logger = logging.getLogger(__name__)
+
 
 def resume_or_start(
+    *,
     run: RunFolder,
     accelerator: Accelerator,
     settings: Settings,
-    checkpointer: Checkpointer,
+    assets: Assets,
+    plan: BatchPlan,
     strategy: Strategy,
+    schedule: LRScheduler,
     stop_requests: StopRequests,
-) -> tuple[TrainingState, ExternalTrackers]:
+    watchdog: Watchdog,
+) -> Trainer:
     """Lock the folder, load the checkpoint that the run goes on from, and only then write there. All ranks call it.
 
     Args:
         run: folder of the run, which the main process locks here.
         accelerator: of this rank.
         settings: with everything that the flags left open filled in.
-        checkpointer: loads the checkpoint.
-        strategy: takes over its weights.
+        assets: data, tokenizer and model.
+        plan: which sentences make which step.
+        strategy: takes over the checkpoint's weights.
+        schedule: takes over its step.
         stop_requests: looked at while waiting.
+        watchdog: of this rank.
 
     Returns:
-        The state that training begins with, and the trackers beside TensorBoard, started.
+        The trainer, whose state is that of the checkpoint, or of step 0.
 
     Raises:
         FinishedError: there is nothing left to do.
         UserError: the folder, the checkpoint, the disk or a tracker cannot be used; nothing was written.
     """
+    splits, base_model = assets.splits, assets.base_model
+    checkpointer = Checkpointer(run.checkpoints, accelerator, strategy, schedule, base_model, settings, splits)
     run_on_main(accelerator, partial(run.lock, stop_requests.raise_if_stopped))
     run_on_main(accelerator, lambda: check_run_dir(settings))  # again: another job may have worked in it until now
     checkpoint = run_on_main(accelerator, lambda: checkpointer.find(settings.resume_from_checkpoint))
@@ -63,4 +82,21 @@ def resume_or_start(
         facts = describe_environment(accelerator.num_processes, accelerator.device, precision, strategy.describe())
         write_json(run.environment, facts)
         stop_requests.watch(run.path)
-    return state, trackers
+    logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
+    return Trainer(
+        settings=settings,
+        accelerator=accelerator,
+        run=run,
+        tokenizer=assets.tokenizer,
+        splits=splits,
+        loaders=evaluation_loaders(splits, settings, assets.tokenizer.pad_token_id, accelerator),
+        plan=plan,
+        model_config=base_model.config,
+        strategy=strategy,
+        schedule=schedule,
+        state=state,
+        checkpointer=checkpointer,
+        stop_requests=stop_requests,
+        watchdog=watchdog,
+        tracker=Tracker(accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation"),
+    )

@@ -81,7 +81,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.step_metrics = StepMetrics(self.accelerator, self.strategy.waiting, self.state.skipped_in_a_row)
-        lengths = self.splits["train"].lengths
+        lengths = self.splits["train"].lengths()
         self.step_runner = step_runner(self.strategy, self.model_config, self.settings, lengths, self.start_phase)
 
     @property
@@ -122,7 +122,7 @@ class Trainer:
             started: when the host began with it, by `time.perf_counter`.
         """
         self.step_metrics.phases.end()
-        tokens = [int(self.splits["train"].lengths[shard].sum()) for shard in shards]
+        tokens = [int(self.splits["train"].lengths(shard).sum()) for shard in shards]
         self.state.count_step(sum(map(len, shards)), sum(tokens), max(tokens) * len(tokens))
         own, seconds = len(shards[self.accelerator.process_index]), time.perf_counter() - started
         self.step_metrics.count(loss_sum, grad_norm, own, padded_tokens, seconds)

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -254,6 +255,15 @@ def broken_disk(error: OSError, advice: str = OF_TRAINING.disk) -> str:
     """What to print of the error of a disk or a path."""
     way_out = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that disk or path"
     return "; ".join(filter(None, [f"{error}: {way_out}", advice]))
+
+
+def no_room(error: OSError) -> LocalError:
+    """The error to raise where the folder for temporary files is full or absent."""
+    folder = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
+    return LocalError(
+        f"no temporary file can be written{folder} ({error.strerror or error}): make room, or name a folder that has "
+        "some in the environment variable TMPDIR"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -163,14 +163,14 @@ def test_the_figures_are_those_of_the_file(exported: tuple[Path, Any], run: Path
     reference = torch_classifier(stock_classifier(loaded.config, loaded.state_dict()).eval())
     int8 = onnx_classifier(exported[0] / "model_int8.onnx", 1)
     logits = {
-        name: np.concatenate([classify(padded(tokenizer, [sentence])) for sentence in data.sentences])
+        name: np.concatenate([classify(padded(tokenizer, [sentence])) for sentence in data["sentence"]])
         for name, classify in {"torch_float32": reference, "onnx_int8": int8}.items()
     }
     predicted = {name: values.argmax(axis=1) for name, values in logits.items()}
     assert {*predicted["torch_float32"].tolist()} == {0, 1}  # else agreement would say nothing
     for name, classes in predicted.items():
         figures = report["forms"][name]
-        assert figures["accuracy"] == pytest.approx((classes == data.labels).mean())
+        assert figures["accuracy"] == pytest.approx((classes == data["label"][:]).mean())
         assert figures["same_predictions"] == pytest.approx((classes == predicted["torch_float32"]).mean())
         assert figures["accuracy_ci95"][0] < figures["accuracy"] < figures["accuracy_ci95"][1]
         for batch in ("batch_1", "batch_32"):

@@ -20,7 +20,8 @@ import numpy as np
 from sst2.config.class_names import are_generic, names_in_order, order_of_classes
 from sst2.config.one_line_parser import OneLineParser
 from sst2.config.settings import LABEL_NAMES
-from sst2.data.readers import SST2, LabelledSentences, read_file
+from sst2.data.mapped_dataset import batches_of_sentences, labels_of, with_labels
+from sst2.data.readers import SST2, read_file
 from sst2.data.records import Columns
 from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.runs.run_folder import RunFolder, is_run
@@ -29,6 +30,7 @@ from sst2.utils.errors import UserError
 from sst2.utils.text_files import problem_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 PROGRAM = "python -m sst2.export"
@@ -120,7 +122,7 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
         )
 
 
-def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> tuple[str, LabelledSentences] | None:
+def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> "tuple[str, Dataset] | None":
     """Name and sentences of the file, if one is given, labelled by the numbers of the model's classes.
 
     The file's numbers 0 and 1 stand for the names of `--label_names`, else for SST-2's, else, where the model's classes
@@ -148,7 +150,7 @@ def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> tu
             *(names[0], classes[0], names[1], classes[1]),
         )
         return name, data
-    return name, LabelledSentences(data.sentences, np.array(order)[data.labels])
+    return name, with_labels(data, np.array(order, np.int8)[labels_of(data)])
 
 
 def export(source: str, title: str, output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -195,12 +197,11 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
     return reports[0]
 
 
-def _warn_of_cut_sentences(name: str, data: LabelledSentences, tokenizer: "PreTrainedTokenizerBase") -> None:
+def _warn_of_cut_sentences(name: str, data: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> None:
     from sst2.data.tokenization import encode, encoder_of
-    from sst2.utils.scratch import blocks
 
     encoder = encoder_of(tokenizer, tokenizer.model_max_length)
-    cut = sum(encode(encoder, data.sentences[block])[1] for block in blocks(len(data)))
+    cut = sum(encode(encoder, batch)[1] for batch in batches_of_sentences(data))
     if cut:
         logger.warning(
             "%s: %d of %d sentences have more than %d tokens: their ends are cut off; --max_length takes more",

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sst2.data.readers import LabelledSentences
+from sst2.data.mapped_dataset import labels_of
 from sst2.data.sample import sample_sentences
 from sst2.inference.onnx_export.latency import measure_latency
 from sst2.inference.onnx_export.onnx_model import INPUTS, Classify, Inputs
@@ -88,7 +89,7 @@ def require_same_logits(
 def figures_of(
     variants: dict[str, Variant],
     tokenizer: PreTrainedTokenizerBase,
-    data: LabelledSentences | None,
+    data: Dataset | None,
     rounds: int = ROUNDS,
     positive: int = 1,
 ) -> dict[str, dict[str, Any]]:
@@ -107,7 +108,7 @@ def figures_of(
     Raises:
         RuntimeError: a logit is not finite.
     """
-    sentences = sample_sentences("validation")[0][:PROBES] if data is None else data.sentences
+    sentences = sample_sentences("validation")[0][:PROBES] if data is None else data["sentence"][:]
     logits = {name: _logits(name, variant.classify, tokenizer, sentences) for name, variant in variants.items()}
     reference = logits[REFERENCE]
     figures: dict[str, dict[str, Any]] = {}
@@ -119,7 +120,7 @@ def figures_of(
             "largest_logit_difference": float(np.abs(logits[name] - reference).max()),
         }
         if data is not None:
-            figures[name] |= _accuracy(logits[name], reference, data.labels, positive)
+            figures[name] |= _accuracy(logits[name], reference, labels_of(data), positive)
     for size, calls in CALLS.items():
         # evenly from all over the file, which may be sorted
         rows = np.linspace(0, len(sentences) - 1, size * calls).round().astype(int).reshape(calls, size)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from tqdm import tqdm
 from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
 
 from sst2.config.class_names import names_in_order, positive_class
-from sst2.data.readers import LabelledSentences
 from sst2.distributed.devices import processor
 from sst2.inference.onnx_export.figures import (
     REFERENCE,
@@ -52,7 +52,7 @@ def write_files(
     tokenizer: PreTrainedTokenizerBase,
     title: str,
     int8: bool,
-    data: tuple[str, LabelledSentences] | None,
+    data: tuple[str, Dataset] | None,
 ) -> dict[str, Any]:
     """Write all files of the export, the card and the figures last, when the models have proved themselves.
 

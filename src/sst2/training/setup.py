@@ -1,22 +1,31 @@
-"""What a run is made of: data, tokenizer and model, loaded and the same on all ranks."""
+"""What a run is made of: processes, data, tokenizer and model, strategy, optimizer and schedule."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from sst2.checkpoints.base_model import BaseModel, checkpoint_for_base_model
+from sst2.checkpoints.resume_compatibility import saved_precision
 from sst2.config.settings import Settings
 from sst2.data.splits import Split, load_sentences, tokenize_all
 from sst2.data.staging import stage
 from sst2.distributed.agreement import require_agreement
+from sst2.distributed.init import init_distributed
 from sst2.distributed.ranks import run_on_main
+from sst2.distributed.strategies import prepare
+from sst2.distributed.strategies.strategy import Strategy
+from sst2.distributed.watchdog import Watchdog
 from sst2.models.export import rehearse_export
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.packed_classifier import PackedClassifier
+from sst2.training.optimizer import build_optimizer, build_schedule
 from sst2.utils.errors import local_errors
 
 
@@ -34,6 +43,19 @@ class Assets:
     model: PackedClassifier
     base_model: BaseModel
     splits: dict[str, Split]
+
+
+def init_processes(settings: Settings) -> tuple[Accelerator, Settings, Watchdog]:
+    """Bring all processes together, and watch them from now on.
+
+    Returns:
+        The accelerator, the settings with their precision, and the watchdog.
+
+    Raises:
+        UserError, LostProcessError: as `init_distributed`.
+    """
+    accelerator, settings = init_distributed(settings, partial(saved_precision, settings))
+    return accelerator, settings, Watchdog(settings.step_timeout)
 
 
 def load_assets(accelerator: Accelerator, settings: Settings, check_stop: Callable[[], None]) -> Assets:
@@ -60,3 +82,10 @@ def load_assets(accelerator: Accelerator, settings: Settings, check_stop: Callab
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
     require_agreement(accelerator, settings, base_model.fingerprint, splits)
     return Assets(tokenizer, model, base_model, splits)
+
+
+def prepare_training(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Strategy, LRScheduler]:
+    """Spread the model and its AdamW as the launcher has asked for, and make the schedule. All ranks call it."""
+    optimizer = build_optimizer(model, settings)
+    strategy = prepare(accelerator, model, optimizer, compress=settings.gradient_compression == "bf16")
+    return strategy, build_schedule(strategy.optimizer, settings)
