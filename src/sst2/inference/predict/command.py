@@ -27,7 +27,7 @@ from sst2.config.class_names import have_positive
 from sst2.config.one_line_parser import OneLineParser
 from sst2.evaluation.predictions import log_probabilities
 from sst2.inference.model_argument import MODEL_HELP, model_name
-from sst2.inference.predict.formatters import Answer, lines_of
+from sst2.inference.predict.formatters import Answer, answer_writer
 from sst2.inference.predict.highlight import PAGE_END, page_row, page_start
 from sst2.inference.predict.inputs import chunks, sentences_of
 from sst2.inference.predict.writers import NewFile, Sink, StandardOutput
@@ -221,13 +221,13 @@ def write(
 
     first = next(answers)  # before anything is written: a model that gives none leaves nothing
     in_colour = not arguments.output and wants_colour(1)
-    lines = lines_of(arguments.format, output, labels, arguments.explain, in_colour)
+    write_answer = answer_writer(arguments.format, output, labels, arguments.explain, in_colour)
     if page:
         page.write(page_start(f"Sentiment by {arguments.model}"))
     for some in chain([first], answers):
         with tqdm.external_write_mode():  # the bar makes room for lines on the same terminal
             for one in some:
-                lines.write(one)
+                write_answer(one)
                 if page and one.words is not None:
                     page.write(page_row(one.prediction, one.probability, one.sentence, one.words))
             output.flush()
