@@ -28,11 +28,7 @@ PATIENCE = 5.0  # seconds until a network file system shows a host what another 
 def check_disk(folder: Path, accelerator: Accelerator) -> Iterator[Check]:
     """Room where runs will be written; then whether a checkpoint can be put in place there, and every host sees it.
 
-    All ranks call it.
-
-    Args:
-        folder: need not be there.
-        accelerator: knows the main process, which writes.
+    All ranks call it. The folder need not be there.
     """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(there).free

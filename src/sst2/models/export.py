@@ -131,11 +131,6 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
 
     It draws from torch's random state.
 
-    Args:
-        settings: of the run.
-        config: of the model that will be exported.
-        tokenizer: of the run.
-
     Raises:
         UserError: the export would fail.
         LocalError: the folder for temporary files, $TMPDIR, is full or absent.

@@ -45,12 +45,7 @@ class ExternalTrackers:
         self._threads: dict[str, ThreadPoolExecutor] = {}
 
     def start(self, settings: Settings, run: RunFolder, check_stop: Callable[[], object] = lambda: None) -> None:
-        """Start all of `--report_to`, before the run's folder is touched.
-
-        Args:
-            settings: of the run.
-            run: folder of the run.
-            check_stop: called while waiting for them; what it raises ends the waiting.
+        """Start all of `--report_to`, before the run's folder is touched. What `check_stop` raises ends the waiting.
 
         Raises:
             UserError: one does not start, or not in `START_SECONDS`, that this run has not had before. Another is left

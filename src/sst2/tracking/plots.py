@@ -16,13 +16,7 @@ from sst2.evaluation.metrics import CALIBRATION_BINS
 
 
 def plot_accuracy(file: Path, labels: list[str], metrics: list[dict[str, Any]]) -> None:
-    """A point and its 95 % interval for each run.
-
-    Args:
-        file: PNG to write.
-        labels: of the runs.
-        metrics: of the runs, as in `metrics.json`.
-    """
+    """Write a PNG: a point and its 95 % interval for each run, whose metrics are as in `metrics.json`."""
     figure = Figure(figsize=(8, 1.2 + 0.35 * len(labels)), layout="constrained")
     axes = figure.subplots()
     accuracy = [values["accuracy"] for values in metrics]

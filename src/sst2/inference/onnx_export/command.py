@@ -127,14 +127,7 @@ def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> "t
 
     The file's numbers 0 and 1 stand for the names of `--label_names`, else for SST-2's, else, where the model's classes
     are others, for the model's. Which class of the model a name means is decided by the names alone; where the two sets
-    of names differ, 0 and 1 are the model's, which is said.
-
-    Args:
-        arguments: of the command line.
-        classes: names of the model's classes.
-
-    Raises:
-        UserError: a row cannot be used.
+    of names differ, 0 and 1 are the model's, which is said. Raises UserError: a row cannot be used.
     """
     if arguments.validation_file is None:
         return None

@@ -178,14 +178,7 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
 def answer(
     parts: Iterable[list[str]], classifier: "Classifier", explained: bool, done: Callable[[int], object]
 ) -> Iterator[list[Answer]]:
-    """Answers to some sentences at a time, in their order.
-
-    Args:
-        parts: the sentences.
-        classifier: gives the logits.
-        explained: whether the answers say what each word did.
-        done: called with numbers of sentences that are.
-    """
+    """Answers to some sentences at a time, in their order; `done` is called with numbers of sentences that are."""
     if explained:
         from sst2.inference.predict.explain import Explainer
 

@@ -30,15 +30,7 @@ class Answer(NamedTuple):
 def answer_writer(
     format: str, sink: Sink, labels: tuple[str, ...], explained: bool, colour: bool
 ) -> Callable[[Answer], object]:
-    """What writes an answer in the format of this name.
-
-    Args:
-        format: `text`, `csv` or `jsonl`.
-        sink: takes the text.
-        labels: names of the classes.
-        explained: whether the answers say what each word did.
-        colour: whether text may be colored.
-    """
+    """What writes an answer as `text`, `csv` or `jsonl`. Answers that say what each word did have one column more."""
     if format == "csv":
         rows = csv.writer(sink)
         rows.writerow(ANSWERS_EXPLAINED if explained else ANSWERS)
