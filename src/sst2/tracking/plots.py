@@ -19,13 +19,9 @@ def plot_accuracy(file: Path, labels: list[str], metrics: list[dict[str, Any]]) 
     """Write a PNG: a point and its 95 % interval for each run, whose metrics are as in `metrics.json`."""
     figure = Figure(figsize=(8, 1.2 + 0.35 * len(labels)), layout="constrained")
     axes = figure.subplots()
-    accuracy = [values["accuracy"] for values in metrics]
-    lows, highs = zip(*(values["accuracy_ci95"] for values in metrics), strict=True)
-    reach = [
-        [value - low for value, low in zip(accuracy, lows, strict=True)],
-        [high - value for value, high in zip(accuracy, highs, strict=True)],
-    ]
-    axes.errorbar(accuracy, range(len(labels)), xerr=reach, fmt="o", capsize=3)
+    accuracy = np.array([values["accuracy"] for values in metrics])
+    intervals = np.array([values["accuracy_ci95"] for values in metrics])
+    axes.errorbar(accuracy, range(len(labels)), xerr=np.abs(intervals.T - accuracy), fmt="o", capsize=3)
     axes.set_yticks(range(len(labels)), labels, parse_math=False)  # a name may hold a $
     axes.invert_yaxis()
     axes.set_xlabel("accuracy with its 95 % interval (Wilson)")
