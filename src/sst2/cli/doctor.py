@@ -13,9 +13,9 @@ from pathlib import Path
 from sst2.config.launcher_variables import is_reporting_process, process_rank
 from sst2.config.one_line_parser import OneLineParser
 from sst2.config.settings import Settings
-from sst2.distributed.disk_checks import check_disk
+from sst2.distributed.doctor.disk import check_disk
+from sst2.distributed.doctor.machine import check_machine
 from sst2.distributed.init import init_distributed
-from sst2.distributed.machine_checks import check_machine
 from sst2.utils.console import say, standard_output, table
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_once
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from sst2.distributed.machine_checks import BASE_PARAMETERS, Check
+from sst2.distributed.doctor.machine import BASE_PARAMETERS, Check
 from sst2.utils.atomic_folder import write_atomic_folder
 from sst2.utils.file_system import FEATURES, missing_features
 from sst2.utils.waiting import wait_until
