@@ -68,7 +68,7 @@ part tests 140 env -u SST2_FORBID_SKIPS PYTHONPATH="$PYTHONPATH${TEST_PYTHONPATH
 part batch_32 210 python benchmarks/throughput.py --output "$out/batch32.json" "${small[@]}" "${timing[@]}" \
     --ready_within 120 --only plain_bf16 trainer_bf16_grouped trainer_bf16_grouped_compiled "${graphs[@]}" \
     this_job_bf16_packed
-part batch_1024 70 python benchmarks/throughput.py --output "$out/batch1024.json" "${small[@]}" "${timing_1024[@]}" \
+part batch_1024 85 python benchmarks/throughput.py --output "$out/batch1024.json" "${small[@]}" "${timing_1024[@]}" \
     --batch_size "$batch" --ready_within 55 \
     --only plain_bf16 trainer_bf16_grouped this_job_bf16_packed
 part profile 40 python benchmarks/profile_steps.py --output "$out/profile.txt" "${small[@]}"

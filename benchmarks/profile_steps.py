@@ -8,10 +8,12 @@ The job is that of benchmarks/throughput.py, bf16 and packed. Five steps are rec
 import argparse
 import json
 import re
+import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks and trai
 
 STEPS = 5
 WARM_UP = {"cuda": 300, "cpu": 3}  # until all shapes are captured
+TIMED = {"cuda": 96, "cpu": 3}  # steps without the profiler
 # The first pattern that is found in a kernel's name says what it does.
 CLASSES = {
     "AdamW": r"adam",
@@ -64,15 +67,17 @@ def profile(folder: Path, arguments: argparse.Namespace) -> str:
     write_inputs(folder, small=arguments.small)
     step = this_job(folder, arguments.batch_size, "bf16", "packed")
     on_gpu = torch.cuda.is_available()
-    for _ in range(WARM_UP["cuda" if on_gpu else "cpu"]):
+    device = "cuda" if on_gpu else "cpu"
+    for _ in range(WARM_UP[device]):
         step()
     synchronize()
-    started = time.perf_counter()
-    for _ in range(STEPS):
+    moments = [time.perf_counter()]
+    for _ in range(TIMED[device]):
         step()
-    on_host = time.perf_counter() - started
+        moments.append(time.perf_counter())
     synchronize()
-    unrecorded = time.perf_counter() - started
+    each = (time.perf_counter() - moments[0]) / TIMED[device]
+    on_host = statistics.median(end - begin for begin, end in pairwise(moments))  # few of them wait for the device
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profiler(activities=activities) as recorded:
         for _ in range(STEPS):
@@ -81,8 +86,8 @@ def profile(folder: Path, arguments: argparse.Namespace) -> str:
     trace = arguments.trace or folder / "trace.json"
     recorded.export_chrome_trace(str(trace))
     title = f"{STEPS} steps of {arguments.batch_size} sentences, bf16, packed: {circumstances()['machine']}, torch "
-    title += f"{torch.__version__}\na step without the profiler: {1000 * unrecorded / STEPS:.3f} ms, of which the host "
-    title += f"took {1000 * on_host / STEPS:.3f} to ask for it"
+    title += f"{torch.__version__}\nwithout the profiler, means of {TIMED[device]} steps: {1000 * each:.3f} ms a step; "
+    title += f"the host takes {1000 * on_host:.3f} to ask for one (median)"
     kernels = by_class(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
     order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
     table = recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=100)

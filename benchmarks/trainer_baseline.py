@@ -111,6 +111,7 @@ def trainer(
         warmup_steps=100,
         weight_decay=0.01,
         bf16=precision == "bf16",
+        tf32=False if on_gpu and precision == "no" else None,  # which compiling would turn on
         use_cpu=runs_on_cpu(),
         train_sampling_strategy=sampling,
         torch_compile=compiled is not None,
