@@ -144,6 +144,7 @@ def measure(
     turns = Turns({name: [] for name in makers})
     ends: dict[str, Connection] = {}
     processes: dict[str, BaseProcess] = {}
+    began: dict[str, float] = {}
     patience = arguments.ready_within
 
     def hear(name: str, seconds: float | None = None) -> Round | None:
@@ -163,16 +164,16 @@ def measure(
         return None
 
     def hear_of_warm_up(name: str) -> None:
-        warm_up = hear(name, None if patience is None else patience - (time.monotonic() - began))
+        warm_up = hear(name, None if patience is None else patience - (time.monotonic() - began[name]))
         if warm_up is not None:
             turns.warm_up[name] = warm_up
 
-    began = time.monotonic()
     try:
         for name, make in makers.items():
             ends[name], other = context.Pipe()
             words = (other, make, folder, arguments.batch_size, arguments.warm_up)
             processes[name] = context.Process(target=work, args=words)
+            began[name] = time.monotonic()
             processes[name].start()
             other.close()  # else nobody would hear of its end
             if not at_once:
@@ -205,7 +206,10 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int, steps: int) -> N
         "--warm_up", type=int, default=8, metavar="STEPS", help="optimizer steps of each before it is timed"
     )
     parser.add_argument(
-        "--ready_within", type=float, metavar="SECONDS", help="leave out what is not ready by then, warm-up included"
+        "--ready_within",
+        type=float,
+        metavar="SECONDS",
+        help="leave out what is not ready so long after its start, warm-up included",
     )
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--small", action="store_true", help="a tiny model: a trial of the benchmark, not a figure")

@@ -55,7 +55,7 @@ def test_ways_take_turns_and_those_that_fail_are_left_out(tmp_path: Path) -> Non
     }
     seen: list[int] = []
     turns = measure(
-        tmp_path, makers, arguments("--ready_within", "60"), lambda turns: seen.append(len(turns.rounds["loop"]))
+        tmp_path, makers, arguments("--ready_within", "30"), lambda turns: seen.append(len(turns.rounds["loop"]))
     )
     assert seen == [1, 2]
     assert {name: len(rounds) for name, rounds in turns.rounds.items()} == {
@@ -64,7 +64,7 @@ def test_ways_take_turns_and_those_that_fail_are_left_out(tmp_path: Path) -> Non
         "breaks off": 1,
         "never ready": 0,
     }
-    assert turns.failed == {"breaks off": "exit code 1", "never ready": "not ready within 60 s"}
+    assert turns.failed == {"breaks off": "exit code 1", "never ready": "not ready within 30 s"}
     assert [(each.sentences, each.tokens) for each in turns.rounds["loop"]] == [(96, 1920)] * 2
     assert all(each.seconds > 0.03 for each in turns.rounds["steps"])
     assert turns.warm_up["steps"].sentences == 64
