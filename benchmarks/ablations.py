@@ -18,7 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks and train_sst2.py
 
-from benchmarks.throughput import Step, circumstances, measure, ratio, this_job, write_inputs
+from benchmarks.throughput import circumstances, ratio, this_job, write_inputs
+from benchmarks.turns import Step, add_arguments, measure
 
 
 def put(owner: Any, name: str, value: Any) -> None:
@@ -166,9 +167,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     alterations = {alter.__name__: alter for alter in (*ON_ALL, *(ON_GPU if on_gpu else ON_CPU))}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each in a round")
-    parser.add_argument("--batch_size", type=int, default=32)
+    add_arguments(parser, rounds=5, steps=6)
     parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
     parser.add_argument("--only", nargs="+", choices=["without_packing", "without_bf16", *alterations])
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -184,10 +183,12 @@ def main() -> None:
         "rounds": arguments.rounds,
     }
     with tempfile.TemporaryDirectory() as folder:
-        write_inputs(Path(folder))
+        write_inputs(Path(folder), small=arguments.small)
         for name in arguments.only or others:
-            rounds, *_ = measure(Path(folder), {"job": own, name: others[name]}, arguments)
-            seconds = {way: [taken / tokens for taken, _, tokens in each] for way, each in rounds.items()}
+            turns = measure(Path(folder), {"job": own, name: others[name]}, arguments)
+            if turns.failed:
+                sys.exit(f"failed: {turns.failed}")
+            seconds = {way: [each.seconds / each.tokens for each in rounds] for way, rounds in turns.rounds.items()}
             figures[name] = ratio(seconds[name], seconds["job"])
             print(f"{name}: {figures[name]['median']:.3f}", file=sys.stderr, flush=True)
             if arguments.output:
