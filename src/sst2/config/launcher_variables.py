@@ -11,10 +11,11 @@ import psutil
 from sst2.utils.errors import UserError
 
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# As `python -m` names them, and as a program is called.
-_LAUNCHERS = ("sst2.launch", "accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
-_LAUNCHER_PROGRAMS = ("accelerate-launch", "torchrun")
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # which accelerate reads
+START_SEVERAL = (
+    "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well, as "
+    "accelerate_configs/multi_cpu.yaml does)"
+)
 
 
 def read_number(variable: str, default: int) -> int:
@@ -42,20 +43,12 @@ def launched_by() -> str:
     """
     if _has_place_of_torchrun():
         return "accelerate launch (torchrun)" if os.environ.get("ACCELERATE_MIXED_PRECISION") else "torchrun"
-    return "accelerate launch" if _is_child_of_launcher() else "python"
+    # set by accelerate's launcher always, and by nobody else
+    return "accelerate launch" if os.environ.get("ACCELERATE_DYNAMO_MODE") else "python"
 
 
 def _has_place_of_torchrun() -> bool:
     return bool(os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("WORLD_SIZE"))
-
-
-def _is_child_of_launcher() -> bool:
-    with suppress(psutil.Error, OSError):
-        words = psutil.Process(os.getppid()).cmdline()
-        programs = [os.path.basename(word) for word in words]  # noqa: PTH119 (of a folder it is empty)
-        by_name = not {*_LAUNCHERS}.isdisjoint(words) or not {*_LAUNCHER_PROGRAMS}.isdisjoint(programs)
-        return by_name or ("accelerate", "launch") in zip(programs, words[1:], strict=False)
-    return False
 
 
 def process_rank() -> int:
@@ -82,7 +75,8 @@ def forget_leftovers() -> None:
     """Unset what would have accelerate look for other processes where no launcher has started any.
 
     Raises:
-        UserError: MPI has started several processes, none of which would know of the others.
+        UserError: MPI has started several processes, none of which would know of the others, or `accelerate launch` was
+            asked for several and has started one, as it does with `--cpu` and MULTI_CPU.
     """
     for name in _PLACE:
         if os.environ.get(name) == "":
@@ -98,6 +92,11 @@ def forget_leftovers() -> None:
                 f"{name} is {os.environ[name]}, and MPI does not tell its processes of each other: start them with "
                 f"accelerate launch or torchrun, or unset {name} to run one"
             )
+    if launched_by() == "accelerate launch" and os.environ.get("MASTER_ADDR"):  # set for several processes alone
+        raise UserError(
+            f"the launcher promised several processes, but 1 works together: {START_SEVERAL}; to run one, unset "
+            "MASTER_ADDR and ask the launcher for one"
+        )
 
 
 def threads_are_chosen() -> bool:

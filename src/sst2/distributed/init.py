@@ -77,7 +77,7 @@ def init_distributed(
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=_GROUP_TIMEOUT))],
         )
-        check_world_size(launcher, accelerator.num_processes)
+        check_world_size(launcher.world_size, accelerator.num_processes)
         add_up(accelerator.device)
     if overlooks_gpus():
         logger.warning(

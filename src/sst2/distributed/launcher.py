@@ -1,14 +1,9 @@
 """The launcher's word to this process: rank, strategy, and the world size that it promises, which is checked."""
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 
-import psutil
-from accelerate.commands.config.config_args import default_config_file, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
-
-from sst2.config.launcher_variables import is_set, launched_by, process_rank, read_number
+from sst2.config.launcher_variables import START_SEVERAL, is_set, launched_by, process_rank, read_number
 from sst2.utils.errors import UserError
 
 
@@ -20,7 +15,6 @@ class Launcher:
         name: in words: `python`, `torchrun`, `accelerate launch`, `accelerate launch (torchrun)`.
         rank, world_size: number of this process among all, and of all.
         local_world_size: processes on this node.
-        requested_processes: number that the command line of `accelerate launch`, or its YAML, asks for; 1 if unknown.
         master: host and port where the processes meet.
         keeps_store: whether the launcher itself keeps the store that they meet at; else rank 0 does.
         uses_deepspeed, uses_fsdp: strategy that it asks for; plain data parallel if neither.
@@ -33,7 +27,6 @@ class Launcher:
     rank: int
     world_size: int
     local_world_size: int
-    requested_processes: int
     master: tuple[str, int]
     keeps_store: bool
     uses_deepspeed: bool
@@ -56,7 +49,6 @@ def read_launcher() -> Launcher:
         rank=process_rank(),
         world_size=read_number("WORLD_SIZE", 1),
         local_world_size=read_number("LOCAL_WORLD_SIZE", 1),
-        requested_processes=_requested_processes(),
         master=(os.environ.get("MASTER_ADDR", "127.0.0.1"), read_number("MASTER_PORT", 29500)),
         keeps_store=is_set("TORCHELASTIC_USE_AGENT_STORE"),
         uses_deepspeed=is_set("ACCELERATE_USE_DEEPSPEED"),
@@ -72,33 +64,10 @@ def read_launcher() -> Launcher:
     )
 
 
-def check_world_size(launcher: Launcher, world_size: int) -> None:
-    """Stop when fewer processes work together than were promised.
-
-    Raises:
-        UserError: WORLD_SIZE, or the command line of `accelerate launch`, says another number.
-    """
-    promised = max(launcher.world_size, launcher.requested_processes)
+def check_world_size(promised: int, world_size: int) -> None:
+    """Raises UserError: fewer processes work together than WORLD_SIZE promises."""
     if promised != world_size:
         raise UserError(
             f"the launcher promised {promised} processes, but {world_size} work{'s' * (world_size == 1)} together: "
-            "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well, as "
-            "accelerate_configs/multi_cpu.yaml does)"
+            f"{START_SEVERAL}"
         )
-
-
-def _requested_processes() -> int:
-    """Number of processes on the command line of accelerate's launcher, where it has started this process alone.
-
-    With `--cpu`, or MULTI_CPU in its YAML, it starts one without a word, whatever number it was given.
-    """
-    if launched_by() != "accelerate launch":
-        return 1
-    with suppress(psutil.Error, OSError, ValueError, TypeError, StopIteration, SystemExit):
-        words = psutil.Process(os.getppid()).cmdline()
-        start = next(number for number, word in enumerate(words) if word in ("launch", "sst2.launch"))
-        arguments, _ = launch_command_parser().parse_known_args(words[start + 1 :])
-        if arguments.num_processes is None and (arguments.config_file or os.path.isfile(default_config_file)):
-            arguments.num_processes = load_config_from_file(arguments.config_file).num_processes
-        return arguments.num_processes or 1
-    return 1
