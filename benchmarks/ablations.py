@@ -82,13 +82,6 @@ def without_kept_memory() -> None:
     put(cpu, "keep_memory", lambda: None)
 
 
-def without_flushed_denormals() -> None:
-    """Denormal numbers are computed with as such."""
-    import torch
-
-    put(torch, "set_flush_denormal", lambda _: True)
-
-
 def without_clipping_in_the_step() -> None:
     """Gradients are clipped by torch, and the host looks at their norm, before AdamW's step."""
     import torch
@@ -148,7 +141,6 @@ ON_CPU = (
     without_few_shapes,
     without_dropout_of_16_bits,
     without_kept_memory,
-    without_flushed_denormals,
 )
 ON_GPU = (without_graphs, with_reading_every_step)
 

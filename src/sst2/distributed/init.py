@@ -17,7 +17,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from sst2.config.launcher_variables import forget_leftovers, is_set
 from sst2.config.settings import Precision, Settings
-from sst2.distributed.cpu import tune_cpu, use_all_cores
+from sst2.distributed.cpu import keep_memory, use_all_cores
 from sst2.distributed.devices import computes_on_cpu, loosens_float32, overlooks_gpus, runs_on_cpu
 from sst2.distributed.launcher import Launcher, check_world_size, read_launcher
 from sst2.distributed.precision import choose_precision
@@ -56,7 +56,7 @@ def init_distributed(
     require_hub_login(settings)
     use_all_cores()
     if computes_on_cpu():
-        tune_cpu()  # before anything has computed: threads take over denormal numbers' mode when they begin
+        keep_memory()
     store = rendezvous(launcher, settings.connect_timeout)
     precision, reason = _agree_on_precision(settings, launcher, store, saved_precision)
     plugin, backend = None, None

@@ -155,7 +155,7 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     """
     import torch
 
-    from sst2.distributed.cpu import limit_threads, tune_cpu
+    from sst2.distributed.cpu import keep_memory, limit_threads
     from sst2.distributed.devices import computes_on_cpu
     from sst2.distributed.precision import choose_precision
     from sst2.inference.predict.classifier import Classifier
@@ -166,7 +166,7 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     device = torch.device("cpu") if computes_on_cpu() else torch.accelerator.current_accelerator()
     assert device is not None
     if device.type == "cpu":
-        tune_cpu()
+        keep_memory()
     precision, _ = choose_precision(mixed_precision)
     with _prints_aside():
         model, tokenizer = load_classifier("MODEL", name)
