@@ -13,7 +13,7 @@ import yaml
 from sst2.config.command_line import FlagParser
 from sst2.config.launcher_variables import is_reporting_process, process_rank
 from sst2.config.output_dir import check_run_dir, go_on_with_own_run, has_begun_with_it
-from sst2.config.settings import SAMPLE, Settings
+from sst2.config.settings import NAMES, SAMPLE, Settings
 from sst2.config.yaml_file import RESOLVED_MARK, read_config
 from sst2.runs.run_folder import MARK
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, print_error
@@ -77,7 +77,8 @@ def read_settings(
         given = parser.given(sys.argv[1:] if argv is None else argv)
         file = given.pop("config", None)
         given = ({} if file is None else read_config(parser, file, given)) | given
-        values = parser.defaults | (SMOKE_RECIPE if given.get("smoke") else {}) | given
+        defaults = {name: parser.get_default(name) for name in NAMES}
+        values = defaults | (SMOKE_RECIPE if given.get("smoke") else {}) | given
         if adapt:
             adapt(values)
         settings = Settings(**values, given=given)

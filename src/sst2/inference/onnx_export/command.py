@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError: flags that cannot work."""
     parser = OneLineParser(prog=PROGRAM, description="Export a trained classifier for small machines.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--format", choices=["onnx"], default="onnx", help="onnx, the only one")
+    parser.add_argument("--format", choices=["onnx"], default="onnx", help="the only one")
     parser.add_argument("--int8", action="store_true", help="a quantised model as well: a quarter of the size, faster")
     parser.add_argument(
         "--validation_file", metavar="FILE", help="csv, tsv, json lines or parquet with sentence, label to measure on"

@@ -66,9 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: as in training"
     )
-    parser.add_argument(
-        "--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no (exact, the default), bf16, auto"
-    )
+    parser.add_argument("--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no is exact")
     parser.add_argument("--explain", action="store_true", help="what each word did for the prediction (needs captum)")
     parser.add_argument("--html", metavar="FILE", help="with --explain: a page of the sentences in colour")
     arguments = parser.parse_intermixed_args(argv)
