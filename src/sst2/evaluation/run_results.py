@@ -12,7 +12,6 @@ import yaml
 from sst2.config.arguments import OF_ONE_START
 from sst2.config.class_names import order_of_classes
 from sst2.config.settings import LABEL_NAMES, Settings
-from sst2.config.yaml_file import names_what_was_worked_out
 from sst2.evaluation.predictions import read_predictions
 from sst2.runs.run_folder import RunFolder
 from sst2.utils.errors import UserError
@@ -69,10 +68,9 @@ def read_run(folder: Path) -> Run:
     """
     place = RunFolder(folder)
     try:
-        record = place.resolved if place.resolved.is_file() else place.config  # which once held both
-        recorded = yaml.safe_load(record.read_text(encoding="utf-8"))
-        if record == place.config and not names_what_was_worked_out(recorded):
+        if not place.resolved.is_file():
             raise ValueError(f"{place.resolved.name} is missing")
+        recorded = yaml.safe_load(place.resolved.read_text(encoding="utf-8"))
         # A run of an earlier version lacks the settings that came later, and ran as their defaults say.
         settings = Settings().values() | recorded
         deciding = {name: value for name, value in settings.items() if name not in (*IGNORED, *OF_ONE_START)}
