@@ -38,9 +38,6 @@ SMOKE_RECIPE: dict[str, Any] = {
 def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     """Settings from the command line, a YAML file and the defaults, the first winning, for a run in its folder.
 
-    Args:
-        argv: the words after the program's name; `sys.argv` if None.
-
     Raises:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
     """
@@ -65,7 +62,7 @@ def read_settings(
     Args:
         argv: the words after the program's name; `sys.argv` if None.
         program: its name, for `--help` and messages.
-        description: what it does, for `--help`.
+        description: for `--help`.
         adapt: changes the values before they become settings.
         check: called with the settings; what it raises is a mistake as well.
 

@@ -48,10 +48,7 @@ _AsWritten.add_constructor(_NULL, lambda _, node: _Null(node.value))
 def read_config(parser: FlagParser, file: str, given: Collection[str] = ()) -> dict[str, Any]:
     """The settings that a file gives, checked by the same rules as the command line's.
 
-    Args:
-        parser: knows the flags.
-        file: its path.
-        given: names of the flags on the command line. What the file says against them is left out.
+    What it says against the flags that are `given` on the command line is left out.
 
     Raises:
         UserError: the file cannot be read, is not YAML, or has a name or a value that cannot be.

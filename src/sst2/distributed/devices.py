@@ -49,10 +49,10 @@ def loosens_float32() -> str:
 
 def processor() -> str:
     """The name of the machine's processor."""
-    return _cpu_info("model name") or platform.processor()
+    return cpu_info("model name") or platform.processor()
 
 
-def _cpu_info(key: str) -> str:
+def cpu_info(key: str) -> str:
     """What Linux says of the first processor, or nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -20,11 +20,7 @@ UNKNOWN = "where the other ranks are is not known: the process that keeps it doe
 
 
 class Heartbeat:
-    """Tells the other ranks that this one runs, and what it does.
-
-    Args:
-        interval: seconds between two beats.
-        activity: of the main thread, in words.
+    """Tells the other ranks every `interval` seconds that this one runs, and what it does.
 
     Attributes:
         activity, count: what the main thread does, and how often that has changed; to be set by the user.

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from sst2.config.launcher_variables import START_SEVERAL, is_set, launched_by, process_rank, read_number
+from sst2.config.launcher_variables import START_SEVERAL, is_set, process_rank, read_number
 from sst2.utils.errors import UserError
 
 
@@ -12,7 +12,6 @@ class Launcher:
     """The launcher's word to this process: its rank, the promised world size, the strategy.
 
     Attributes:
-        name: in words: `python`, `torchrun`, `accelerate launch`, `accelerate launch (torchrun)`.
         rank, world_size: number of this process among all, and of all.
         local_world_size: processes on this node.
         master: host and port where the processes meet.
@@ -23,7 +22,6 @@ class Launcher:
         deepspeed_file: a JSON file with DeepSpeed's configuration; without one, the fields that follow hold it.
     """
 
-    name: str
     rank: int
     world_size: int
     local_world_size: int
@@ -45,7 +43,6 @@ def read_launcher() -> Launcher:
     """Raises UserError: a variable that should hold a number does not."""
     deepspeed = "ACCELERATE_DEEPSPEED_"
     return Launcher(
-        name=launched_by(),
         rank=process_rank(),
         world_size=read_number("WORLD_SIZE", 1),
         local_world_size=read_number("LOCAL_WORLD_SIZE", 1),

@@ -30,9 +30,6 @@ _warned: set[tuple[str, int]] = set()  # what is missing, and on which device
 class BestEffort:
     """Around the writing of a file that a run can do without: an error of the disk is warned of, and ends nothing.
 
-    Args:
-        name: of the file, for the warning.
-
     Attributes:
         is_lost: whether there was one. The file is to be left alone from then on, so that it has no gaps.
     """
@@ -143,14 +140,7 @@ def wait_for_lock(
 
 
 def warn_once(what: str, path: Path, message: str, error: OSError) -> None:
-    """Warn of what a file system lacks, once for each of them.
-
-    Args:
-        what: is missing, by which a second warning of the same is known.
-        path: on the file system.
-        message: what is lacking, in words.
-        error: how the file system has answered.
-    """
+    """Warn, once for each file system, of `what` that of `path` lacks, and of the error by which it has said so."""
     with suppress(OSError):
         key = what, path.stat().st_dev
         if key in _warned:
