@@ -7,7 +7,7 @@ from contextlib import suppress
 import psutil
 import torch
 
-from sst2.config.launcher_variables import launched_by, threads_are_chosen
+from sst2.config.launcher import launched_by, threads_are_chosen
 from sst2.distributed.devices import computes_on_cpu
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sst2.config.launcher_variables import is_set
+from sst2.config.launcher import is_set
 
 # By which libraries compute float32 products with fewer digits than float32 has, and the values that do not say so.
 _LOOSE_FLOAT32 = {

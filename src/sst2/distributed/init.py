@@ -15,11 +15,10 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
-from sst2.config.launcher_variables import forget_leftovers, is_set
+from sst2.config.launcher import START_SEVERAL, Launcher, forget_leftovers, is_set, read_launcher
 from sst2.config.settings import Precision, Settings
 from sst2.distributed.cpu import keep_memory, use_all_cores
 from sst2.distributed.devices import computes_on_cpu, loosens_float32, overlooks_gpus, runs_on_cpu
-from sst2.distributed.launcher import Launcher, check_world_size, read_launcher
 from sst2.distributed.precision import choose_precision
 from sst2.distributed.rendezvous import all_reduce_check, rendezvous, word_of_main
 from sst2.models.upload import require_hub_login
@@ -88,6 +87,15 @@ def init_distributed(
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     logger.info("%s: %s", _in_words(accelerator, precision), reason)
     return accelerator, replace(settings, mixed_precision=precision)
+
+
+def check_world_size(promised: int, world_size: int) -> None:
+    """Raises UserError: fewer processes work together than WORLD_SIZE promises."""
+    if promised != world_size:
+        raise UserError(
+            f"the launcher promised {promised} processes, but {world_size} work{'s' * (world_size == 1)} together: "
+            f"{START_SEVERAL}"
+        )
 
 
 def _in_words(accelerator: Accelerator, precision: Precision) -> str:

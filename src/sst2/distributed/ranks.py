@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list, get_data_structure, recursiv
 from accelerate.utils.operations import is_tensor_information
 from torch import distributed
 
-from sst2.config.launcher_variables import is_reporting_process, process_rank
+from sst2.config.launcher import is_reporting_process, process_rank
 from sst2.utils.errors import (
     EXIT_CODES,
     OF_TRAINING,

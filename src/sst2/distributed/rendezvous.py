@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
-from sst2.distributed.launcher import Launcher
+from sst2.config.launcher import Launcher
 from sst2.distributed.ranks import cpu_process_group
 from sst2.utils.errors import EXIT_FAILED, LostProcessError, end_from_thread
 from sst2.utils.waiting import RunningTime, call_with_timeout, deadline, wait_until

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sst2.config.launcher_variables import launched_by
+from sst2.config.launcher import launched_by
 from sst2.distributed.devices import processor
 
 PACKAGES = (

@@ -16,7 +16,7 @@ LAUNCHER = """
 import os, subprocess, sys
 subprocess.run([sys.executable, "-c", sys.argv[1]], env=os.environ | {"OMP_NUM_THREADS": sys.argv[2]}, check=True)
 """
-WORKER = "from sst2.config.launcher_variables import threads_are_chosen; print(threads_are_chosen())"
+WORKER = "from sst2.config.launcher import threads_are_chosen; print(threads_are_chosen())"
 
 
 @pytest.fixture
