@@ -32,7 +32,7 @@ checks: $(VENV)/installed-dev  ## ruff, mypy (tests included), import-linter, de
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
-	$(BIN)/shellcheck .ci/run slurm/*.sh
+	$(BIN)/shellcheck .ci/run slurm/*.sh benchmarks/*.sh
 
 notebook: $(VENV)/installed-dev  ## execute the tutorial and keep what its cells put out
 	$(BIN)/python -m tests.support.tutorial

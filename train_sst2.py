@@ -103,7 +103,7 @@ def fit(trainer: Trainer) -> None:
                 bar.update()
                 if state.step == total or state.step % settings.logging_steps == 0:
                     bar.set_postfix_str(log_training(trainer, metrics))
-                trainer.watchdog.start()
+                trainer.watchdog.step_done()
                 check_stop_requests(trainer, after_step=True)
             is_best = trainer.is_evaluation_due and validate(trainer)
             checkpoint_due = settings.checkpointing_steps and state.step % settings.checkpointing_steps == 0
@@ -126,7 +126,7 @@ def save_checkpoint(trainer: Trainer) -> None:
     trainer.sync_to_host()
     started = time.perf_counter()
     trainer.wait_for_checkpoint()
-    trainer.watchdog.at(f"the checkpoint after step {trainer.state.step}")
+    trainer.watchdog.set_activity(f"the checkpoint after step {trainer.state.step}")
     trainer.tracker.flush()
     trainer.checkpointer.save(trainer.state, started)
 
@@ -217,10 +217,10 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     model.eval()
     indices, logits = [], []
     for batch in tqdm(trainer.loaders[split.name], f"evaluating {split.name}", leave=False, disable=trainer.hides_bars):
-        trainer.watchdog.at(f"the evaluation on {split.name} after step {trainer.state.step}")
+        trainer.watchdog.set_activity(f"the evaluation on {split.name} after step {trainer.state.step}")
         check_stop_requests(trainer)
         gathered = gather((batch.indices, model(**batch.inputs).logits.float()))
-        trainer.watchdog.start()
+        trainer.watchdog.step_done()
         indices.append(gathered[0].cpu())
         logits.append(gathered[1].cpu())
     ordered = in_split_order(torch.cat(indices).numpy(), torch.cat(logits).numpy(), len(split))

@@ -18,7 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks and train_sst2.py
 
-from benchmarks.throughput import Step, circumstances, measure, ratio, this_job, write_inputs
+from benchmarks.throughput import circumstances, ratio, this_job, write_inputs
+from benchmarks.turns import Step, add_arguments, measure
 
 
 def put(owner: Any, name: str, value: Any) -> None:
@@ -87,13 +88,6 @@ def without_kept_memory() -> None:
     put(cpu, "keep_memory", lambda: None)
 
 
-def without_flushed_denormals() -> None:
-    """Denormal numbers are computed with as such."""
-    import torch
-
-    put(torch, "set_flush_denormal", lambda _: True)
-
-
 def without_clipping_in_the_step() -> None:
     """Gradients are clipped by torch, and the host looks at their norm, before AdamW's step."""
     import torch
@@ -153,7 +147,6 @@ ON_CPU = (
     without_few_shapes,
     without_dropout_of_16_bits,
     without_kept_memory,
-    without_flushed_denormals,
 )
 ON_GPU = (without_graphs, with_reading_every_step)
 
@@ -172,9 +165,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     alterations = {alter.__name__: alter for alter in (*ON_ALL, *(ON_GPU if on_gpu else ON_CPU))}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each in a round")
-    parser.add_argument("--batch_size", type=int, default=32)
+    add_arguments(parser, rounds=5, steps=6)
     parser.add_argument("--precision", choices=["no", "bf16"], default="bf16")
     parser.add_argument("--only", nargs="+", choices=["without_packing", "without_bf16", *alterations])
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -190,10 +181,12 @@ def main() -> None:
         "rounds": arguments.rounds,
     }
     with tempfile.TemporaryDirectory() as folder:
-        write_inputs(Path(folder))
+        write_inputs(Path(folder), small=arguments.small)
         for name in arguments.only or others:
-            rounds, *_ = measure(Path(folder), {"job": own, name: others[name]}, arguments)
-            seconds = {way: [taken / tokens for taken, _, tokens in each] for way, each in rounds.items()}
+            turns = measure(Path(folder), {"job": own, name: others[name]}, arguments)
+            if turns.failed:
+                sys.exit(f"failed: {turns.failed}")
+            seconds = {way: [each.seconds / each.tokens for each in rounds] for way, rounds in turns.rounds.items()}
             figures[name] = ratio(seconds[name], seconds["job"])
             print(f"{name}: {figures[name]['median']:.3f}", file=sys.stderr, flush=True)
             if arguments.output:

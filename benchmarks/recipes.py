@@ -34,12 +34,12 @@ from datasets import Dataset
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks
 
 from benchmarks.recipe_figures import summarise, table
-from sst2.cli.compare import markdown
 from sst2.config.settings import Settings
 from sst2.data.splits import load_sentences
 from sst2.distributed.devices import runs_on_cpu
 from sst2.distributed.precision import choose_precision
 from sst2.tracking.environment import describe_environment
+from sst2.utils import console
 from sst2.utils.atomic_file import write_json
 from sst2.utils.errors import UserError, exit_codes
 
@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
                 write_json(arguments.output, figures)
                 accuracy, seconds = (entry["runs"][str(seed)][key] for key in ("holdout_accuracy", "seconds"))
                 print(f"{name}, seed {seed}: {accuracy:.4f} in {seconds:.1f} s", file=sys.stderr, flush=True)
-    print(markdown(table(figures["recipes"])))
+    print(console.table(table(figures["recipes"]), markdown=True))
     if failed:
         sys.exit(f"not finished: {', '.join(failed)}")
 

@@ -1,81 +1,89 @@
-"""How fast this job trains, against a plain loop on the same machine in the same run.
+"""How fast this job trains, against what else a user could run, on the same machine in the same run.
 
-    python benchmarks/throughput.py --rounds 5 --output benchmarks/results/throughput.json
+    python benchmarks/throughput.py --rounds 5 --steps 50 --output benchmarks/results/throughput.json
 
 The plain loop is written after the transformers example without a Trainer: stock model, DataCollatorWithPadding,
-DataLoader, accelerate; batches padded to their longest sentence, or to 128 tokens. This job is `train_step` of
-train_sst2.py with `--batching packed`. All train DistilBERT-base with random weights on sentences of SST-2's lengths
-(benchmarks/data/sst2_lengths.json) and take turns: each is a process of its own that rests while another one works.
+DataLoader, accelerate; batches padded to their longest sentence, or to 128 tokens. The strongest that a user could pick
+instead is transformers' Trainer, with batches grouped by length, compiled or not: benchmarks/trainer_baseline.py has
+both. This job is `train_step` of train_sst2.py with `--batching packed`. All train DistilBERT-base with random weights
+on sentences of SST-2's lengths (benchmarks/data/sst2_lengths.json) and take turns: each is a process of its own that
+rests while another one works.
+
+Speeds are compared by real tokens, since batches grouped by length differ in their tokens. They go through each 50
+batches from long to short sentences: `--steps` of a multiple of 50 gives every round the same share of both. Compiling,
+and capturing CUDA graphs, is over when the steps of `--warm_up` are, whose seconds are reported apart.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for train_sst2.py
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks and train_sst2.py
+
+from benchmarks.trainer_baseline import Sampling, plain, trainer
+from benchmarks.turns import Maker, Step, Turns, add_arguments, measure
 
 LENGTHS = Path(__file__).parent / "data" / "sst2_lengths.json"
 SENTENCES, EPOCHS = 67_349, 3  # of SST-2, and of the usual recipe
-WARM_UP = 8  # steps of each process before it is timed
-Step = Callable[[], tuple[int, int]]  # takes one optimizer step; returns its sentences and their tokens
-Maker = Callable[[Path, int], Step]  # of inputs and batch size
-Rounds = dict[str, list[tuple[float, int, int]]]
-Peaks = dict[str, list[float]]
-Memory = dict[str, float]
 
 
 def main() -> None:
     """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps of each in a round")
-    parser.add_argument("--batch_size", type=int, default=32)
+    add_arguments(parser, rounds=5, steps=10)
     parser.add_argument("--only", nargs="+", choices=sorted(VARIANTS), help="some of the ways to train")
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace of this job's steps, and a table")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures, written after each round")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_inputs(Path(folder))
-        if arguments.profile:
-            profile(Path(folder), arguments.batch_size, arguments.profile)
-            return
-        makers = {name: VARIANTS[name] for name in arguments.only or VARIANTS}
-        figures = describe(*measure(Path(folder), makers, arguments), arguments.rounds)
-    print(json.dumps(figures, indent=2))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+    def keep(turns: Turns) -> None:
+        figures = describe(turns, arguments)
+        if arguments.output:
+            arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # killed processes may still close files
+        write_inputs(Path(folder), small=arguments.small)
+        makers = {name: VARIANTS[name] for name in arguments.only or DEFAULTS}
+        for name in [name for name in makers if arguments.small and "compiled" in name]:
+            make: Any = VARIANTS[name]
+            makers[name] = partial(make, backend="aot_eager")  # a compiler would take a minute
+        turns = measure(Path(folder), makers, arguments, keep)
+    print(json.dumps(describe(turns, arguments), indent=2))
+    if turns.failed:
+        sys.exit(f"failed: {', '.join(turns.failed)}")
 
 
-def write_inputs(folder: Path) -> None:
-    """DistilBERT-base with random weights, and sentences of SST-2's lengths, as files that all read."""
+def write_inputs(folder: Path, small: bool = False, validation_sentences: int | None = 64) -> None:
+    """DistilBERT-base with random weights, and sentences of SST-2's lengths, as files that all read.
+
+    Args:
+        folder: gets `model`, `train.tsv` and `validation.tsv`.
+        small: a tiny model and few sentences, to try a benchmark.
+        validation_sentences: None for all.
+    """
     import torch
-    from transformers import DistilBertConfig, DistilBertModel
+    from transformers import DistilBertModel
 
     from sst2.data.sample import sample_sentences, sample_tokenizer
 
     torch.manual_seed(0)
     tokenizer = sample_tokenizer()
-    DistilBertModel(DistilBertConfig()).save_pretrained(folder / "model")
+    DistilBertModel(model_config(small)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     words = sorted({word for sentence in sample_sentences("train")[0] for word in sentence.split() if word.isalpha()})
     words = [word for word in words if len(tokenizer.tokenize(word)) == 1]
     generator = np.random.default_rng(0)
     histogram = json.loads(LENGTHS.read_text(encoding="utf-8"))
-    for split, limit in (("train", None), ("validation", 64)):
+    for split, limit in (("train", 2000 if small else None), ("validation", 32 if small else validation_sentences)):
         lengths = np.repeat([*map(int, histogram[split])], [*histogram[split].values()])
         generator.shuffle(lengths)
         lines = [
@@ -85,57 +93,11 @@ def write_inputs(folder: Path) -> None:
         (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(lines), encoding="utf-8")
 
 
-def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
-    """A loop as it is usually written."""
-    import torch
-    from accelerate import Accelerator
-    from datasets import Dataset
-    from torch.utils.data import DataLoader
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        default_data_collator,
-        get_scheduler,
-    )
+def model_config(small: bool) -> Any:
+    """Of DistilBERT-base, or of something tiny with the same vocabulary."""
+    from transformers import DistilBertConfig
 
-    from sst2.distributed.devices import runs_on_cpu
-
-    accelerator = Accelerator(mixed_precision=precision, cpu=runs_on_cpu())
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    model = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=2, dtype=torch.float32)
-    lines = (folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    sentences, labels = zip(*(line.split("\t") for line in lines), strict=True)
-    options: dict[str, Any] = {"padding": "max_length"} if padding == "128" else {}
-    encoded = tokenizer(list(sentences), truncation=True, max_length=128, return_token_type_ids=False, **options)
-    data = Dataset.from_dict({**encoded, "labels": [*map(int, labels)]})
-    collator = default_data_collator if padding == "128" else DataCollatorWithPadding(tokenizer)
-    loader = DataLoader(data, shuffle=True, collate_fn=collator, batch_size=batch_size)
-    decayed = [weight for name, weight in model.named_parameters() if not name.endswith(("bias", "LayerNorm.weight"))]
-    exempt = [weight for name, weight in model.named_parameters() if name.endswith(("bias", "LayerNorm.weight"))]
-    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": exempt, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=2e-5)
-    schedule = get_scheduler("linear", optimizer, num_warmup_steps=100, num_training_steps=10_000)
-    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
-    model.train()
-
-    def batches() -> Iterator[dict[str, Any]]:
-        while True:
-            yield from loader
-
-    endless = batches()
-
-    def step() -> tuple[int, int]:
-        batch = next(endless)
-        loss = model(**batch).loss
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        return len(batch["labels"]), int(batch["attention_mask"].sum())
-
-    return step
+    return DistilBertConfig(dim=64, hidden_dim=128, n_layers=2, n_heads=2) if small else DistilBertConfig()
 
 
 def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> Step:
@@ -159,92 +121,25 @@ def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> St
     return step
 
 
-VARIANTS: dict[str, Maker] = {
-    "plain_fp32": partial(plain, precision="no", padding="longest"),
-    "plain_bf16": partial(plain, precision="bf16", padding="longest"),
-    "plain_fp32_padded_to_128": partial(plain, precision="no", padding="128"),
-    "plain_bf16_padded_to_128": partial(plain, precision="bf16", padding="128"),
-    "this_job_fp32_padded": partial(this_job, precision="no", batching="padded"),
-    "this_job_fp32_packed": partial(this_job, precision="no", batching="packed"),
-    "this_job_bf16_padded": partial(this_job, precision="bf16", batching="padded"),
-    "this_job_bf16_packed": partial(this_job, precision="bf16", batching="packed"),
-}
+def variants(precision: str, name: str) -> dict[str, Maker]:
+    """The ways to train in one precision, by name."""
+    ways: dict[str, Maker] = {
+        f"plain_{name}": partial(plain, precision=precision, padding="longest"),
+        f"plain_{name}_padded_to_128": partial(plain, precision=precision, padding="128"),
+        f"this_job_{name}_padded": partial(this_job, precision=precision, batching="padded"),
+        f"this_job_{name}_packed": partial(this_job, precision=precision, batching="packed"),
+    }
+    strategies: dict[str, Sampling] = {"grouped": "group_by_length", "rebalanced": "batch_rebalance"}
+    for word, sampling in strategies.items():
+        way = partial(trainer, precision=precision, sampling=sampling)
+        ways[f"trainer_{name}_{word}"] = way
+        ways[f"trainer_{name}_{word}_compiled"] = partial(way, compiled="default")
+        ways[f"trainer_{name}_{word}_compiled_graphs"] = partial(way, compiled="reduce-overhead")
+    return ways
 
 
-def work(connection: Connection, make: Maker, folder: Path, batch_size: int) -> None:
-    """A process of its own: takes as many steps as it is told, and says how long they took."""
-    import torch
-
-    step = make(folder, batch_size)
-    for _ in range(WARM_UP):  # of different lengths; the allocator and the caches know them then
-        step()
-    connection.send("ready")
-    while steps := connection.recv():
-        synchronize(torch)
-        started = time.perf_counter()
-        counts = [step() for _ in range(steps)]
-        synchronize(torch)
-        connection.send((time.perf_counter() - started, *map(sum, zip(*counts, strict=True))))
-    on_gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    connection.send(peak / 2**20)
-    os._exit(0)
-
-
-def synchronize(torch: Any) -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def measure(folder: Path, makers: dict[str, Maker], arguments: argparse.Namespace) -> tuple[Rounds, Peaks, Memory]:
-    """Have all ways to train take turns.
-
-    Args:
-        folder: of `write_inputs`.
-        makers: of their steps, by name; called each in a process of its own.
-        arguments: with `rounds`, `steps` and `batch_size`.
-
-    Returns:
-        By name: for each round its seconds, sentences and tokens; FLOP/s of large matrix products by precision, for
-        each round; peak memory in MiB.
-    """
-    import torch
-
-    at_once = torch.cuda.is_available()  # where cores do the work, starting processes would slow each other down
-    context = multiprocessing.get_context("spawn")
-    ends: dict[str, Connection] = {}
-    for name, make in makers.items():
-        ends[name], other = context.Pipe()
-        context.Process(target=work, args=(other, make, folder, arguments.batch_size), daemon=True).start()
-        other.close()  # else nobody would hear of its end
-        if not at_once:
-            assert ends[name].recv() == "ready"
-    for end in ends.values() if at_once else ():
-        assert end.recv() == "ready"
-    rounds: Rounds = {name: [] for name in makers}
-    peaks: Peaks = {"float32": [], "bfloat16": []}
-    for _ in range(arguments.rounds):
-        for name, end in ends.items():
-            end.send(arguments.steps)
-            rounds[name].append(end.recv())
-        for dtype, rates in peaks.items():
-            rates.append(peak(dtype))
-    memory = {}
-    for name, end in ends.items():
-        end.send(0)
-        memory[name] = end.recv()
-    return rounds, peaks, memory
-
-
-def peak(dtype: str) -> float:
-    """FLOP/s of large matrix products, the most that a step could reach."""
-    import torch
-
-    from sst2.training.flops import matrix_peak
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return matrix_peak(device, getattr(torch, dtype), seconds=1.0, size=8192 if device.type == "cuda" else 2048)
+VARIANTS: dict[str, Maker] = variants("no", "fp32") | variants("bf16", "bf16")
+DEFAULTS = [name for name in VARIANTS if not name.endswith("graphs")]  # which need a GPU, and room for many graphs
 
 
 def circumstances() -> dict[str, Any]:
@@ -266,66 +161,63 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def describe(rounds: Rounds, peaks: Peaks, memory: Memory, count: int) -> dict[str, Any]:
+def describe(turns: Turns, arguments: argparse.Namespace) -> dict[str, Any]:
     """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
-    from transformers import DistilBertConfig
-
     from sst2.training.flops import flop_per_token
 
-    base = flop_per_token(DistilBertConfig())  # whose defaults are DistilBERT-base
-    speeds = {name: [sentences / seconds for seconds, sentences, _ in taken] for name, taken in rounds.items()}
+    per_token = flop_per_token(model_config(arguments.small))
+    histogram = json.loads(LENGTHS.read_text(encoding="utf-8"))["train"]
+    all_tokens = EPOCHS * sum(int(length) * count for length, count in histogram.items())
+    peaks = {dtype: statistics.median(rates) for dtype, rates in turns.peaks.items() if rates}
+    model = "a tiny model, for a trial alone" if arguments.small else "DistilBERT-base with random weights"
     figures: dict[str, Any] = {
-        "what": "training throughput, DistilBERT-base with random weights, sentences of SST-2's lengths",
+        "what": f"training throughput, {model}, sentences of SST-2's lengths",
         **circumstances(),
-        "rounds": count,
-        "matrix_peak_gflops": {dtype: statistics.median(rates) / 1e9 for dtype, rates in peaks.items()},
+        "batch_size": arguments.batch_size,
+        "rounds": len(next(iter(turns.rounds.values()))),
+        "steps_of_a_round": arguments.steps,
+        "matrix_peak_gflops": {dtype: rate / 1e9 for dtype, rate in peaks.items()},
         "formula": "model FLOP of a step: 3 * 2 * (4 d^2 + 2 d h) * layers for each real token, no padding, all of the "
         "last layer; attention scores, under 1 % at these lengths, are left out",
     }
-    for name, taken in rounds.items():
-        precision = "bfloat16" if "bf16" in name else "float32"
-        flops = [base * tokens / seconds for seconds, _, tokens in taken]
+    speeds = {name: [each.tokens / each.seconds for each in rounds] for name, rounds in turns.rounds.items() if rounds}
+    for name, by_round in speeds.items():
+        rounds, warm_up, speed = turns.rounds[name], turns.warm_up[name], statistics.median(by_round)
+        step_seconds = statistics.median(each.seconds for each in rounds) / arguments.steps
         figures[name] = {
-            "sentences_per_second": statistics.median(speeds[name]),
-            "tokens_per_second": statistics.median(tokens / seconds for seconds, _, tokens in taken),
-            "model_gflops": statistics.median(flops) / 1e9,
-            "share_of_matrix_peak": statistics.median(flops) / statistics.median(peaks[precision]),
-            "seconds_for_three_epochs_at_this_speed": EPOCHS * SENTENCES / statistics.median(speeds[name]),
-            "peak_memory_mib": memory[name],
-            "sentences_per_second_by_round": speeds[name],
+            "sentences_per_second": statistics.median(each.sentences / each.seconds for each in rounds),
+            "tokens_per_second": speed,
+            "step_milliseconds": 1000 * step_seconds,
+            "model_gflops": per_token * speed / 1e9,
+            "share_of_matrix_peak": per_token * speed / peaks["bfloat16" if "bf16" in name else "float32"],
+            "seconds_for_three_epochs_at_this_speed": all_tokens / speed,
+            "warm_up_seconds": warm_up.seconds,
+            "warm_up_seconds_beyond_its_steps": warm_up.seconds - arguments.warm_up * step_seconds,
+            "graphs_compiled_before_and_in_the_rounds": [warm_up.compiled, rounds[-1].compiled - warm_up.compiled],
+            "peak_memory_mib": rounds[-1].memory_mib,
+            "tokens_per_second_by_round": by_round,
         }
-    for name, own in speeds.items():
-        for other, theirs in speeds.items():
-            if name.startswith("this_job") and other.startswith("plain"):
-                figures.setdefault("ratios", {})[f"{name} / {other}"] = ratio(own, theirs)
-    return figures
+    return figures | ratios(speeds) | ({"failed": turns.failed} if turns.failed else {})
 
 
-def ratio(own: list[float], theirs: list[float]) -> dict[str, Any]:
-    """Median, and each round, of one speed over another."""
-    ratios = [one / two for one, two in zip(own, theirs, strict=True)]
+def ratios(speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """Of this job's speeds over the others', and which of those in the same precision is the fastest."""
+    own = [name for name in speeds if name.startswith("this_job")]
+    others = [name for name in speeds if not name.startswith("this_job")]
+    found: dict[str, Any] = {
+        "ratios": {f"{name} / {other}": ratio(speeds[name], speeds[other]) for name in own for other in others}
+    }
+    for precision in ("fp32", "bf16"):
+        if rivals := [name for name in others if f"_{precision}" in name]:
+            best = max(rivals, key=lambda name: statistics.median(speeds[name]))
+            found[f"strongest_baseline_{precision}"] = best
+    return found
+
+
+def ratio(own: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Median, and each round, of one speed over another, for as many rounds as both have."""
+    ratios = [one / two for one, two in zip(own, theirs, strict=False)]
     return {"median": statistics.median(ratios), "by_round": ratios}
-
-
-def profile(folder: Path, batch_size: int, output: Path) -> None:
-    """Where the time of a step goes, operator by operator."""
-    import torch
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    step = this_job(folder, batch_size, "bf16", "packed")
-    on_gpu = torch.cuda.is_available()
-    for _ in range(100 if on_gpu else 3):  # until all shapes are recorded
-        step()
-    with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
-        for _ in range(5):
-            step()
-    output.mkdir(parents=True, exist_ok=True)
-    recorded.export_chrome_trace(str(output / "trace.json"))
-    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    table = recorded.key_averages().table(sort_by=order, row_limit=40)
-    (output / "operators.txt").write_text(table, encoding="utf-8")
-    print(table)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from sst2.cli.compare import PROGRAM, main
 from sst2.config.arguments import write_settings
 from sst2.config.settings import Settings
 from sst2.evaluation.metrics import SentimentMetric
-from sst2.runs.run_folder import MARK, RunFolder
+from sst2.runs.run_folder import RunFolder
 from sst2.utils.errors import exit_codes
 
 Compare = Callable[..., tuple[int, str, str]]
@@ -200,9 +200,8 @@ def test_what_is_missing_is_said(compare: Compare, runs: Path, tmp_path: Path) -
 
 def test_a_run_of_an_earlier_version_ran_by_the_defaults(compare: Compare, runs: Path) -> None:
     run = RunFolder(runs / "lr2e-05-seed1")
-    settings = [line for line in run.resolved.open() if not line.startswith(("#", "stage_dir", "weight_decay"))]
-    run.resolved.unlink()
-    run.config.write_text("".join([f"{MARK}\n", *settings]))  # where all of them stood
+    settings = [line for line in run.resolved.open() if not line.startswith(("stage_dir", "weight_decay"))]
+    run.resolved.write_text("".join(settings))
     _, said, _ = compare(*sorted(runs.iterdir()))
     assert cells(said)[-2][1] == "3"
 
@@ -219,6 +218,18 @@ def test_a_bar_in_a_setting_does_not_end_its_cell(compare: Compare, tmp_path: Pa
     one, other = (write_run(tmp_path / name, 0.9, dataset_revision=name) for name in ("a|b", "c"))
     _, said, _ = compare(one, other)
     assert "| a\\|b " in said
+
+
+def test_tables_are_whole_whatever_the_terminal_and_whatever_the_names(
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    names = ("[bold]a", f"{'long-' * 40}name :smile:", "映画")
+    runs = [write_run(tmp_path / str(n), 0.9, dataset_revision=name) for n, name in enumerate(names)]
+    _, said, _ = compare(*runs)
+    assert [line[1] for line in cells(said)[2:5]] == list(names)
+    assert "\x1b" not in said
 
 
 def test_mistakes_are_one_line(compare: Compare, runs: Path, tmp_path: Path) -> None:

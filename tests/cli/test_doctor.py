@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sst2.cli.doctor import Check, table
+from sst2.utils.console import table
 from tests.support.jobs import TWO_PROCESSES
 
 pytestmark = pytest.mark.slow
@@ -86,6 +86,9 @@ def test_a_mistake_is_one_line(flags: list[str], variables: dict[str, str], line
 
 
 def test_columns_are_aligned() -> None:
-    lines = table([Check("a", "b"), Check("long name", "long value", "BAD", "do this")]).splitlines()
-    assert lines[1] == "ok   a          b"
-    assert lines[2] == "BAD  long name  long value  do this"
+    rows = [["", "what", "found", "advice"], ["ok", "a", "b", ""], ["BAD", "long name", "[x]", "do this"]]
+    assert table(rows).splitlines() == [
+        "     what       found  advice",
+        "ok   a          b",
+        "BAD  long name  [x]    do this",
+    ]

@@ -150,33 +150,6 @@ def test_a_flag_overrides_what_a_file_says_of_another_that_cannot_hold_beside_it
     assert (settings.gradient_accumulation_steps, settings.global_batch_size) == (4, None)
 
 
-def test_what_an_earlier_version_worked_out_follows_the_flags_or_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    planned, _ = plan_batches(parse("--smoke"), 1000, world_size=2)
-    record = resolved_yaml(planned).splitlines()[1:]  # all of which stood in config.yaml once
-    file = tmp_path / "config.yaml"
-    file.write_text("\n".join([MARK, *record]))
-    same = ("max_train_steps", "num_warmup_steps", "global_batch_size")
-    again = parse("--config", str(file), "--seed", "7", "--learning_rate", "1e-4")
-    assert [getattr(again, name) for name in same] == [80, 8, 64]
-    for words, stale, flag in (
-        (["--global_batch_size", "256"], "max_train_steps 80", "--global_batch_size"),
-        (["--per_device_train_batch_size", "8"], "max_train_steps 80", "--per_device_train_batch_size"),
-        (["--max_train_steps", "20"], "num_warmup_steps 8", "--max_train_steps"),
-        (["--num_train_epochs", "1"], "num_warmup_steps 8", "--num_train_epochs"),
-        (["--global_batch_size", "256", "--num_train_epochs", "5"], "num_warmup_steps 8", "--global_batch_size"),
-    ):
-        message = refused(capsys, "--config", str(file), *words)
-        assert f"--config {file}: {stale} in it was worked out by an earlier version" in message
-        assert f"would not follow {flag}: take that line out of the file, or give" in message
-    settings = parse("--config", str(file), "--num_train_epochs", "1", "--warmup_ratio", "0.5")
-    assert (settings.max_train_steps, settings.num_warmup_steps) == (None, None)
-    file.write_text("\n".join([MARK, *(line for line in record if not line.startswith(("max_train_", "num_warm")))]))
-    wider, plan = plan_batches(parse("--config", str(file), "--global_batch_size", "256"), 1000, world_size=1)
-    assert (plan.total_steps, wider.num_warmup_steps) == (5 * 4, 2)
-
-
 def test_what_belongs_to_one_start_is_not_recorded(tmp_path: Path) -> None:
     settings = parse("--smoke", "--overwrite_output_dir", "--push_to_hub")
     for record in (given_yaml(settings), resolved_yaml(settings)):

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import DistilBertForSequenceClassification
 
-from sst2.cli.compare import Run, same_sentences
 from sst2.config.class_names import order_of_classes, positive_class
 from sst2.config.settings import Settings
 from sst2.data.sample import sample_tokenizer
+from sst2.evaluation.run_results import Run, same_sentences
 from sst2.inference.onnx_export import figures
 from sst2.inference.onnx_export.command import read_validation
 from sst2.inference.onnx_export.figures import REFERENCE, Variant

@@ -13,7 +13,7 @@ from sst2.data.records import Columns
 from sst2.data.splits import Split
 from sst2.evaluation.predictions import read_predictions, write_predictions
 from sst2.inference.predict.command import main as predict
-from sst2.inference.predict.formatters import Answer, lines_of
+from sst2.inference.predict.formatters import Answer, answer_writer
 from sst2.inference.predict.inputs import sentences_of
 from tests.support.datasets import content_of
 
@@ -50,8 +50,8 @@ def test_answers_and_comparisons_are_safe_too() -> None:
             self.text += text
 
     written = Written()
-    lines = lines_of("csv", written, ("=A", "B"), explained=False, colour=False)  # type: ignore[arg-type]
-    lines.write(Answer("@cast", "=A", 0.9, 0.1))
+    write = answer_writer("csv", written, ("=A", "B"), explained=False, colour=False)  # type: ignore[arg-type]
+    write(Answer("@cast", "=A", 0.9, 0.1))
     assert written.text.splitlines()[1] == "'=A,0.100000,'@cast"
     assert as_csv([["run", "difference"], ["=cmd", "-0.0100"], ["b", "-0.01 to +0.02"]]) == (
         "run,difference\n'=cmd,-0.0100\nb,'-0.01 to +0.02\n"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from sst2.config.launcher import Launcher, read_launcher
 from sst2.config.settings import Settings
-from sst2.distributed.launcher import Launcher, read_launcher
 from sst2.distributed.strategies.deepspeed_config import deepspeed_config, deepspeed_plugin, precision_of_file
 from sst2.utils.errors import UserError
 from tests.support.running import REPOSITORY

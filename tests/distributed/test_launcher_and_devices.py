@@ -154,6 +154,7 @@ def test_the_commit_is_that_of_the_checkout() -> None:
     [
         ({}, "python"),
         ({"ACCELERATE_MIXED_PRECISION": "no"}, "python"),  # which somebody has exported
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_MODE": "default"}, "accelerate launch"),
         ({"TORCHELASTIC_RUN_ID": "x"}, "python"),  # which a launcher has left
         ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1"}, "torchrun"),
         (

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from sst2.checkpoints.free_space import require_free_space
+from sst2.config.launcher import Launcher, read_launcher
 from sst2.config.settings import Precision, Settings
 from sst2.distributed import rendezvous as rendezvous_module
-from sst2.distributed.init import _agree_on_precision, init_distributed
-from sst2.distributed.launcher import Launcher, check_world_size, read_launcher
+from sst2.distributed.init import _agree_on_precision, check_world_size, init_distributed
 from sst2.distributed.rendezvous import all_reduce_check, rendezvous, word_of_main
 from sst2.utils.errors import LocalError, LostProcessError, UserError
 from sst2.utils.waiting import RunningTime
@@ -191,13 +191,11 @@ def test_a_first_sum_shows_who_does_not_answer(timeout: float, tmp_path: Path) -
         assert f"rank 2 on {socket.gethostname()}: not come to the first sum in 3 s: is every node reached" in said[0]
 
 
-def test_a_promise_is_kept(launcher: Launcher) -> None:
-    check_world_size(launcher, 1)
-    check_world_size(rank_of(launcher, 0, 2, 2), 2)
+def test_a_promise_is_kept() -> None:
+    check_world_size(1, 1)
+    check_world_size(2, 2)
     with pytest.raises(UserError, match="the launcher promised 2 processes, but 1 works together: start them with"):
-        check_world_size(rank_of(launcher, 0, 2, 2), 1)
-    with pytest.raises(UserError, match="the launcher promised 4 processes, but 1 works together"):
-        check_world_size(replace(launcher, requested_processes=4), 1)
+        check_world_size(2, 1)
 
 
 SCRIPT = str(REPOSITORY / "train_sst2.py")
@@ -218,7 +216,7 @@ def test_a_launcher_that_starts_one_process_for_two_is_found_out(flags: list[str
     )
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert len(errors) == 1, done.stderr
-    assert "the launcher promised 2 processes, but 1 works together" in errors[0]
+    assert "the launcher promised several processes, but 1 works together" in errors[0]
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,7 @@
 """A process that stands still is noticed, with its stack, and with the ranks that it waits for."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sst2.distributed import watchdog as watchdog_module
 from sst2.distributed.watchdog import Watchdog
+from sst2.utils.waiting import RunningTime
 
 STANDING_STILL = """
 import logging, sys, time
@@ -22,32 +25,56 @@ distributed.init_process_group("gloo")
 distributed.all_reduce(torch.zeros(1))
 rank = distributed.get_rank()
 watchdog = Watchdog(timeout=1)
-watchdog.start()
+watchdog.step_done()
 for step in range(5):  # progress, slower in all than the time-out
-    watchdog.at(f"step {step}")
+    watchdog.set_activity(f"step {step}")
     time.sleep(0.4)
-watchdog.at("step 7, forward pass 1")
+watchdog.set_activity("step 7, forward pass 1")
 if rank == 1:
     time.sleep(6)  # longer than collective operations wait
-watchdog.at("step 7, backward pass 1")
+watchdog.set_activity("step 7, backward pass 1")
 distributed.all_reduce(torch.zeros(1))
 """
 
 
-def test_one_report_for_each_standstill(caplog: pytest.LogCaptureFixture) -> None:
-    watchdog = Watchdog(timeout=3)
-    watchdog.start()
+class SetByHand(RunningTime):
+    """A clock that stands where it is put, and says when it is looked at."""
+
+    def __init__(self, longest: float) -> None:
+        super().__init__(longest)
+        self.was_read = threading.Semaphore(0)
+
+    def look(self) -> float:
+        self.was_read.release()
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        """Put the clock forward, and wait until the watchdog has seen that and done what follows from it."""
+        self.seconds += seconds
+        while self.was_read.acquire(blocking=False):
+            pass
+        for _ in range(3):  # the first may be of before, and what follows from the second is done at the third
+            assert self.was_read.acquire(timeout=60)
+
+
+def test_one_report_for_each_standstill(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog_module, "RunningTime", SetByHand)
+    watchdog = Watchdog(timeout=1)  # it looks ten times a second
+    clock: SetByHand = watchdog._clock  # type: ignore[assignment]
+    watchdog.step_done()
     try:
-        for step in range(12):  # longer in all than the time-out
-            watchdog.at(f"step {step}")
-            time.sleep(0.3)
+        for step in range(4):  # longer in all than the time-out
+            watchdog.set_activity(f"step {step}")
+            clock.advance(0.4)
         assert reports(caplog) == []
-        for number, where in enumerate(("step 16, forward pass 1", "step 17, forward pass 1"), start=1):
-            watchdog.at(where)
+        for number, activity in enumerate(("step 16, forward pass 1", "step 17, forward pass 1"), start=1):
+            watchdog.set_activity(activity)
+            clock.advance(0)
+            clock.advance(1.1)
             wait_for_reports(caplog, number)
-            assert reports(caplog)[-1].startswith(f"rank 0 has been at {where} for ")
-            assert "in wait_for_reports" in reports(caplog)[-1]  # the line that it stands at
-            time.sleep(3.5)
+            assert reports(caplog)[-1].startswith(f"rank 0 has been at {activity} for 1 s")
+            assert "in test_one_report_for_each_standstill" in reports(caplog)[-1]  # the line that it stands at
+            clock.advance(1.1)
             assert len(reports(caplog)) == number  # one is enough
     finally:
         watchdog.stop()
@@ -78,6 +105,39 @@ def test_the_rank_that_has_not_arrived_is_named(tmp_path: Path) -> None:
     assert "every other rank has arrived" in done.stderr  # as rank 1 says
     assert done.returncode == 1
     assert "still.py: error: rank " in done.stderr  # after 2 s; which of them is first is not known
+
+
+HOLDING = """
+import ctypes, logging
+import torch
+from torch import distributed
+from sst2.distributed.watchdog import Watchdog
+
+logging.basicConfig(format="%(message)s")
+distributed.init_process_group("gloo")
+distributed.all_reduce(torch.zeros(1))
+watchdog = Watchdog(timeout=1)
+watchdog.step_done()
+
+def hold_the_gil():
+    ctypes.PyDLL(None).sleep(600)
+
+if distributed.get_rank() == 1:
+    hold_the_gil()
+distributed.all_reduce(torch.zeros(1))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_whose_gil_is_held_still_prints_its_stack(tmp_path: Path) -> None:
+    (tmp_path / "holding.py").write_text(HOLDING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launcher, str(tmp_path / "holding.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Timeout (0:00:01)!" in done.stderr
+    assert "in hold_the_gil" in done.stderr
+    # as rank 0 says, which ends the job
+    assert re.search("rank 1 (does not answer; it was last at the preparations|has not been heard of)", done.stderr)
 
 
 LEAVING = """

@@ -15,6 +15,7 @@ def test_the_interval_of_a_mean_is_students() -> None:
     expected = stats.t.interval(0.95, df=3, loc=0.915, scale=stats.sem(values))
     assert interval == pytest.approx(expected)
     assert mean_interval([0.5]) == (0.5, 0.0, None)
+    assert mean_interval([0.9, 0.9, 0.9]) == (0.9, 0.0, (0.9, 0.9))
 
 
 def test_mcnemar_counts_the_sentences_that_one_alone_has_right() -> None:
@@ -36,6 +37,8 @@ def test_one_run_against_one_is_mcnemars_case() -> None:
     # of a mean of independent differences: the normal approximation is near
     reach = 1.96 * (first[0].astype(float) - second[0]).std() / 872**0.5
     assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach), abs=2e-3)
+    alone = compare_accuracy(np.array([[True]]), np.array([[False]]))  # runs on one sentence
+    assert (alone.value, alone.low, alone.high, alone.p_value) == (1.0, 1.0, 1.0, 1.0)
 
 
 def runs_of(generator: np.random.Generator, count: int, accuracy: float, spread: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 from sst2.config.settings import SAMPLE, Settings
 from sst2.data.sample import sample_sentences, sample_tokenizer
-from sst2.models.export import export_model, rehearse_export
+from sst2.models.export import Export, rehearse_export
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.model_card import model_card
 from sst2.utils.errors import LocalError, UserError
@@ -68,15 +68,8 @@ def test_the_folder_is_a_stock_model_that_gives_the_same_answers(
 ) -> None:
     model, tokenizer = trained
     model.train()
-    export_model(
-        model.config,
-        model.state_dict(),
-        tokenizer,
-        SENTENCES,
-        model_card(settings, METRICS, 300),
-        tmp_path / "model",
-        64,
-    )
+    card = model_card(settings, METRICS, 300)
+    Export(model.config, model.state_dict(), tokenizer, SENTENCES, card).write(tmp_path / "model")
     assert model.training  # left as it was
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
     names = {path.name for path in (tmp_path / "model").iterdir()}
@@ -156,17 +149,17 @@ def test_an_export_that_is_not_the_model_is_refused_and_the_earlier_one_stays(
 ) -> None:
     model, tokenizer = trained
     sentences = ["a gripping film", *SENTENCES]
-    export_model(model.config, model.state_dict(), tokenizer, sentences, "first", tmp_path / "model", 64)
+    Export(model.config, model.state_dict(), tokenizer, sentences, "first").write(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     healthy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     spoil(model, tokenizer)
     with pytest.raises(RuntimeError, match="gives other logits than before it was saved"):
-        export_model(model.config, model.state_dict(), tokenizer, sentences, "second", tmp_path / "model", 64)
+        Export(model.config, model.state_dict(), tokenizer, sentences, "second").write(tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     # What the failure left behind is no obstacle to another model.
     healthy["classifier.bias"] += 1
     model.load_state_dict(healthy)
-    export_model(model.config, model.state_dict(), load_tokenizer(settings), sentences, "third", tmp_path / "model", 64)
+    Export(model.config, model.state_dict(), load_tokenizer(settings), sentences, "third").write(tmp_path / "model")
     assert (tmp_path / "model" / "README.md").read_text() == "third"
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
@@ -228,8 +221,6 @@ def test_long_sentences_do_not_break_the_export(
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
     tokenizer = load_tokenizer(replace(settings, model_name_or_path=str(folder)))
     long = "a gripping film , " * 300
-    export_model(
-        trained[0].config, trained[0].state_dict(), tokenizer, [long, *SENTENCES], "card", tmp_path / "model", 64
-    )
+    Export(trained[0].config, trained[0].state_dict(), tokenizer, [long, *SENTENCES], "card").write(tmp_path / "model")
     answer = pipeline("text-classification", str(tmp_path / "model"), truncation=True)(long)
     assert answer[0]["label"] in ("NEGATIVE", "POSITIVE")

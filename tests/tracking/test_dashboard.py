@@ -121,7 +121,7 @@ def test_class_names_are_no_formulas_and_pictures_cost_no_run(
 ) -> None:
     dashboard = Dashboard(writer, "validation")
     dashboard.show(replace(split(), label_names=("<$10", "$10_$50")), 4, logits(0.9, 0.97, 0.4, 0.2))
-    monkeypatch.setattr("sst2.tracking.plots._draw_roc", None)  # broken, however that may come
+    monkeypatch.setattr("sst2.tracking.plots._picture", None)  # broken, however that may come
     dashboard.show(split(), 8, logits(0.9, 0.97, 0.4, 0.2))
     assert "pictures of validation cannot be drawn: TypeError" in caplog.text
     found = shown(writer)
@@ -134,7 +134,9 @@ def test_labels_may_be_of_one_class_or_missing(labels: np.ndarray, writer: Summa
     Dashboard(writer, "validation").show(split(labels), 4, logits(0.9, 0.97, 0.4, 0.2))
     found = shown(writer)
     assert "validation/probability_positive" in found
-    assert ("validation/confusion_matrix" in found) == bool((labels >= 0).all())
+    for name in ("confusion_matrix", "reliability"):
+        assert (f"validation/{name}" in found) == bool((labels >= 0).all())
+    assert "validation/roc" not in found
 
 
 def test_every_chart_of_a_run_has_its_curves(train_here: Callable[..., Finished], small_job: list[object]) -> None:

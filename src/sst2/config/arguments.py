@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sst2.config.command_line import FlagParser
-from sst2.config.launcher_variables import is_reporting_process, process_rank
+from sst2.config.launcher import is_reporting_process, process_rank
 from sst2.config.output_dir import check_run_dir, go_on_with_own_run, has_begun_with_it
-from sst2.config.settings import SAMPLE, Settings
+from sst2.config.settings import NAMES, SAMPLE, Settings
 from sst2.config.yaml_file import RESOLVED_MARK, read_config
 from sst2.runs.run_folder import MARK
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, print_error
@@ -37,9 +37,6 @@ SMOKE_RECIPE: dict[str, Any] = {
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Settings:
     """Settings from the command line, a YAML file and the defaults, the first winning, for a run in its folder.
-
-    Args:
-        argv: the words after the program's name; `sys.argv` if None.
 
     Raises:
         SystemExit: code 0 after `--help`, code 2 after one line on stderr for any mistake.
@@ -65,7 +62,7 @@ def read_settings(
     Args:
         argv: the words after the program's name; `sys.argv` if None.
         program: its name, for `--help` and messages.
-        description: what it does, for `--help`.
+        description: for `--help`.
         adapt: changes the values before they become settings.
         check: called with the settings; what it raises is a mistake as well.
 
@@ -77,7 +74,8 @@ def read_settings(
         given = parser.given(sys.argv[1:] if argv is None else argv)
         file = given.pop("config", None)
         given = ({} if file is None else read_config(parser, file, given)) | given
-        values = parser.defaults | (SMOKE_RECIPE if given.get("smoke") else {}) | given
+        defaults = {name: parser.get_default(name) for name in NAMES}
+        values = defaults | (SMOKE_RECIPE if given.get("smoke") else {}) | given
         if adapt:
             adapt(values)
         settings = Settings(**values, given=given)

@@ -1,15 +1,15 @@
-"""The parser of the command line: every mistake is one line, and a flag of the Trainer's examples gets its name here.
+"""The flags of a run on the command line; a flag of the Trainer's examples is told its name here.
 
 Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
 """
 
-import difflib
-from argparse import Action, ArgumentDefaultsHelpFormatter, Namespace
+from argparse import Action, Namespace
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from transformers.hf_argparser import HfArgumentParser
 
+from sst2.config.one_line_parser import OneLineParser
 from sst2.config.settings import GROUPS, NAMES
 from sst2.utils.errors import UserError
 
@@ -77,59 +77,28 @@ _OTHER_NAMES = {
 }
 
 
-class _HelpFormatter(ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: Any) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-class FlagParser(HfArgumentParser):
-    """The flags of a run, and `--config`.
-
-    Raises:
-        UserError: from any of its methods, for a mistake.
-    """
+class FlagParser(OneLineParser, HfArgumentParser):
+    """The flags of a run, and `--config`."""
 
     def __init__(self, program: str, description: str) -> None:
-        groups: Any = GROUPS
-        super().__init__(
-            groups, prog=program, description=description, allow_abbrev=False, formatter_class=_HelpFormatter
-        )
+        super().__init__(dataclass_types=GROUPS, other_names=_OTHER_NAMES, prog=program, description=description)
         self.add_argument("--config", metavar="FILE.yaml", help="flags as YAML; the command line wins over it")
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The default of every setting by name."""
-        return {name: self.get_default(name) for name in NAMES}
-
     def given(self, words: Sequence[str]) -> dict[str, Any]:
-        """The values of the flags that stand there by name, also of those that are given their default."""
-        self._refuse_twice(words)
-        nothing = Namespace(**dict.fromkeys([*NAMES, "config"], _NOT_GIVEN))
-        parsed, unknown = self.parse_known_args(list(words), nothing)
-        if unknown:
-            flag = unknown[0].split("=")[0]  # its value may be a token
-            self.error(f"{flag} is not a flag{self.hint(flag)}; --help lists them all")
-        return {name: value for name, value in vars(parsed).items() if value is not _NOT_GIVEN}
+        """The values of the flags that stand there by name, also of those that are given their default.
 
-    def _refuse_twice(self, words: Sequence[str]) -> None:
-        """Of a flag that stands there twice the last one counts; but of these, people mean both."""
+        Raises:
+            UserError: an unknown flag, a value that cannot be, or a flag given twice whose values people mean both:
+                of any other the last one counts.
+        """
         for action in (*filter(lambda action: action.nargs == "+", self._actions), self.action("config")):
             if sum(word.split("=")[0] in action.option_strings for word in words) > 1:
                 remedy = "one file holds all settings" if action.dest == "config" else "name all values after one"
-                self.error(f"{action.option_strings[0]} is given twice: {remedy}")
+                raise UserError(f"{action.option_strings[0]} is given twice: {remedy}")
+        nothing = Namespace(**dict.fromkeys([*NAMES, "config"], _NOT_GIVEN))
+        parsed = vars(self.parse_args(list(words), nothing))
+        return {name: value for name, value in parsed.items() if value is not _NOT_GIVEN}
 
     def action(self, name: str) -> Action:
         """What argparse knows of one flag."""
         return next(action for action in self._actions if action.dest == name)
-
-    def hint(self, word: str) -> str:
-        """What an unknown flag may have meant: after a comma, or nothing."""
-        name = word.lstrip("-").replace("-", "_")
-        if name in _OTHER_NAMES:
-            return f", here it is {_OTHER_NAMES[name]}"
-        match = difflib.get_close_matches(name, [*NAMES, "config"], n=1)
-        return f", did you mean --{match[0]}?" if match else ""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError, where argparse would end the process."""
-        raise UserError(message)

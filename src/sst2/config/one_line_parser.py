@@ -1,23 +1,47 @@
-"""The parser of the commands beside the run's: mistakes in one line."""
+"""The parser of all commands: mistakes in one line, no abbreviations.
+
+Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
+"""
 
 import argparse
 import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from sst2.utils.errors import UserError
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Leaves it to `exit_codes` to say what is wrong with the flags, and takes no abbreviations of them."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: Any) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser without abbreviations of flags, whose mistakes are a `UserError` of one line.
+
+    Args:
+        other_names: what an unknown flag is called here, by its name.
+        options: of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, other_names: Mapping[str, str] = MappingProxyType({}), **options: Any) -> None:
+        self._other_names = other_names
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **options)
+
+    def hint(self, word: str) -> str:
+        """What an unknown flag may have meant: after a comma, or nothing."""
+        name = word.lstrip("-").replace("-", "_")
+        if name in self._other_names:
+            return f", here it is {self._other_names[name]}"
+        flags = [action.dest for action in self._actions if action.option_strings]
+        match = difflib.get_close_matches(name, flags, n=1)
+        return f", did you mean --{match[0]}?" if match else ""
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError, where argparse would print its usage and end the process."""
         kind, _, unknown = message.partition("unrecognized arguments: ")
         if not kind and unknown:
             flag = unknown.split()[0].split("=")[0]  # what follows may be a token
-            close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-            message = f"{flag} is not a flag" + (f", did you mean {close[0]}?" if close else "")
+            message = f"{flag} is not a flag{self.hint(flag)}"
         raise UserError(f"{message}; --help lists all flags")

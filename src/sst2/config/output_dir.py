@@ -16,9 +16,7 @@ def go_on_with_own_run(values: dict[str, Any]) -> None:
 
     slurm/train.sh says which job this is, and which folder the run has where no flag names one. Until the job has made
     the folder its own, `--overwrite_output_dir` and `--resume_from_checkpoint` mean what they say, at every start.
-
-    Args:
-        values: of the flags; changed in place.
+    The values of the flags are changed in place.
     """
     job = os.environ.get("SST2_BATCH_JOB")
     if not job:

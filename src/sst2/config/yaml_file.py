@@ -12,7 +12,6 @@ import yaml
 
 from sst2.config.command_line import FlagParser
 from sst2.config.settings import NAMES
-from sst2.runs.run_folder import MARK
 from sst2.utils.errors import UserError
 
 RESOLVED_MARK = "# Every setting of a run, with what was worked out; config.yaml holds what was asked for"
@@ -23,11 +22,6 @@ _OVERRIDES = {
     "global_batch_size": "gradient_accumulation_steps",
     "gradient_accumulation_steps": "global_batch_size",
 }
-# What a run works out, and the flags that it follows from.
-_WARMUP_FOLLOWS = {"num_train_epochs", "max_train_steps", "lr_scheduler_type"}
-_SIZES = {"global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"}
-_SIZES |= {"train_file", "dataset_name", "dataset_config_name", "max_train_samples", "holdout_fraction", "smoke"}
-_FOLLOWS = {"max_train_steps": _SIZES, "num_warmup_steps": _SIZES | _WARMUP_FOLLOWS}
 _LONGEST_QUOTE = 100  # characters of a value, or of a library's message
 
 
@@ -54,14 +48,10 @@ _AsWritten.add_constructor(_NULL, lambda _, node: _Null(node.value))
 def read_config(parser: FlagParser, file: str, given: Collection[str] = ()) -> dict[str, Any]:
     """The settings that a file gives, checked by the same rules as the command line's.
 
-    Args:
-        parser: knows the flags.
-        file: its path.
-        given: names of the flags on the command line. What the file says against them is left out.
+    What it says against the flags that are `given` on the command line is left out.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, has a name or a value that cannot be, or was written by an
-            earlier version, and what was worked out in it would not follow a flag that is given.
+        UserError: the file cannot be read, is not YAML, or has a name or a value that cannot be.
     """
     try:
         content = Path(file).read_bytes()
@@ -71,11 +61,8 @@ def read_config(parser: FlagParser, file: str, given: Collection[str] = ()) -> d
         if not isinstance(settings, dict):
             raise ValueError("it must hold lines of the form 'learning_rate: 3e-5'")
         values = {name: value for name, written in settings.items() if (value := _value(parser, name, written)) != []}
-        is_old = content.startswith(MARK.encode()) and names_what_was_worked_out(values)
         for name in given:
             values.pop(_OVERRIDES.get(name, ""), None)
-        if is_old:
-            _require_followed(values, given)
         return values
     except OSError as error:
         raise UserError(f"--config {file}: {error.strerror}") from None
@@ -83,20 +70,6 @@ def read_config(parser: FlagParser, file: str, given: Collection[str] = ()) -> d
         raise UserError(f"--config {file} is not YAML: {_quote(' '.join(str(error).split()), 300)}") from None
     except (UserError, ValueError) as error:
         raise UserError(f"--config {file}: {error}") from None
-
-
-def names_what_was_worked_out(names: Collection[str]) -> bool:
-    """Whether these are the settings in a config.yaml of earlier versions, which held what resolved.yaml holds now."""
-    return {*_OVERRIDES.keys(), *_OVERRIDES.values()} <= set(names)
-
-
-def _require_followed(values: dict[str, Any], given: Collection[str]) -> None:
-    for name, flags in _FOLLOWS.items():
-        if name in values and name not in given and (flag := next((flag for flag in given if flag in flags), None)):
-            raise ValueError(
-                f"{name} {values[name]} in it was worked out by an earlier version, and would not follow --{flag}: "
-                f"take that line out of the file, or give --{name} as well"
-            )
 
 
 def _value(parser: FlagParser, name: str, written: Any) -> Any:

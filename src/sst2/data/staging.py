@@ -96,10 +96,10 @@ def local_copy(
         if folder.stat().st_uid != os.geteuid():
             raise UserError(f"--stage_dir {folder} on {socket.gethostname()} is somebody else's: name one of your own")
         with os.fdopen(os.open(folder / f".{place.name}.lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)) as lock:
-            purpose = f"copies {source} to {folder}"
-            wait_for_lock(lock, purpose, fcntl.LOCK_SH, check_stop)  # all look at once
+            waiting = f"waiting for another process that copies {source} to {folder} (it holds {lock.name})"
+            wait_for_lock(lock, waiting, fcntl.LOCK_SH, check_stop)  # all look at once
             if not _is_current(place, facts):
-                wait_for_lock(lock, purpose, fcntl.LOCK_EX, check_stop)  # the first one copies
+                wait_for_lock(lock, waiting, fcntl.LOCK_EX, check_stop)  # the first one copies
                 if not _is_current(place, facts):
                     _copy(files, facts, place, check_stop)
     except OSError as error:

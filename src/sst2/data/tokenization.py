@@ -59,7 +59,8 @@ def require_tokens(
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             with Path(f"{folder}.lock").open("w") as lock:
-                is_alone = wait_for_lock(lock, f"tokenises the {name} split", check_stop=check_stop)
+                waiting = f"waiting for another process that tokenises the {name} split (it holds {lock.name})"
+                is_alone = wait_for_lock(lock, waiting, check_stop=check_stop)
                 if found := damage_of(folder):
                     if folder.exists():
                         logger.warning("%s: tokenising anew, %s is damaged: %s", name, folder, found)

@@ -29,11 +29,7 @@ def require_agreement(
 ) -> None:
     """Stop where a rank would train something else than the others. All ranks call it.
 
-    Args:
-        accelerator: of this rank.
-        settings: of this rank.
-        model: SHA-256 of each part of the model that the run starts from.
-        splits: of this rank, by name.
+    `model` is the SHA-256 of each part of the model that the run starts from.
 
     Raises:
         UserError: on every rank; it says what differs, on which ranks, on which hosts.
@@ -56,12 +52,7 @@ def require_agreement(
 
 
 def differences(hosts: list[str], facts: list[dict[str, str]]) -> list[str]:
-    """What ranks differ in, in words; the value that most of them have counts as the usual one.
-
-    Args:
-        hosts: of each rank.
-        facts: of each rank, by name.
-    """
+    """What ranks differ in, in words, by the host and the named facts of each; what most of them have is the usual."""
     found = []
     for name in {name: None for own in facts for name in own}:
         values = [own.get(name, "missing") for own in facts]

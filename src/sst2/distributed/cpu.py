@@ -1,4 +1,4 @@
-"""What makes a CPU train at its speed: memory that is kept, no denormal numbers, as many threads as are worth it."""
+"""What makes a CPU train at its speed: memory that is kept, and as many threads as are worth it."""
 
 import ctypes
 import os
@@ -7,17 +7,11 @@ from contextlib import suppress
 import psutil
 import torch
 
-from sst2.config.launcher_variables import launched_by, threads_are_chosen
+from sst2.config.launcher import launched_by, threads_are_chosen
 from sst2.distributed.devices import computes_on_cpu
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 _KEPT_BYTES = 2**31 - 1  # its arguments are int
-
-
-def tune_cpu() -> None:
-    """For a process that trains on the CPU; to be called before the model is loaded."""
-    keep_memory()
-    torch.set_flush_denormal(True)  # AdamW's moments decay into them
 
 
 def keep_memory() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sst2.config.launcher_variables import is_set
+from sst2.config.launcher import is_set
 
 # By which libraries compute float32 products with fewer digits than float32 has, and the values that do not say so.
 _LOOSE_FLOAT32 = {
@@ -49,10 +49,10 @@ def loosens_float32() -> str:
 
 def processor() -> str:
     """The name of the machine's processor."""
-    return _cpu_info("model name") or platform.processor()
+    return cpu_info("model name") or platform.processor()
 
 
-def _cpu_info(key: str) -> str:
+def cpu_info(key: str) -> str:
     """What Linux says of the first processor, or nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Each rank's heartbeat, and where it is, in the store that the process group was formed with.
+"""Each rank's heartbeat, and what it does, in the store that the process group was formed with.
 
 The store is kept by one process, and its clients wait without a bound for one that has stopped to answer. So only
 threads that nobody waits for touch it.
@@ -20,18 +20,14 @@ UNKNOWN = "where the other ranks are is not known: the process that keeps it doe
 
 
 class Heartbeat:
-    """Tells the other ranks that this one runs, and where it is.
-
-    Args:
-        interval: seconds between two beats.
-        where: place of the main thread, in words.
+    """Tells the other ranks every `interval` seconds that this one runs, and what it does.
 
     Attributes:
-        where, count: that place, and how often it has changed; to be set by the user.
+        activity, count: what the main thread does, and how often that has changed; to be set by the user.
     """
 
-    def __init__(self, interval: float, where: str) -> None:
-        self.where, self.count = where, 0
+    def __init__(self, interval: float, activity: str) -> None:
+        self.activity, self.count = activity, 0
         self._interval, self._beats = interval, 0
         self._rank, self._world_size = distributed.get_rank(), distributed.get_world_size()
         self._store: Any = None
@@ -57,7 +53,7 @@ class Heartbeat:
         self._store = store
         while not self._stopped.is_set():
             self._beats += 1
-            post = {"beats": self._beats, "count": self.count, "at": self.where}
+            post = {"beats": self._beats, "count": self.count, "activity": self.activity}
             with suppress(RuntimeError):  # the launcher that keeps the store may be gone; the job goes on without
                 self._store.set(str(self._rank), json.dumps(post))
             self._stopped.wait(self._interval)
@@ -74,10 +70,10 @@ class Heartbeat:
                 lines.append(f"rank {rank} has not been heard of")
                 is_silent = True
             elif now[rank]["beats"] == before.get(rank, {}).get("beats"):
-                lines.append(f"rank {rank} does not answer; it was last at {now[rank]['at']}")
+                lines.append(f"rank {rank} does not answer; it was last at {now[rank]['activity']}")
                 is_silent = True
             elif now[rank]["count"] < self.count:
-                lines.append(f"rank {rank} has not arrived: it is at {now[rank]['at']}")
+                lines.append(f"rank {rank} has not arrived: it is at {now[rank]['activity']}")
         return lines or [ARRIVED], is_silent
 
     def _read(self) -> dict[int, dict[str, Any]]:

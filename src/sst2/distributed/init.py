@@ -15,11 +15,10 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
-from sst2.config.launcher_variables import forget_leftovers, is_set
+from sst2.config.launcher import START_SEVERAL, Launcher, forget_leftovers, is_set, read_launcher
 from sst2.config.settings import Precision, Settings
-from sst2.distributed.cpu import tune_cpu, use_all_cores
+from sst2.distributed.cpu import keep_memory, use_all_cores
 from sst2.distributed.devices import computes_on_cpu, loosens_float32, overlooks_gpus, runs_on_cpu
-from sst2.distributed.launcher import Launcher, check_world_size, read_launcher
 from sst2.distributed.precision import choose_precision
 from sst2.distributed.rendezvous import all_reduce_check, rendezvous, word_of_main
 from sst2.models.upload import require_hub_login
@@ -56,7 +55,7 @@ def init_distributed(
     require_hub_login(settings)
     use_all_cores()
     if computes_on_cpu():
-        tune_cpu()  # before anything has computed: threads take over denormal numbers' mode when they begin
+        keep_memory()
     store = rendezvous(launcher, settings.connect_timeout)
     precision, reason = _agree_on_precision(settings, launcher, store, saved_precision)
     plugin, backend = None, None
@@ -77,7 +76,7 @@ def init_distributed(
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=_GROUP_TIMEOUT))],
         )
-        check_world_size(launcher, accelerator.num_processes)
+        check_world_size(launcher.world_size, accelerator.num_processes)
         add_up(accelerator.device)
     if overlooks_gpus():
         logger.warning(
@@ -88,6 +87,15 @@ def init_distributed(
     unset_hf_deepspeed_config()  # else transformers would spread under ZeRO-3 whatever model it loads
     logger.info("%s: %s", _in_words(accelerator, precision), reason)
     return accelerator, replace(settings, mixed_precision=precision)
+
+
+def check_world_size(promised: int, world_size: int) -> None:
+    """Raises UserError: fewer processes work together than WORLD_SIZE promises."""
+    if promised != world_size:
+        raise UserError(
+            f"the launcher promised {promised} processes, but {world_size} work{'s' * (world_size == 1)} together: "
+            f"{START_SEVERAL}"
+        )
 
 
 def _in_words(accelerator: Accelerator, precision: Precision) -> str:

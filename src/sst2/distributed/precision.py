@@ -6,9 +6,9 @@ from typing import cast
 
 import torch
 
-from sst2.config.launcher_variables import launched_by
+from sst2.config.launcher import launched_by
 from sst2.config.settings import Precision
-from sst2.distributed.devices import _cpu_info, computes_on_cpu
+from sst2.distributed.devices import computes_on_cpu, cpu_info
 from sst2.utils.errors import UserError
 
 
@@ -49,7 +49,7 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
 
 def _cpu_has_bf16() -> bool:
     """Whether there are instructions for bf16 products. oneDNN emulates them elsewhere, which gains nothing."""
-    features = _cpu_info("flags") + " " + _cpu_info("Features")  # as x86 and Arm call them
+    features = cpu_info("flags") + " " + cpu_info("Features")  # as x86 and Arm call them
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(features.split())
 
 

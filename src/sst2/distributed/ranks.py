@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, get_data_structure, recursively_apply
+from accelerate.utils.operations import is_tensor_information
 from torch import distributed
 
-from sst2.config.launcher_variables import is_reporting_process, process_rank
+from sst2.config.launcher import is_reporting_process, process_rank
 from sst2.utils.errors import (
     EXIT_CODES,
     OF_TRAINING,
@@ -81,51 +82,21 @@ def read_on_main(read: Callable[[], Result]) -> Result:
     """
     if not distributed.is_initialized():
         return read()
-    answer: list[Any] = [None, None]
-    tensors: Iterator[torch.Tensor] = iter(())
-    if distributed.get_rank() == 0:
-        content, error = _attempt(read)
-        stripped, taken = _without_tensors(content)
-        answer, tensors = [stripped, error], iter(taken)
+    content, error = _attempt(read) if distributed.get_rank() == 0 else (None, None)
+    answer = [get_data_structure(content), error]  # with shape and dtype in place of each tensor
     broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
-    result: Result = _with_tensors(answer[0], tensors)
-    return result
 
+    def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.contiguous()
+        distributed.broadcast(tensor, src=0, group=cpu_process_group())
+        return tensor
 
-class _Missing(tuple[torch.Size, torch.dtype]):
-    """Shape and dtype of a tensor that is sent by itself."""
-
-
-def _without_tensors(tree: Any) -> tuple[Any, list[torch.Tensor]]:
-    taken = []
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            taken.append(value)
-            return _Missing((value.shape, value.dtype))
-        return _rebuilt(value, strip)
-
-    return strip(tree), taken
-
-
-def _with_tensors(tree: Any, own: Iterator[torch.Tensor]) -> Any:
-    def fill(value: Any) -> Any:
-        if isinstance(value, _Missing):
-            shape, dtype = value
-            tensor = next(own, None)  # the main process has them
-            tensor = torch.empty(shape, dtype=dtype) if tensor is None else tensor.contiguous()
-            distributed.broadcast(tensor, src=0, group=cpu_process_group())
-            return tensor
-        return _rebuilt(value, fill)
-
-    return fill(tree)
-
-
-def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {key: change(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(change, value))
-    return value
+    if distributed.get_rank() == 0:
+        sent: Result = recursively_apply(broadcast, content)
+        return sent
+    received: Result = recursively_apply(
+        lambda info: broadcast(torch.empty(info.shape, dtype=info.dtype)), answer[0], test_type=is_tensor_information
+    )
+    return received

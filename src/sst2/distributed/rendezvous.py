@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
-from sst2.distributed.launcher import Launcher
+from sst2.config.launcher import Launcher
 from sst2.distributed.ranks import cpu_process_group
 from sst2.utils.errors import EXIT_FAILED, LostProcessError, end_from_thread
 from sst2.utils.waiting import RunningTime, call_with_timeout, deadline, wait_until
@@ -91,13 +91,7 @@ def _absence(store: Any, launcher: Launcher, timeout: float) -> LostProcessError
 
 
 def word_of_main(launcher: Launcher, store: Any, word: Callable[[], str]) -> str:
-    """What `word` gives on rank 0. All ranks call it, before there is a process group.
-
-    Args:
-        launcher: what the launcher has told of this process.
-        store: where they have met; None for one process.
-        word: called on rank 0 alone.
-    """
+    """What `word` gives on rank 0. All ranks call it, before there is a process group, and meet in `store`."""
     if store is None:
         return word()
     timeout = store.timeout.total_seconds()
@@ -125,18 +119,13 @@ def all_reduce_check(launcher: Launcher, store: Any, timeout: float) -> Iterator
 
     Where that is not done in `timeout` seconds, the process says which ranks, on which hosts, have not come so far, and
     ends. From a thread, and at once: a process group that does not form cannot be interrupted.
-
-    Args:
-        launcher: what the launcher has told of this process.
-        store: where the ranks have met; None for one process.
-        timeout: seconds for all of it.
     """
     if store is None:
         yield lambda _: None
         return
 
     def give_up() -> None:
-        nobody_answers = f"{_not_added('nobody answers where all have met', timeout)}"
+        nobody_answers = _not_added("nobody answers where all have met", timeout)
         message = call_with_timeout(10, lambda: _why_no_sum(launcher, store, timeout), nobody_answers)
         if not message:
             time.sleep(5)  # who speaks would fail of a rank that is gone before

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from sst2.config.launcher_variables import launched_by
+from sst2.config.launcher import launched_by
 from sst2.utils.console import reserve_standard_descriptors
 from sst2.utils.errors import LocalError, StopRequestedError, is_lost_process
 

@@ -1,10 +1,11 @@
 """Notices when training stands still, says where each rank is, and ends a job that waits for what does not come.
 
-The main thread tells the watchdog where it is. A thread looks whether that changes; it waits for nobody, neither for a
-lock nor for another process, so that it can always end this one. Time in which the process was suspended does not
+The main thread tells the watchdog what it does. A thread looks whether that changes; it waits for no other process, and
+for no lock but Python's own (the GIL), so that it can end this one. Time in which the process was suspended does not
 count.
 """
 
+import faulthandler
 import logging
 import sys
 import threading
@@ -40,7 +41,7 @@ class Watchdog:
         self._timeout = timeout
         self._interval = max(0.1, min(10.0, timeout / 10))
         self._clock = RunningTime(longest=2 * self._interval)
-        self._where, self._count = "the preparations", 0
+        self._activity, self._count = "the preparations", 0
         self._has_stepped = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -52,16 +53,16 @@ class Watchdog:
             self._rank = distributed.get_rank()
             for group in {None, cpu_process_group()}:
                 distributed_c10d._set_pg_timeout(_FOREVER, group)
-            self._heartbeat = Heartbeat(self._interval, self._where)
+            self._heartbeat = Heartbeat(self._interval, self._activity)
             self._begin()
 
-    def at(self, where: str) -> None:
-        """Note where the main thread is, in words that name the step. Costs nothing."""
-        self._where, self._count = where, self._count + 1
+    def set_activity(self, activity: str) -> None:
+        """Note what the main thread does from now on, in words that name the step. Costs nothing."""
+        self._activity, self._count = activity, self._count + 1
         if self._heartbeat is not None:
-            self._heartbeat.where, self._heartbeat.count = self._where, self._count
+            self._heartbeat.activity, self._heartbeat.count = self._activity, self._count
 
-    def start(self) -> None:
+    def step_done(self) -> None:
         """Say that a step, or a batch of an evaluation, is done: none takes much longer from now on."""
         self._has_stepped = True
         if self._thread is None:
@@ -74,6 +75,7 @@ class Watchdog:
             self._heartbeat.stop()
         if self._thread is not None:
             self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
 
     def suspension(self) -> float:
         """For how many seconds the process was suspended lately; 0 if others can have waited for it that long."""
@@ -81,14 +83,23 @@ class Watchdog:
         return seconds if seconds > self._timeout else 0.0
 
     def _begin(self) -> None:
-        self._clock.look()
+        self._look()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
+    def _look(self) -> float:
+        """Seconds that the process has been running. Without a further look in time, C code prints the stacks.
+
+        That is for the GIL, which some code in C may hold for good. It does not end the process, since it counts the
+        time of a suspension.
+        """
+        faulthandler.dump_traceback_later(self._timeout, file=2)
+        return self._clock.look()
+
     def _watch(self) -> None:
-        count, since, examined = self._count, self._clock.look(), 0
+        count, since, examined = self._count, self._look(), 0
         while not self._stopped.wait(self._interval):
-            now = self._clock.look()
+            now = self._look()
             if count != self._count:
                 count, since, examined = self._count, now, 0
             idle = now - since
@@ -124,7 +135,7 @@ class Watchdog:
             self._end(idle)
 
     def _own_place(self, idle: float) -> str:
-        lines = [f"rank {self._rank} has been at {self._where} for {idle:.0f} s"]
+        lines = [f"rank {self._rank} has been at {self._activity} for {idle:.0f} s"]
         for thread in threading.enumerate():
             frame = sys._current_frames().get(thread.ident or 0)
             if frame is not None and thread not in (self._thread, threading.current_thread()):
@@ -133,7 +144,7 @@ class Watchdog:
         return "\n".join(lines)
 
     def _end(self, idle: float) -> NoReturn:
-        here = f"{idle:.0f} s at {self._where}"
+        here = f"{idle:.0f} s at {self._activity}"
         if self._others == [ARRIVED]:
             why = f"{here}, where every other rank has arrived: the stacks above say what it was doing; {GO_ON}"
         else:

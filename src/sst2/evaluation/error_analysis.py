@@ -13,12 +13,7 @@ ROWS = 10  # of a table
 
 
 def most_confident_mistakes(split: "Split", positive: np.ndarray) -> str:
-    """The mistakes that the model is surest of.
-
-    Args:
-        split: with its sentences and labels.
-        positive: (sentences,) probabilities of the class 1.
-    """
+    """The mistakes that the model is surest of, by its (sentences,) probabilities of the class 1."""
     wrong = np.flatnonzero(_predicted(positive) != split.labels)
     worst = wrong[np.argsort(-np.abs(positive[wrong] - 0.5), kind="stable")]
     lines = [f"**{len(wrong)} of {len(split)} sentences are classified wrongly.**", ""]
@@ -31,10 +26,7 @@ def most_confident_mistakes(split: "Split", positive: np.ndarray) -> str:
 def changed_sides(split: "Split", before: np.ndarray, positive: np.ndarray) -> str:
     """The sentences that are classified otherwise than at the evaluation before, those that changed most first.
 
-    Args:
-        split: with its sentences and labels.
-        before: (sentences,) probabilities of the class 1 at the evaluation before.
-        positive: (sentences,) probabilities of the class 1 now.
+    `before` and `positive` are (sentences,) probabilities of the class 1, then and now.
     """
     changed = np.flatnonzero(_predicted(before) != _predicted(positive))
     right_now = int((_predicted(positive)[changed] == split.labels[changed]).sum())

@@ -83,24 +83,9 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> f
         confidence: (sentences,) probability of the predicted class.
         correct: (sentences,) bool.
     """
-    _, confident, right = calibration(confidence, correct)
-    return float(np.abs(right - confident).sum() / len(confidence))
-
-
-def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums over `CALIBRATION_BINS` equally wide bins of confidence between 0 and 1.
-
-    Args:
-        confidence: (sentences,) probability of the predicted class.
-        correct: (sentences,) bool, whether the prediction is right.
-
-    Returns:
-        For each bin, the number of sentences, the sum of their confidence, and the number of correct ones.
-    """
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    sums = (np.bincount(bins, weights, CALIBRATION_BINS) for weights in (np.ones(len(bins)), confidence, correct))
-    counts, confident, right = sums
-    return counts, confident, right
+    confident, right = (np.bincount(bins, weights, CALIBRATION_BINS) for weights in (confidence, correct))
+    return float(np.abs(right - confident).sum() / len(confidence))
 
 
 def accuracy_by_length(correct: np.ndarray, lengths: np.ndarray) -> dict[str, dict[str, float]]:

@@ -57,11 +57,8 @@ def in_words(metrics: dict[str, Any], split: str) -> str:
 def write_predictions(file: Path, splits: Iterable[tuple[Any, np.ndarray]]) -> None:
     """One line per sentence: split, row, sentence, label (empty if unknown), prediction, probability of the class 1.
 
-    Texts are written as `to_cell` has them, so that a spreadsheet calculates none.
-
-    Args:
-        file: appears when it is whole.
-        splits: pairs of a `Split` and its logits, (sentences, 2).
+    Texts are written as `to_cell` has them, so that a spreadsheet calculates none. The file appears when it is whole;
+    `splits` are pairs of a `Split` and its (sentences, 2) logits.
     """
     unfinished = file.with_name(f".{file.name}.unfinished")
     with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:

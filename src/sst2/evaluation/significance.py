@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 10_000
+BATCH = 100  # resamples that are in memory at once
 CONFIDENCE = 0.95
 
 
@@ -36,9 +37,8 @@ def mean_interval(values: list[float]) -> tuple[float, float, tuple[float, float
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, 0.0, None
-    deviation = float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
-    return mean, deviation, (mean - reach, mean + reach)
+    low, high = mean + stats.sem(values) * np.array(stats.t.interval(CONFIDENCE, len(values) - 1))
+    return mean, float(np.std(values, ddof=1)), (float(low), float(high))
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
@@ -74,9 +74,16 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
         resamples: of the bootstrap.
     """
     gains = first.mean(axis=0) - second.mean(axis=0)
-    generator = np.random.default_rng(seed)
-    drawn = np.array([gains[generator.integers(len(gains), size=len(gains))].mean() for _ in range(resamples)])
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    resampled = stats.bootstrap(
+        (np.resize(gains, max(2, len(gains))),),  # scipy wants two sentences; one is as good as itself twice
+        np.mean,
+        n_resamples=resamples,
+        batch=BATCH,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = resampled.confidence_interval
     if len(first) == len(second) == 1:
         (*_, p_value), test = mcnemar(first[0], second[0]), "McNemar"
     elif min(len(first), len(second)) > 1 and np.ptp(first.mean(axis=1)) + np.ptp(second.mean(axis=1)) > 0:
@@ -84,6 +91,7 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
         test = "Welch"
     else:
         # The share of resamples beyond 0, on the smaller side, twice; never 0, as if there had been one more.
+        drawn = resampled.bootstrap_distribution
         beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         p_value, test = min(1.0, 2 * (beyond + 1) / (resamples + 1)), "bootstrap"
     return Difference(float(gains.mean()), float(low), float(high), p_value, test)

@@ -1,9 +1,11 @@
 """The export: a stock DistilBERT folder with tokenizer and model card, reloaded and compared before it counts."""
 
 import copy
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,69 +29,101 @@ from sst2.utils.errors import DISK_ERRORS, UserError, disk_error, first_line, no
 from sst2.utils.file_system import copy_mode
 from sst2.utils.removal import UNFINISHED, discard, hidden_name, put_aside
 
+logger = logging.getLogger(__name__)
+
 PROBES = 32  # sentences whose logits are compared after reloading
 
 
-def export_model(
-    config: DistilBertConfig,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    card: str,
-    folder: Path,
-    max_length: int,
-    expected: np.ndarray | None = None,
-) -> str:
-    """Write `folder` as `transformers.pipeline` expects it; the folder appears only after it proved to be the model.
+@dataclass(frozen=True)
+class Export:
+    """A trained model, as it is to be written.
 
-    One that is the model already is left as it is.
-
-    Args:
+    Attributes:
         config: of the trained model.
         weights: all of them by name, on any device.
-        tokenizer: of the trained model.
+        tokenizer: of the trained model. In the folder it has the length of training as `model_max_length`, which
+            programs cut to unless told otherwise.
         sentences: some texts; the first `PROBES` of them are classified before and after reloading.
         card: the model card, markdown.
-        folder: to write.
-        max_length: tokens that sentences were cut to in training, to which programs cut by `model_max_length` as well.
+        max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
         expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
-
-    Returns:
-        The SHA-256 of the exported weights.
-
-    Raises:
-        RuntimeError: the reloaded model gives other logits.
     """
-    stock = stock_classifier(config, weights)
-    tokenizer = copy.deepcopy(tokenizer)  # its use would leave padding in it
-    tokenizer.model_max_length = max_length
-    unfinished = hidden_name(folder, UNFINISHED)
-    stock.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    copy_mode(unfinished / WEIGHTS, like=unfinished / "config.json")
-    # the name of a file of data may hold bytes that are no UTF-8
-    (unfinished / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-    compare = partial(_compare, stock, tokenizer, sentences[:PROBES], max_length, expected)
-    compare(unfinished)
-    digest: str = describe_file(unfinished / WEIGHTS)["sha256"]
-    if _is_exported(folder, digest, compare):
-        discard(unfinished)  # what its user has added, or written into the card, stays
-    else:
-        if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
-            discard(put_aside(onnx))
-        commit(unfinished, folder)
-    return digest
+
+    config: DistilBertConfig
+    weights: dict[str, torch.Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    sentences: Sequence[str]
+    card: str
+    max_length: int | None = None
+    expected: np.ndarray | None = None
+
+    def write(self, folder: Path) -> str:
+        """Write `folder` as `transformers.pipeline` expects it; it appears only after it proved to be the model.
+
+        One that is the model already is left as it is.
+
+        Returns:
+            The SHA-256 of the exported weights.
+
+        Raises:
+            RuntimeError: the reloaded model gives other logits.
+        """
+        logger.info("exporting the model to %s", folder)
+        unfinished = hidden_name(folder, UNFINISHED)
+        require_same = self.write_files(unfinished)
+        if _has_same_weights(folder, unfinished) and _succeeds(partial(require_same, folder)):
+            discard(unfinished)  # what its user has added, or written into the card, stays
+        else:
+            if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
+                discard(put_aside(onnx))
+            commit(unfinished, folder)
+        digest: str = describe_file(folder / WEIGHTS)["sha256"]
+        return digest
+
+    def write_files(self, folder: Path) -> Callable[[Path], None]:
+        """Write a new folder, and compare it with the model.
+
+        Returns:
+            What compares another folder with the model likewise.
+
+        Raises:
+            RuntimeError: the reloaded model gives other logits.
+        """
+        stock = stock_classifier(self.config, self.weights)
+        tokenizer = copy.deepcopy(self.tokenizer)  # its use would leave padding in it
+        tokenizer.model_max_length = self.max_length or tokenizer.model_max_length
+        stock.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        copy_mode(folder / WEIGHTS, like=folder / "config.json")
+        # the name of a file of data may hold bytes that are no UTF-8
+        (folder / "README.md").write_text(self.card, encoding="utf-8", errors="backslashreplace")
+        sentences = self.sentences[:PROBES]
+        before = _logits(stock, tokenizer, sentences)
+
+        def require_same(folder: Path) -> None:
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
+            after = _logits(model, AutoTokenizer.from_pretrained(folder), sentences)
+            message = f"the exported model in {folder} gives other logits than before it was saved"
+            _require_close(before, after, 1e-5, message)
+            if self.expected is not None:  # another device and other padding: close, not equal
+                evaluated = torch.from_numpy(self.expected[: len(sentences)])
+                message = f"the model in {folder} gives other logits than the evaluated one"
+                _require_close(evaluated, after, 1e-2, message)
+
+        require_same(folder)
+        return require_same
 
 
-def _is_exported(folder: Path, digest: str, compare: Callable[[Path], None]) -> bool:
-    """Whether the folder has these weights, by their SHA-256, and gives their logits."""
+def _has_same_weights(folder: Path, other: Path) -> bool:
+    return (folder / WEIGHTS).is_file() and describe_file(folder / WEIGHTS) == describe_file(other / WEIGHTS)
+
+
+def _succeeds(work: Callable[[], object]) -> bool:
     try:
-        is_same: bool = describe_file(folder / WEIGHTS)["sha256"] == digest
-        if is_same:
-            compare(folder)
+        work()
     except Exception:  # whatever a library says of a damaged file
         return False
-    return is_same
+    return True
 
 
 def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -113,7 +147,7 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
     try:
         with temporary as folder:
             card = model_card(settings, metrics, 0)
-            export_model(config, weights, tokenizer, texts, card, Path(folder) / "model", settings.max_length)
+            Export(config, weights, tokenizer, texts, card, settings.max_length).write_files(Path(folder) / "model")
     except Exception as error:  # of libraries that have their own
         disk = disk_error(error)
         if disk is not None and disk.errno in DISK_ERRORS:
@@ -132,24 +166,6 @@ def stock_classifier(config: DistilBertConfig, weights: dict[str, torch.Tensor])
     return stock
 
 
-def _compare(
-    model: DistilBertForSequenceClassification,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sequence[str],
-    max_length: int,
-    expected: np.ndarray | None,
-    folder: Path,
-) -> None:
-    reloaded_model = AutoModelForSequenceClassification.from_pretrained(folder)
-    reloaded_tokenizer = AutoTokenizer.from_pretrained(folder)
-    before = _logits(model, tokenizer, sentences, max_length)
-    after = _logits(reloaded_model, reloaded_tokenizer, sentences, max_length)
-    _require_close(before, after, 1e-5, f"the exported model in {folder} gives other logits than before it was saved")
-    if expected is not None:  # another device and other padding: close, not equal
-        trained = torch.from_numpy(expected[: len(sentences)])
-        _require_close(trained, after, 1e-2, f"the model in {folder} gives other logits than the evaluated one")
-
-
 def _require_close(one: torch.Tensor, other: torch.Tensor, tolerance: float, message: str) -> None:
     difference = (one - other).abs().max().item()
     if not difference <= tolerance:
@@ -157,8 +173,7 @@ def _require_close(one: torch.Tensor, other: torch.Tensor, tolerance: float, mes
 
 
 @torch.inference_mode()
-def _logits(model: Any, tokenizer: Any, sentences: Sequence[str], max_length: int) -> torch.Tensor:
-    model.eval()
-    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-    logits: torch.Tensor = model(**inputs).logits
+def _logits(model: Any, tokenizer: Any, sentences: Sequence[str]) -> torch.Tensor:
+    inputs = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    logits: torch.Tensor = model.eval()(**inputs).logits
     return logits

@@ -1,20 +1,16 @@
 """The folder of a run: what lies where, its lock, and whether a run is there and has finished."""
 
 import json
-import logging
 import os
-import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
 from sst2.utils.atomic_folder import describe_file
 from sst2.utils.errors import UserError
-from sst2.utils.file_system import SECONDS_BETWEEN_TRIES, NoLocksError, fsync, try_lock, warn_once
+from sst2.utils.file_system import fsync, wait_for_lock
 from sst2.utils.removal import discard, leftovers, put_aside
-
-logger = logging.getLogger(__name__)
 
 MARK = "# A run of train_sst2.py: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
 WEIGHTS = "model.safetensors"  # in the exported model's folder
@@ -56,35 +52,25 @@ class RunFolder:
         Raises:
             UserError: another job works in the folder, or it cannot be written.
         """
-        file, deadline, has_said = self.path / ".lock", time.monotonic() + patience, False
+        file = self.path / ".lock"
+        waiting = f"waiting {patience:g} s at most for another job to leave {self.path}"
+        no_locks = f"nothing keeps another job out of --output_dir {self.path}, whose file system has no locks"
         try:
             while self._lock is None:
                 self._is_new |= not self.path.exists()
                 self.path.mkdir(parents=True, exist_ok=True)
-                opened = file.open("w", encoding="utf-8")
-                if self._is_free(opened) and _is_at(file, opened):
-                    self._lock = opened
-                    return
-                opened.close()
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"--output_dir {self.path} is in use by another job: end that, or name another folder"
-                    )
-                if not has_said:
-                    logger.info("waiting %g s at most for another job to leave %s", patience, self.path)
-                    has_said = True
-                check_stop()
-                time.sleep(SECONDS_BETWEEN_TRIES)
+                with ExitStack() as stack:
+                    opened = stack.enter_context(file.open("w", encoding="utf-8"))
+                    wait_for_lock(opened, waiting, check_stop=check_stop, seconds=patience, no_locks=no_locks)
+                    if _is_at(file, opened):
+                        self._lock = opened
+                        stack.pop_all()
+        except TimeoutError:
+            raise UserError(
+                f"--output_dir {self.path} is in use by another job: end that, or name another folder"
+            ) from None
         except OSError as error:
             raise self._unwritable(error) from None
-
-    def _is_free(self, file: TextIO) -> bool:
-        try:
-            return try_lock(file)
-        except NoLocksError as error:
-            message = f"nothing keeps another job out of --output_dir {self.path}, whose file system has no locks"
-            warn_once("locks of runs", self.path, message, error)
-            return True
 
     def release(self) -> None:
         """Let other jobs in. Where this one has made the folder and put nothing into it, it is gone again."""

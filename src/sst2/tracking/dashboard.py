@@ -25,12 +25,7 @@ FIRST_PICTURES_SECONDS = 1.5  # what those of one evaluation take, before any wa
 
 
 class Dashboard:
-    """Writes to a TensorBoard writer, for the one process that has one.
-
-    Args:
-        writer: of the run.
-        selection_split: name of the split that is evaluated during training.
-    """
+    """Writes to a TensorBoard writer, for the one process that has one."""
 
     def __init__(self, writer: SummaryWriter, selection_split: str) -> None:
         self._writer = writer
@@ -42,10 +37,10 @@ class Dashboard:
         writer.add_custom_scalars(layout(selection_split))
 
     def show(self, split: "Split", step: int, logits: np.ndarray, run_seconds: float | None = None) -> None:
-        """Show one evaluation: once for each split and step.
+        """Show one evaluation: once for each split and step. Without labels, there is only the histogram.
 
         Args:
-            split: with its sentences and labels; without labels, there is only the histogram.
+            split: with its sentences and labels.
             step: optimizer steps that the model has taken.
             logits: (sentences, 2), in the order of the split.
             run_seconds: that the run has trained for. Pictures are left out where drawing would take more than
@@ -91,11 +86,7 @@ class Dashboard:
 
 
 def layout(selection_split: str) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's custom scalars: what belongs together in one chart.
-
-    Args:
-        selection_split: name of the split that is evaluated during training.
-    """
+    """TensorBoard's custom scalars: what belongs together in one chart, for the split evaluated during training."""
 
     def lines(*tags: str) -> list[Any]:
         return ["Multiline", [f"^{tag}$" for tag in tags]]  # they are regular expressions

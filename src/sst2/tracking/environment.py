@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sst2.config.launcher_variables import launched_by
+from sst2.config.launcher import launched_by
 from sst2.distributed.devices import processor
 
 PACKAGES = (
@@ -28,11 +28,7 @@ def describe_environment(
 ) -> dict[str, Any]:
     """Versions, devices, git commit, launcher and SLURM job. Holds no environment variable but the named ones.
 
-    Args:
-        world_size: number of processes.
-        device: of this process.
-        precision: of forward passes: `no`, `bf16` or `fp16`.
-        strategy: what it says of itself.
+    `precision` is that of forward passes, `no`, `bf16` or `fp16`; `strategy`, what it says of itself.
     """
     return {
         "python": platform.python_version(),

@@ -17,7 +17,6 @@ from sst2.distributed.ranks import run_on_main
 from sst2.runs.run_folder import RunFolder
 from sst2.utils.atomic_file import write_json
 from sst2.utils.errors import UserError
-from sst2.utils.file_system import SECONDS_BETWEEN_TRIES
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +44,7 @@ class ExternalTrackers:
         self._threads: dict[str, ThreadPoolExecutor] = {}
 
     def start(self, settings: Settings, run: RunFolder, check_stop: Callable[[], object] = lambda: None) -> None:
-        """Start all of `--report_to`, before the run's folder is touched.
-
-        Args:
-            settings: of the run.
-            run: folder of the run.
-            check_stop: called while waiting for them; what it raises ends the waiting.
+        """Start all of `--report_to`, before the run's folder is touched. What `check_stop` raises ends the waiting.
 
         Raises:
             UserError: one does not start, or not in `START_SECONDS`, that this run has not had before. Another is left
@@ -119,7 +113,7 @@ class ExternalTrackers:
 def _wait_for(starting: Future[Any], check_stop: Callable[[], object]) -> None:
     """Until it is done, or `START_SECONDS` have passed: whatever comes of it later is left alone."""
     deadline = time.monotonic() + START_SECONDS
-    while wait([starting], timeout=SECONDS_BETWEEN_TRIES).not_done and time.monotonic() < deadline:
+    while wait([starting], timeout=0.1).not_done and time.monotonic() < deadline:
         check_stop()
 
 

@@ -159,7 +159,13 @@ class _Log:
     def append(self, content: dict[str, Any]) -> None:
         # JSON has no NaN: a number that is not finite becomes null
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
-        self._write(lambda: _append(self._file, json.dumps(finite, allow_nan=False) + "\n"))
+        line = json.dumps(finite, allow_nan=False) + "\n"
+
+        def append() -> None:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+
+        self._write(append)
 
     def drop_later_lines(self, last_steps: dict[str, int]) -> None:
         self._write(lambda: drop_later_lines(self._file, last_steps))
@@ -188,9 +194,7 @@ def flatten(values: dict[str, Any]) -> dict[str, float]:
 def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
     """Keep the lines of a log up to a step; one cut off by a kill, or garbage that a power cut has left, goes too.
 
-    Args:
-        file: JSON, one object a line; it need not be there.
-        last_steps: the last step to keep, by split. Lines without a split are of `train`, other splits are dropped.
+    `last_steps` has the last step to keep, by split. Lines without a split are of `train`, other splits are dropped.
     """
     if not file.exists():
         return
@@ -218,8 +222,3 @@ def _date_before_now(board: Path) -> None:
         for age, file in enumerate(reversed(files), start=1):
             rest = file.name.removeprefix(stem).partition(".")[2]
             file.rename(file.with_name(f"{stem}{now - age:010d}.{rest}"))
-
-
-def _append(file: Path, text: str) -> None:
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(text)

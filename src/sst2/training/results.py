@@ -8,7 +8,7 @@ import torch
 
 from sst2.checkpoints.folders import checkpoint_name
 from sst2.evaluation.predictions import in_words, write_predictions
-from sst2.models.export import export_model
+from sst2.models.export import Export
 from sst2.models.model_card import model_card
 from sst2.models.upload import push_to_hub
 from sst2.training.trainer import Evaluation, Trainer
@@ -40,17 +40,15 @@ def write_results(
     settings, run, splits = trainer.settings, trainer.run, trainer.splits
     split = trainer.reported_split
     metrics = _final_metrics(trainer, evaluations, step, selected)
-    logger.info("exporting the model to %s", run.model)
-    metrics["model_sha256"] = export_model(
+    metrics["model_sha256"] = Export(
         config=trainer.model_config,
         weights=weights,
         tokenizer=trainer.tokenizer,
         sentences=split.sentences,
         card=model_card(settings, metrics, len(splits["train"])),
-        folder=run.model,
         max_length=settings.max_length,
         expected=evaluations[split.name][1] if settings.mixed_precision == "no" else None,
-    )
+    ).write(run.model)
     write_predictions(run.predictions, [(splits[name], logits) for name, (_, logits) in evaluations.items()])
     trainer.tracker.log_hparams(settings.values(), split.name, step, metrics)
     write_json(run.metrics, metrics)  # last: it says that the run has finished

@@ -96,7 +96,7 @@ class Trainer:
 
     def start_phase(self, phase: str, number: int = 0) -> None:
         """Start one of `PHASES`, of micro-batch `number` if not 0: for the watchdog, and to measure where time goes."""
-        self.watchdog.at(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
+        self.watchdog.set_activity(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
         self.step_metrics.phases.begin(phase)
 
     def count_step(
@@ -156,7 +156,7 @@ class Trainer:
         Raises:
             TrainingDivergedError: too many steps in a row have changed nothing.
         """
-        self.watchdog.at(f"the sums up to step {self.state.step}")
+        self.watchdog.set_activity(f"the sums up to step {self.state.step}")
         if self.step_metrics.read(self.state) >= MAX_SKIPPED_STEPS:
             raise self.diverged(f"loss or gradients were not finite in {MAX_SKIPPED_STEPS} steps in a row")
 
@@ -217,7 +217,7 @@ class Trainer:
         """
         clock, longest = RunningTime(), max(SHORTEST_PATIENCE, 10 * self.settings.step_timeout)
         while True:
-            self.watchdog.at("the end of the last checkpoint")
+            self.watchdog.set_activity("the end of the last checkpoint")
             is_writing = self.checkpointer.is_writing  # asked before the other: a writer may fail and end in between
             if is_writing and clock.look() > longest:
                 self.checkpointer.give_up(longest)
@@ -251,7 +251,7 @@ class Trainer:
         gc.enable()
         gc.unfreeze()
         suspension = self.watchdog.suspension()
-        self.watchdog.at("the end of this start")  # watched as well: it leaves the process group
+        self.watchdog.set_activity("the end of this start")  # watched as well: it leaves the process group
         try:
             self.checkpointer.wait()
             if not self.checkpointer.is_given_up:  # else the files of the tracker may not answer either

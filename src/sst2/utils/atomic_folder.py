@@ -25,12 +25,8 @@ class DamagedFolderError(Exception):
     """The folder is not what was once written. The message says what is wrong with it."""
 
 
-def write_atomic_folder(place: Path, write_files: Callable[[Path], None]) -> None:
-    """Write a folder, in place of the one that may be there.
-
-    Args:
-        place: of the folder, when it is whole.
-        write_files: writes all files into the folder that it is given.
+def write_atomic_folder(place: Path, write_files: Callable[[Path], object]) -> None:
+    """Write a folder, in place of the one that may be there. `write_files` gets a folder to write all files into.
 
     Raises:
         OSError: what the disk has answered, whatever library was writing; what was at `place` before is still there.
@@ -51,11 +47,7 @@ def write_atomic_folder(place: Path, write_files: Callable[[Path], None]) -> Non
 
 
 def verify_folder(place: Path, but: Collection[str] = ()) -> None:
-    """Compare every file with the manifest, byte for byte.
-
-    Args:
-        place: of the folder.
-        but: names of files that are left out.
+    """Compare every file with the manifest, byte for byte; those named in `but` are left out.
 
     Raises:
         DamagedFolderError: a file is missing, has another size or other content, or there is no manifest, or one that

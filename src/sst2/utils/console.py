@@ -6,13 +6,14 @@ Nothing heavy is imported here: signals must be caught before the seconds that i
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 from sst2.utils.errors import UserError
 
 EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
+WIDTH = 1 << 20  # columns of a table's longest line
 
 
 @contextmanager
@@ -39,6 +40,28 @@ def say(text: str) -> None:
         print(text)
     except OSError as error:
         give_up(error)
+
+
+def table(rows: Iterable[Sequence[str]], markdown: bool = False) -> str:
+    """Rows as columns of even width, the first row their names: never cut or wrapped, whatever they are printed to.
+
+    Args:
+        rows: of cells.
+        markdown: whether there are bars between the columns, as in Markdown, or spaces.
+    """
+    from rich.box import MARKDOWN
+    from rich.console import Console
+    from rich.table import Table
+
+    names, *lines = ([cell.replace("|", "\\|") if markdown else cell for cell in row] for row in rows)
+    box, padding = (MARKDOWN, (0, 1)) if markdown else (None, (0, 2, 0, 0))
+    drawn = Table(*names, box=box, padding=padding, pad_edge=markdown)
+    for line in lines:
+        drawn.add_row(*line)
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, color_system=None, markup=False, emoji=False, force_jupyter=False)
+    console.print(drawn)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
 
 
 def flush() -> None:

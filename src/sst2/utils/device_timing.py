@@ -12,8 +12,7 @@ Moment = Any  # seconds of the host's clock, or a torch.cuda.Event
 class DeviceClock:
     """Tells moments without waiting for the device, and the time between them later.
 
-    Args:
-        device: where the work is done. A CPU does it while the host asks for it.
+    A CPU does the work while the host asks for it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,11 +46,7 @@ PHASES = ("data", "forward", "backward", "optimizer", "graph", "stop_check")
 
 
 class Phases:
-    """The time that a rank has spent in each of `PHASES`, summed up. On a GPU it is the device's time.
-
-    Args:
-        device: where the rank computes.
-    """
+    """The time that a rank has spent in each of `PHASES`, summed up. On a GPU it is the device's time."""
 
     def __init__(self, device: torch.device) -> None:
         self._clock = DeviceClock(device)
@@ -81,11 +76,7 @@ class Phases:
 
 
 class Waiting:
-    """From the last gradient that a rank computes to the end of its backward pass, summed up.
-
-    Args:
-        device: where the rank computes.
-    """
+    """From the last gradient that a rank computes to the end of its backward pass, summed up."""
 
     def __init__(self, device: torch.device) -> None:
         self._clock = DeviceClock(device)

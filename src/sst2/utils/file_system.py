@@ -3,25 +3,25 @@
 import errno
 import fcntl
 import logging
+import math
 import os
 import re
 import socket
 import stat
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from sst2.utils.errors import UserError
+from sst2.utils.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
 # How a file system says that it has no such operation. CIFS, VirtualBox and some FUSE mounts do for fsync of a folder.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _LOCK_UNSUPPORTED = _UNSUPPORTED | {errno.ENOLCK, errno.EBADF}
-SECONDS_BETWEEN_TRIES = 0.1
 FEATURES = ("fsync of folders", "mode bits", "locks")  # without which a run goes on, with a warning
 
 _warned: set[tuple[str, int]] = set()  # what is missing, and on which device
@@ -29,9 +29,6 @@ _warned: set[tuple[str, int]] = set()  # what is missing, and on which device
 
 class BestEffort:
     """Around the writing of a file that a run can do without: an error of the disk is warned of, and ends nothing.
-
-    Args:
-        name: of the file, for the warning.
 
     Attributes:
         is_lost: whether there was one. The file is to be left alone from then on, so that it has no gaps.
@@ -93,64 +90,57 @@ def copy_mode(file: Path, like: Path) -> None:
         warn_once("mode bits", file, f"{file}: who may read it cannot be set", error)
 
 
-def try_lock(file: IO[Any], operation: int = fcntl.LOCK_EX) -> bool:
-    """Take a lock that ends with the process, however that ends. Returns False where another process has it.
-
-    Raises:
-        NoLocksError: the file system has none.
-    """
-    try:
-        fcntl.flock(file, operation | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # some network file systems say the latter
-        return False
-    except OSError as error:
-        if error.errno in _LOCK_UNSUPPORTED:
-            raise NoLocksError(*error.args) from None
-        raise
-    return True
-
-
 def wait_for_lock(
-    file: IO[Any], purpose: str, operation: int = fcntl.LOCK_EX, check_stop: Callable[[], object] = lambda: None
+    file: IO[Any],
+    waiting: str,
+    operation: int = fcntl.LOCK_EX,
+    check_stop: Callable[[], object] = lambda: None,
+    seconds: float = math.inf,
+    no_locks: str = "",
 ) -> bool:
-    """Wait until the lock is free, and take it. Says what it waits for.
+    """Take a lock that ends with the process, however that ends, when it is free.
 
     Args:
         file: open, on the file system in question.
-        purpose: what the other process does, as in "another process that ...".
+        waiting: what to log where another process has the lock.
         operation: `fcntl.LOCK_EX`, or `fcntl.LOCK_SH` to share it.
         check_stop: called while waiting; what it raises ends the waiting.
+        seconds: to wait at most.
+        no_locks: the warning where the file system has no locks; by default, that it has none.
 
     Returns:
         False where the file system has no locks, which is warned of once.
+
+    Raises:
+        TimeoutError: another process has the lock.
     """
     has_said = False
+
+    def take() -> bool:
+        nonlocal has_said
+        with suppress(BlockingIOError, PermissionError):  # some network file systems say the latter
+            fcntl.flock(file, operation | fcntl.LOCK_NB)
+            return True
+        if not has_said:
+            logger.info("%s", waiting)
+            has_said = True
+        check_stop()
+        return False
+
     try:
-        while not try_lock(file, operation):
-            if not has_said:
-                logger.info("waiting for another process that %s (it holds %s)", purpose, file.name)
-                has_said = True
-            check_stop()
-            time.sleep(SECONDS_BETWEEN_TRIES)
-    except NoLocksError as error:
-        warn_once("locks", Path(file.name), f"the file system of {file.name} has no locks", error)
+        if not wait_until(take, seconds):
+            raise TimeoutError
+    except OSError as error:
+        if error.errno not in _LOCK_UNSUPPORTED:
+            raise
+        message = no_locks or f"the file system of {file.name} has no locks"
+        warn_once(no_locks or "locks", Path(file.name), message, error)
         return False
     return True
 
 
-class NoLocksError(OSError):
-    """The file system has no locks."""
-
-
 def warn_once(what: str, path: Path, message: str, error: OSError) -> None:
-    """Warn of what a file system lacks, once for each of them.
-
-    Args:
-        what: is missing, by which a second warning of the same is known.
-        path: on the file system.
-        message: what is lacking, in words.
-        error: how the file system has answered.
-    """
+    """Warn, once for each file system, of `what` that of `path` lacks, and of the error by which it has said so."""
     with suppress(OSError):
         key = what, path.stat().st_dev
         if key in _warned:
@@ -196,7 +186,9 @@ def _require_modes(file: Path) -> None:
 
 
 def _require_locks(one: IO[Any], other: IO[Any]) -> None:
-    if not try_lock(one) or try_lock(other):
+    fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(BlockingIOError, PermissionError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         raise OSError("not held")
 
 

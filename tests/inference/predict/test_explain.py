@@ -130,7 +130,7 @@ def test_a_terminal_gets_colours(
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     text = on_terminal()
-    assert "\x1b[48;5;" in text
+    assert "\x1b[38;5;16;48;5;" in text
     assert re.sub(r"\x1b\[[0-9;]*m", "", text).rstrip().endswith(f"  {SENTENCES[0]}")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in on_terminal()
@@ -140,9 +140,9 @@ def test_colours_tell_for_from_against_and_strong_from_weak() -> None:
     words = [Word(0, 4, 2.0), Word(5, 9, -1.9), Word(10, 14, 0.8), Word(15, 19, 0.01)]
     sentence = "aaaa bbbb cccc \x1b[2J"
     blue, orange, pale, plain = in_colour(sentence, words).split(" ")
-    assert blue == "\x1b[48;5;75;38;5;16maaaa\x1b[0m"
-    assert orange == "\x1b[48;5;209;38;5;16mbbbb\x1b[0m"
-    assert pale == "\x1b[48;5;111;38;5;16mcccc\x1b[0m"
+    assert blue == "\x1b[38;5;16;48;5;75maaaa\x1b[0m"
+    assert orange == "\x1b[38;5;16;48;5;209mbbbb\x1b[0m"
+    assert pale == "\x1b[38;5;16;48;5;111mcccc\x1b[0m"
     assert plain == "\\x1b[2J"
     assert in_plain(sentence, words) == "aaaa(+2.00) bbbb(-1.90) cccc(+0.80) \\x1b[2J(+0.01)"
     assert in_colour("aaaa", [Word(0, 4, 0.0)]) == "aaaa"  # no word does anything: nothing is divided by it

@@ -12,14 +12,9 @@ from sst2.distributed.strategies.strategy import Strategy
 def prepare(
     accelerator: Accelerator, bare_model: nn.Module, optimizer: torch.optim.Optimizer, compress: bool = False
 ) -> Strategy:
-    """Spread model and optimizer as the launcher has asked for. All ranks call it.
+    """Spread the stock model and its AdamW as the launcher has asked for. All ranks call it.
 
-    Args:
-        accelerator: that the launcher has configured.
-        bare_model: the stock model, whole on every rank.
-        optimizer: AdamW over that model's parameters.
-        compress: whether gradients are rounded to bf16 on their way between ranks. DeepSpeed's configuration says so
-            itself.
+    `compress` has gradients rounded to bf16 on their way between ranks. DeepSpeed's configuration says so itself.
     """
     names = {id(parameter): name for name, parameter in bare_model.named_parameters()}
     groups = [{"params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
@@ -27,9 +22,7 @@ def prepare(
         limit_threads(bare_model)
     model, prepared = accelerator.prepare(bare_model, optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from sst2.distributed.strategies.deepspeed_zero import (
-            DeepSpeedStrategy,  # which needs DeepSpeed, and so not every host has it
-        )
+        from sst2.distributed.strategies.deepspeed_zero import DeepSpeedStrategy  # not every host has DeepSpeed
 
         return DeepSpeedStrategy(accelerator, bare_model, model, optimizer, groups)
     if accelerator.distributed_type == DistributedType.FSDP:

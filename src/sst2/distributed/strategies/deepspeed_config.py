@@ -11,8 +11,8 @@ from typing import Any
 from accelerate import DeepSpeedPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
+from sst2.config.launcher import Launcher
 from sst2.config.settings import Precision, Settings
-from sst2.distributed.launcher import Launcher
 from sst2.utils.errors import UserError
 
 BUCKET = 10_000_000  # numbers

@@ -65,7 +65,6 @@ class Strategy:
     def device(self) -> torch.device:
         """Where this rank computes."""
         device: torch.device = self._accelerator.device
-
         return device
 
     @property
@@ -141,10 +140,9 @@ class Strategy:
         return scaler.state_dict() if scaler is not None else {}
 
     def _load_scaler_state(self, state: dict[str, Any]) -> None:
-        if (
-            self._accelerator.scaler is not None and "scale" in state
-        ):  # else of DeepSpeed's scaler: this one learns anew
-            self._accelerator.scaler.load_state_dict(state)
+        scaler = self._accelerator.scaler
+        if scaler is not None and "scale" in state:  # else of DeepSpeed's scaler: this one learns anew
+            scaler.load_state_dict(state)
 
 
 def share_in_bf16(state: Any, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:

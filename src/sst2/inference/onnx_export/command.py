@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError: flags that cannot work."""
     parser = OneLineParser(prog=PROGRAM, description="Export a trained classifier for small machines.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument("--format", choices=["onnx"], default="onnx", help="onnx, the only one")
+    parser.add_argument("--format", choices=["onnx"], default="onnx", help="the only one")
     parser.add_argument("--int8", action="store_true", help="a quantised model as well: a quarter of the size, faster")
     parser.add_argument(
         "--validation_file", metavar="FILE", help="csv, tsv, json lines or parquet with sentence, label to measure on"
@@ -127,14 +127,7 @@ def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> "t
 
     The file's numbers 0 and 1 stand for the names of `--label_names`, else for SST-2's, else, where the model's classes
     are others, for the model's. Which class of the model a name means is decided by the names alone; where the two sets
-    of names differ, 0 and 1 are the model's, which is said.
-
-    Args:
-        arguments: of the command line.
-        classes: names of the model's classes.
-
-    Raises:
-        UserError: a row cannot be used.
+    of names differ, 0 and 1 are the model's, which is said. Raises UserError: a row cannot be used.
     """
     if arguments.validation_file is None:
         return None

@@ -60,13 +60,7 @@ def require_finite(classify: Classify, batches: Sequence[Inputs]) -> None:
 def require_same_logits(
     reference: Classify, other: Classify, batches: Sequence[Inputs], tolerance: float = TOLERANCE
 ) -> float:
-    """Largest difference between the logits of two forms.
-
-    Args:
-        reference: one form, which the other is compared with.
-        other: the other form.
-        batches: inputs to compare on.
-        tolerance: infinity where they need be finite only.
+    """Largest difference between the logits of two forms. A tolerance of infinity requires finite ones only.
 
     Raises:
         RuntimeError: it is more than the tolerance.

@@ -13,18 +13,10 @@ PERCENTILES = (5, 50, 95)
 def measure_latency(
     classifiers: Mapping[str, Callable[[Any], object]], batches: Sequence[Any], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of a call.
+    """Milliseconds of a call, by classifier: `median_ms`, 5th and 95th percentile `p5_ms`, `p95_ms`, number of `calls`.
 
     In each round, each classifier is called with all batches in a row, as in use, where its weights stay in the caches.
     A call before each row is not counted.
-
-    Args:
-        classifiers: by name.
-        batches: what to call them with.
-        rounds: of all classifiers.
-
-    Returns:
-        By name: `median_ms`, the 5th and 95th percentile as `p5_ms` and `p95_ms`, and the number of `calls`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in classifiers}
     for _ in range(rounds):

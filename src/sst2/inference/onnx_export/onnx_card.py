@@ -26,11 +26,7 @@ print({labels}[logits[0].argmax()])
 
 
 def onnx_card(report: dict[str, Any]) -> str:
-    """Markdown: how to use the files, how they were checked, and what they are worth beside each other.
-
-    Args:
-        report: what `export.json` holds.
-    """
+    """Markdown, of what `export.json` holds: use of the files, how they were checked, what they are worth."""
     labels, variants = report["labels"], report["forms"]
     file = FILES["onnx_int8" if "onnx_int8" in variants else "onnx_float32"]
     parts = [

@@ -34,11 +34,8 @@ def require_onnx() -> None:
 def write_onnx(model: DistilBertForSequenceClassification, file: Path, attention: str = "eager") -> None:
     """Write the model as float32 ONNX, with weights inside and nothing about this machine.
 
-    Args:
-        model: in evaluation mode.
-        file: to write.
-        attention: transformers' implementation to write down. The plain one, `eager`, leaves fewer operators, which
-            the quantised model gains from (benchmarks/onnx_variants.py).
+    It is in evaluation mode. `attention` is transformers' implementation to write down: the plain one, `eager`, leaves
+    fewer operators, which the quantised model gains from (benchmarks/onnx_variants.py).
     """
     import onnx
 
@@ -95,12 +92,7 @@ def quantise(
 
 
 def onnx_classifier(file: Path, threads: int) -> Classify:
-    """The model in the file, on the CPU.
-
-    Args:
-        file: an ONNX model.
-        threads: that onnxruntime computes with.
-    """
+    """The model in the file, on so many threads of the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -114,11 +114,9 @@ class Classifier:
 
 
 def slices(ends: np.ndarray, most: int) -> Iterator[slice]:
-    """Cut sentences into runs of at most so many tokens, or one sentence where that has more.
+    """Cut sentences into runs of at most `most` tokens, or one sentence where that has more.
 
-    Args:
-        ends: (sentences,) int64, number of tokens up to and with each sentence.
-        most: tokens of one run.
+    `ends` is (sentences,) int64, the number of tokens up to and with each sentence.
     """
     start = 0
     while start < len(ends):

@@ -27,7 +27,7 @@ from sst2.config.class_names import have_positive
 from sst2.config.one_line_parser import OneLineParser
 from sst2.evaluation.predictions import log_probabilities
 from sst2.inference.model_argument import MODEL_HELP, model_name
-from sst2.inference.predict.formatters import Answer, lines_of
+from sst2.inference.predict.formatters import Answer, answer_writer
 from sst2.inference.predict.highlight import PAGE_END, page_row, page_start
 from sst2.inference.predict.inputs import chunks, sentences_of
 from sst2.inference.predict.writers import NewFile, Sink, StandardOutput
@@ -66,9 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: as in training"
     )
-    parser.add_argument(
-        "--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no (exact, the default), bf16, auto"
-    )
+    parser.add_argument("--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no is exact")
     parser.add_argument("--explain", action="store_true", help="what each word did for the prediction (needs captum)")
     parser.add_argument("--html", metavar="FILE", help="with --explain: a page of the sentences in colour")
     arguments = parser.parse_intermixed_args(argv)
@@ -155,7 +153,7 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     """
     import torch
 
-    from sst2.distributed.cpu import limit_threads, tune_cpu
+    from sst2.distributed.cpu import keep_memory, limit_threads
     from sst2.distributed.devices import computes_on_cpu
     from sst2.distributed.precision import choose_precision
     from sst2.inference.predict.classifier import Classifier
@@ -166,7 +164,7 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     device = torch.device("cpu") if computes_on_cpu() else torch.accelerator.current_accelerator()
     assert device is not None
     if device.type == "cpu":
-        tune_cpu()
+        keep_memory()
     precision, _ = choose_precision(mixed_precision)
     with _prints_aside():
         model, tokenizer = load_classifier("MODEL", name)
@@ -178,14 +176,7 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
 def answer(
     parts: Iterable[list[str]], classifier: "Classifier", explained: bool, done: Callable[[int], object]
 ) -> Iterator[list[Answer]]:
-    """Answers to some sentences at a time, in their order.
-
-    Args:
-        parts: the sentences.
-        classifier: gives the logits.
-        explained: whether the answers say what each word did.
-        done: called with numbers of sentences that are.
-    """
+    """Answers to some sentences at a time, in their order; `done` is called with numbers of sentences that are."""
     if explained:
         from sst2.inference.predict.explain import Explainer
 
@@ -221,13 +212,13 @@ def write(
 
     first = next(answers)  # before anything is written: a model that gives none leaves nothing
     in_colour = not arguments.output and wants_colour(1)
-    lines = lines_of(arguments.format, output, labels, arguments.explain, in_colour)
+    write_answer = answer_writer(arguments.format, output, labels, arguments.explain, in_colour)
     if page:
         page.write(page_start(f"Sentiment by {arguments.model}"))
     for some in chain([first], answers):
         with tqdm.external_write_mode():  # the bar makes room for lines on the same terminal
             for one in some:
-                lines.write(one)
+                write_answer(one)
                 if page and one.words is not None:
                     page.write(page_row(one.prediction, one.probability, one.sentence, one.words))
             output.flush()

@@ -10,17 +10,16 @@ the sum that stands for the integral. It is done again with twice as many steps 
 warning names a sentence for which `MOST_STEPS` are not enough.
 """
 
-import copy
 import logging
 import re
 from dataclasses import dataclass
 
 import torch
 from captum.attr import LayerIntegratedGradients
-from transformers import DistilBertForSequenceClassification
 
 from sst2.inference.predict.classifier import Classifier
 from sst2.inference.predict.highlight import Word
+from sst2.models.export import stock_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +54,12 @@ class Explainer:
     def __init__(self, classifier: Classifier) -> None:
         self._tokenizer, self._max_length = classifier.tokenizer, classifier.max_length
         self._device = classifier.model.device
-        config = copy.deepcopy(classifier.model.config)
-        config._attn_implementation = None  # transformers' choice, not the packed one
-        self._model = DistilBertForSequenceClassification(config).eval()
-        self._model.load_state_dict(classifier.model.state_dict(), assign=True)
-        self._model.to(self._device).requires_grad_(False)  # the embeddings' gradient is all that is wanted
+        self._model = stock_classifier(classifier.model.config, classifier.model.state_dict())
+        self._model.eval().to(self._device).requires_grad_(False)  # the embeddings' gradient is all that is wanted
         self._method = LayerIntegratedGradients(self._logits, self._model.distilbert.embeddings.word_embeddings)
 
     def explain(self, sentence: str, target: int) -> Explanation:
-        """What each word of a sentence did for one logit.
-
-        Args:
-            sentence: to explain.
-            target: number of the class whose logit is explained.
-        """
+        """What each word of a sentence did for the logit of the class `target`."""
         encoding = self._tokenizer(
             sentence,
             truncation=True,

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 from sst2.data.csv_cells import ANSWERS, ANSWERS_EXPLAINED, to_cell
 from sst2.inference.predict.highlight import Word, in_colour, in_plain, printable
@@ -26,73 +27,42 @@ class Answer(NamedTuple):
     words: list[Word] | None = None
 
 
-class Lines(Protocol):
-    """Writes answers in one of the formats."""
-
-    def write(self, answer: Answer) -> None:
-        """Write one answer."""
-
-
-def lines_of(format: str, sink: Sink, labels: tuple[str, ...], explained: bool, colour: bool) -> Lines:
-    """What writes answers in the format of this name.
-
-    Args:
-        format: `text`, `csv` or `jsonl`.
-        sink: takes the text.
-        labels: names of the classes.
-        explained: whether the answers say what each word did.
-        colour: whether text may be coloured.
-    """
+def answer_writer(
+    format: str, sink: Sink, labels: tuple[str, ...], explained: bool, colour: bool
+) -> Callable[[Answer], object]:
+    """What writes an answer as `text`, `csv` or `jsonl`. Answers that say what each word did have one column more."""
     if format == "csv":
-        return CsvLines(sink, explained)
-    return JsonLines(sink) if format == "jsonl" else TextLines(sink, labels, colour)
+        rows = csv.writer(sink)
+        rows.writerow(ANSWERS_EXPLAINED if explained else ANSWERS)
+        return lambda answer: rows.writerow(_csv_row(answer))
+    if format == "jsonl":
+        return lambda answer: sink.write(_json_line(answer))
+    width = max(map(len, map(printable, labels)))
+    mark = in_colour if colour else in_plain
+    return lambda answer: sink.write(_text_line(answer, width, mark))
 
 
-class TextLines:
+def _text_line(answer: Answer, width: int, mark: Callable[[str, list[Word]], str]) -> str:
     """Label, probability of that label, sentence. Characters that would move a terminal's cursor are spelled out."""
-
-    def __init__(self, sink: Sink, labels: tuple[str, ...], colour: bool) -> None:
-        self._sink, self._width, self._colour = sink, max(map(len, map(printable, labels))), colour
-
-    def write(self, answer: Answer) -> None:
-        """Write one answer."""
-        sentence = printable(answer.sentence)
-        if answer.words is not None:
-            sentence = (in_colour if self._colour else in_plain)(answer.sentence, answer.words)
-        self._sink.write(f"{printable(answer.prediction):{self._width}}  {answer.probability:.4f}  {sentence}\n")
+    sentence = printable(answer.sentence) if answer.words is None else mark(answer.sentence, answer.words)
+    return f"{printable(answer.prediction):{width}}  {answer.probability:.4f}  {sentence}\n"
 
 
-class CsvLines:
+def _csv_row(answer: Answer) -> list[str]:
     """As in a run's predictions.csv, safe for spreadsheets; with explanations, they are a column of JSON."""
-
-    def __init__(self, sink: Sink, explained: bool) -> None:
-        self._writer = csv.writer(sink)
-        self._writer.writerow(ANSWERS_EXPLAINED if explained else ANSWERS)
-
-    def write(self, answer: Answer) -> None:
-        """Write one answer."""
-        row = [to_cell(answer.prediction), f"{answer.probability_positive:.6f}", to_cell(answer.sentence)]
-        if answer.words is not None:
-            row.append(json.dumps(_pairs(answer), ensure_ascii=False))
-        self._writer.writerow(row)
+    row = [to_cell(answer.prediction), f"{answer.probability_positive:.6f}", to_cell(answer.sentence)]
+    return row if answer.words is None else [*row, json.dumps(_pairs(answer), ensure_ascii=False)]
 
 
-class JsonLines:
-    """The same as an object a line."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def write(self, answer: Answer) -> None:
-        """Write one answer."""
-        values: dict[str, object] = {
-            "prediction": answer.prediction,
-            "probability_positive": round(answer.probability_positive, 6),
-            "sentence": answer.sentence,
-        }
-        if answer.words is not None:
-            values["attributions"] = _pairs(answer)
-        self._sink.write(json.dumps(values, ensure_ascii=False) + "\n")
+def _json_line(answer: Answer) -> str:
+    values: dict[str, object] = {
+        "prediction": answer.prediction,
+        "probability_positive": round(answer.probability_positive, 6),
+        "sentence": answer.sentence,
+    }
+    if answer.words is not None:
+        values["attributions"] = _pairs(answer)
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 def _pairs(answer: Answer) -> list[tuple[str, float]]:

@@ -1,14 +1,14 @@
-"""Words in colour: blue for what speaks for the prediction, orange for what speaks against it.
+"""Words in color: blue for what speaks for the prediction, orange for what speaks against it.
 
-These two can be told apart with every common kind of colour vision. The strongest word of a sentence is the darkest.
+These two can be told apart with every common kind of color vision. The strongest word of a sentence is the darkest.
 """
 
 import html
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-BLUES, ORANGES = (153, 111, 75), (223, 216, 209)  # of a terminal's 256 colours, from weak to strong
-FAINT = 0.1  # below this share of the strongest word, there is no colour
+BLUES, ORANGES = (153, 111, 75), (223, 216, 209)  # of a terminal's 256 colors, from weak to strong
+FAINT = 0.1  # below this share of the strongest word, there is no color
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -59,14 +59,15 @@ def in_plain(sentence: str, words: Sequence[Word]) -> str:
 
 
 def in_colour(sentence: str, words: Sequence[Word]) -> str:
-    """The sentence for a terminal of 256 colours."""
+    """The sentence for a terminal of 256 colors."""
+    from rich.style import Style
 
     def mark(text: str, word: Word, share: float) -> str:
         if share < FAINT:
             return printable(text)
         shades = BLUES if word.value > 0 else ORANGES
         shade = shades[min(int(share * len(shades)), len(shades) - 1)]
-        return f"\x1b[48;5;{shade};38;5;16m{printable(text)}\x1b[0m"
+        return Style(color="color(16)", bgcolor=f"color({shade})").render(printable(text))
 
     return _marked(sentence, words, printable, mark)
 
@@ -81,7 +82,7 @@ def page_row(label: str, probability: float, sentence: str, words: Sequence[Word
 
     def mark(text: str, word: Word, share: float) -> str:
         side = "for" if word.value > 0 else "against"
-        # half as strong as the colour can be: the text on it stays legible, dark or light
+        # half as strong as the color can be: the text on it stays legible, dark or light
         style = f"--share:{share / 2:.2f}"
         return f'<span class="{side}" style="{style}" title="{word.value:+.4f}">{html.escape(text)}</span>'
 

@@ -14,10 +14,7 @@ CHUNK_CHARACTERS = 1 << 20  # a chunk of very long sentences ends early: what a 
 def sentences_of(words: Sequence[str], file: str | None, column: str | None = None) -> Iterator[str]:
     """The sentences that the command line names: its words, else those of the file, else of standard input.
 
-    Args:
-        words: of the command line.
-        file: name of a file, if one is given.
-        column: of the sentences, in a file that has columns: `sentence` if None, and a pipe may then be a text.
+    `column` is that of the sentences, where the file has columns: `sentence` if None, and a pipe may then be a text.
 
     Raises:
         UserError: at the first sentence that is empty, no UTF-8, or in a row that cannot be read, with its place; or at

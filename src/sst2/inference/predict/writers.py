@@ -44,11 +44,7 @@ class NewFile:
     """Lies beside its place, under a hidden name, until it is whole; a mistake leaves it there as far as it got."""
 
     def __init__(self, flag: str, path: str) -> None:
-        """Open the file under its hidden name.
-
-        Args:
-            flag: what named the file, for messages.
-            path: of the file, perhaps with ~.
+        """Open the file under its hidden name; messages name the flag that named it.
 
         Raises:
             UserError: something is there already, or nothing can be written there.

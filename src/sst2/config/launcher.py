@@ -1,20 +1,22 @@
-"""The variables by which a launcher tells each process its place, without what somebody else has left in them.
+"""What the launcher tells each process in variables: its place, the strategy; without what somebody else has left.
 
 Nothing heavy is imported here: a process that must not speak knows it before it has imported torch.
 """
 
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 
 import psutil
 
 from sst2.utils.errors import UserError
 
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# As `python -m` names them, and as a program is called.
-_LAUNCHERS = ("sst2.launch", "accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
-_LAUNCHER_PROGRAMS = ("accelerate-launch", "torchrun")
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # which accelerate reads
+START_SEVERAL = (
+    "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well, as "
+    "accelerate_configs/multi_cpu.yaml does)"
+)
 
 
 def read_number(variable: str, default: int) -> int:
@@ -42,20 +44,12 @@ def launched_by() -> str:
     """
     if _has_place_of_torchrun():
         return "accelerate launch (torchrun)" if os.environ.get("ACCELERATE_MIXED_PRECISION") else "torchrun"
-    return "accelerate launch" if _is_child_of_launcher() else "python"
+    # set by accelerate's launcher always, and by nobody else
+    return "accelerate launch" if os.environ.get("ACCELERATE_DYNAMO_MODE") else "python"
 
 
 def _has_place_of_torchrun() -> bool:
     return bool(os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("WORLD_SIZE"))
-
-
-def _is_child_of_launcher() -> bool:
-    with suppress(psutil.Error, OSError):
-        words = psutil.Process(os.getppid()).cmdline()
-        programs = [os.path.basename(word) for word in words]  # noqa: PTH119 (of a folder it is empty)
-        by_name = not {*_LAUNCHERS}.isdisjoint(words) or not {*_LAUNCHER_PROGRAMS}.isdisjoint(programs)
-        return by_name or ("accelerate", "launch") in zip(programs, words[1:], strict=False)
-    return False
 
 
 def process_rank() -> int:
@@ -82,7 +76,8 @@ def forget_leftovers() -> None:
     """Unset what would have accelerate look for other processes where no launcher has started any.
 
     Raises:
-        UserError: MPI has started several processes, none of which would know of the others.
+        UserError: MPI has started several processes, none of which would know of the others, or `accelerate launch` was
+            asked for several and has started one, as it does with `--cpu` and MULTI_CPU.
     """
     for name in _PLACE:
         if os.environ.get(name) == "":
@@ -98,6 +93,11 @@ def forget_leftovers() -> None:
                 f"{name} is {os.environ[name]}, and MPI does not tell its processes of each other: start them with "
                 f"accelerate launch or torchrun, or unset {name} to run one"
             )
+    if launched_by() == "accelerate launch" and os.environ.get("MASTER_ADDR"):  # set for several processes alone
+        raise UserError(
+            f"the launcher promised several processes, but 1 works together: {START_SEVERAL}; to run one, unset "
+            "MASTER_ADDR and ask the launcher for one"
+        )
 
 
 def threads_are_chosen() -> bool:
@@ -113,3 +113,57 @@ def threads_are_chosen() -> bool:
         flags = [word.split("=")[0].replace("-", "_") for word in parent.cmdline()]
         return "OMP_NUM_THREADS" in parent.environ() or "__num_cpu_threads_per_process" in flags
     return False
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The launcher's word to this process: its rank, the promised world size, the strategy.
+
+    Attributes:
+        rank, world_size: number of this process among all, and of all.
+        local_world_size: processes on this node.
+        master: host and port where the processes meet.
+        keeps_store: whether the launcher itself keeps the store that they meet at; else rank 0 does.
+        uses_deepspeed, uses_fsdp: strategy that it asks for; plain data parallel if neither.
+        fsdp_version: of torch's two.
+        attempt: how often it has started this job before.
+        deepspeed_file: a JSON file with DeepSpeed's configuration; without one, the fields that follow hold it.
+    """
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    master: tuple[str, int]
+    keeps_store: bool
+    uses_deepspeed: bool
+    uses_fsdp: bool
+    fsdp_version: int
+    attempt: int
+    deepspeed_file: str | None
+    zero_stage: int
+    offload_optimizer: str
+    offload_param: str
+    gradient_accumulation_steps: str
+    gradient_clipping: str
+
+
+def read_launcher() -> Launcher:
+    """Raises UserError: a variable that should hold a number does not."""
+    deepspeed = "ACCELERATE_DEEPSPEED_"
+    return Launcher(
+        rank=process_rank(),
+        world_size=read_number("WORLD_SIZE", 1),
+        local_world_size=read_number("LOCAL_WORLD_SIZE", 1),
+        master=(os.environ.get("MASTER_ADDR", "127.0.0.1"), read_number("MASTER_PORT", 29500)),
+        keeps_store=is_set("TORCHELASTIC_USE_AGENT_STORE"),
+        uses_deepspeed=is_set("ACCELERATE_USE_DEEPSPEED"),
+        uses_fsdp=is_set("ACCELERATE_USE_FSDP"),
+        fsdp_version=read_number("FSDP_VERSION", 1),
+        attempt=read_number("TORCHELASTIC_RESTART_COUNT", 0),
+        deepspeed_file=os.environ.get(f"{deepspeed}CONFIG_FILE") or None,
+        zero_stage=read_number(f"{deepspeed}ZERO_STAGE", 2),
+        offload_optimizer=os.environ.get(f"{deepspeed}OFFLOAD_OPTIMIZER_DEVICE", "none"),
+        offload_param=os.environ.get(f"{deepspeed}OFFLOAD_PARAM_DEVICE", "none"),
+        gradient_accumulation_steps=os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto"),
+        gradient_clipping=os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "auto"),
+    )

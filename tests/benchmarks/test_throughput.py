@@ -1,0 +1,137 @@
+"""Ways to train take turns, and one that fails costs the others nothing; where a step's time goes adds up."""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.profile_steps import STEPS, by_class, kernel_class
+from benchmarks.throughput import DEFAULTS, VARIANTS, describe
+from benchmarks.turns import Loop, Maker, Round, Step, Turns, add_arguments, measure
+from benchmarks.whole_job import by_latest
+
+
+def stepwise(folder: Path, batch_size: int) -> Step:
+    """Steps of a hundredth of a second."""
+
+    def step() -> tuple[int, int]:
+        time.sleep(0.01)
+        return batch_size, 10 * batch_size
+
+    return step
+
+
+def looping(folder: Path, batch_size: int, steps: int) -> Loop:
+    """A loop of others that breaks off after some steps."""
+
+    def run(after_step: Any) -> None:
+        for _ in range(steps):
+            after_step(batch_size, 20 * batch_size)
+
+    return Loop(run)
+
+
+def never(folder: Path, batch_size: int) -> Step:
+    time.sleep(600)
+    raise AssertionError
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, rounds=2, steps=3)
+    return parser.parse_args([*words, "--small", "--warm_up", "2"])
+
+
+@pytest.mark.slow
+def test_ways_take_turns_and_those_that_fail_are_left_out(tmp_path: Path) -> None:
+    makers: dict[str, Maker] = {
+        "steps": stepwise,
+        "loop": partial(looping, steps=1000),
+        "breaks off": partial(looping, steps=6),  # in the second round
+        "never ready": never,
+    }
+    seen: list[int] = []
+    turns = measure(
+        tmp_path, makers, arguments("--ready_within", "30"), lambda turns: seen.append(len(turns.rounds["loop"]))
+    )
+    assert seen == [1, 2]
+    assert {name: len(rounds) for name, rounds in turns.rounds.items()} == {
+        "steps": 2,
+        "loop": 2,
+        "breaks off": 1,
+        "never ready": 0,
+    }
+    assert turns.failed == {"breaks off": "exit code 1", "never ready": "not ready within 30 s"}
+    assert [(each.sentences, each.tokens) for each in turns.rounds["loop"]] == [(96, 1920)] * 2
+    assert all(each.seconds > 0.03 for each in turns.rounds["steps"])
+    assert turns.warm_up["steps"].sentences == 64
+
+
+def test_ratios_are_of_real_tokens_and_the_strongest_baseline_is_named() -> None:
+    def rounds(*seconds: float) -> list[Round]:
+        return [Round(each, 100, 1000, 1.0, 0) for each in seconds]
+
+    turns = Turns(
+        {
+            "plain_bf16": rounds(4, 8),
+            "trainer_bf16_grouped": rounds(2, 2),
+            "trainer_bf16_grouped_compiled": [],
+            "this_job_bf16_packed": rounds(1, 2),
+        },
+        failed={"trainer_bf16_grouped_compiled": "exit code 1"},
+    )
+    turns.warm_up = {name: Round(9.0, 0, 0, 0.0, 2) for name in turns.rounds}
+    turns.peaks = {"float32": [1e9], "bfloat16": [1e9]}
+    figures = describe(turns, arguments())
+    assert figures["ratios"]["this_job_bf16_packed / plain_bf16"]["by_round"] == [4.0, 4.0]
+    assert figures["ratios"]["this_job_bf16_packed / trainer_bf16_grouped"]["median"] == 1.5
+    assert figures["strongest_baseline_bf16"] == "trainer_bf16_grouped"
+    assert figures["failed"] == turns.failed
+    assert figures["trainer_bf16_grouped"]["warm_up_seconds_beyond_its_steps"] == pytest.approx(9 - 2 * 2 / 3)
+
+
+def test_trainer_is_there_grouped_and_rebalanced_compiled_and_not() -> None:
+    for sampling in ("grouped", "rebalanced"):
+        for precision in ("fp32", "bf16"):
+            names = {f"trainer_{precision}_{sampling}", f"trainer_{precision}_{sampling}_compiled"}
+            assert names <= set(DEFAULTS) <= set(VARIANTS)
+
+
+def test_a_moment_counts_for_the_part_that_began_last() -> None:
+    spans = [("fit", 1.0, 9.0), ("steps", 2.0, 5.0), ("captures", 3.0, 4.0), ("steps", 6.0, 8.0), ("export", 9.0, 9.5)]
+    seconds = by_latest(spans, first=0.0, last=10.0)
+    assert seconds == {"fit": 3.0, "steps": 4.0, "captures": 1.0, "export": 0.5, "rest": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("void multi_tensor_apply_kernel<TensorListMetadata, FusedAdamMathFunctor<float, 4, (ADAM_MODE)1>>", "AdamW"),
+        ("void multi_tensor_apply_kernel<TensorListMetadata<1>, LpNormFunctor<float, (NormType)1>>", "gradient norm"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits>", "attention"),
+        ("nvjet_sm90_tst_128x64_64x8_2x4_h_bz_NTT", "matrix products"),
+        ("void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<float, float>", "LayerNorm"),
+        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "casts, copies"),
+        ("Memcpy HtoD (Pinned -> Device)", "casts, copies"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>", "fills"),
+        ("void at::native::reduce_kernel<128, 4, at::native::ReduceOp<float, sum_functor>>", "sums"),
+        ("void at::native::vectorized_elementwise_kernel<8, GeluCUDAKernelImpl>", "other elementwise"),
+        ("something_new", "other"),
+    ],
+)
+def test_kernels_have_a_class(name: str, expected: str) -> None:
+    assert kernel_class(name) == expected
+
+
+def test_launches_and_times_add_up() -> None:
+    events = [{"cat": "kernel", "name": "nvjet_a", "ts": 10.0 * number, "dur": 4.0} for number in range(3 * STEPS)] + [
+        {"cat": "gpu_memset", "name": "Memset (Device)", "ts": 1000.0, "dur": 10.0},
+        {"cat": "cpu_op", "name": "x"},
+    ]
+    lines = by_class(events).splitlines()
+    assert lines[1].split() == ["matrix", "products", "3.0", "12.0", "85.7%"]
+    assert lines[2].split()[:3] == ["fills", "0.2", "2.0"]
+    assert lines[3].split()[:3] == ["all", "3.2", "14.0"]
