@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,13 @@ class Export:
         logger.info("exporting the model to %s", folder)
         unfinished = hidden_name(folder, UNFINISHED)
         require_same = self.write_files(unfinished)
-        if _has_same_weights(folder, unfinished) and _succeeds(partial(require_same, folder)):
+        digest: str = describe_file(unfinished / WEIGHTS)["sha256"]
+        if _is_exported(folder, digest, require_same):
             discard(unfinished)  # what its user has added, or written into the card, stays
         else:
             if os.path.lexists(onnx := folder.with_name("onnx")):  # made of the model that goes now
                 discard(put_aside(onnx))
             commit(unfinished, folder)
-        digest: str = describe_file(folder / WEIGHTS)["sha256"]
         return digest
 
     def write_files(self, folder: Path) -> Callable[[Path], None]:
@@ -114,13 +113,12 @@ class Export:
         return require_same
 
 
-def _has_same_weights(folder: Path, other: Path) -> bool:
-    return (folder / WEIGHTS).is_file() and describe_file(folder / WEIGHTS) == describe_file(other / WEIGHTS)
-
-
-def _succeeds(work: Callable[[], object]) -> bool:
+def _is_exported(folder: Path, digest: str, require_same: Callable[[Path], None]) -> bool:
+    """Whether the folder has these weights, by their SHA-256, and gives their logits."""
     try:
-        work()
+        if describe_file(folder / WEIGHTS)["sha256"] != digest:
+            return False
+        require_same(folder)
     except Exception:  # whatever a library says of a damaged file
         return False
     return True
