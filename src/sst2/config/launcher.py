@@ -100,7 +100,8 @@ def forget_leftovers() -> None:
 def _is_set_by_launcher(variable: str) -> bool:
     """Whether a variable is the launcher's word, and not in the environment that it was started with itself."""
     with suppress(psutil.Error, OSError):
-        return os.environ.get(variable) != psutil.Process(os.getppid()).environ().get(variable)
+        exported = psutil.Process(os.getppid()).environ().get(variable)
+        return bool(os.environ.get(variable) != exported)
     return False
 
 
