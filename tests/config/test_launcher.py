@@ -107,6 +107,14 @@ def test_what_cannot_be_is_one_line(
     assert not run.run_dir.exists()
 
 
+def test_an_exported_master_is_no_promise_of_the_launcher() -> None:
+    # as a batch script exports it, for one process of accelerate launch as well
+    variables = os.environ | {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "ACCELERATE_DYNAMO_MODE": "default"}
+    child = "from sst2.config.launcher import forget_leftovers; forget_leftovers()"
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    subprocess.run([sys.executable, "-c", launcher], env=variables, check=True)
+
+
 def test_looser_arithmetic_is_said_and_recorded(
     train_here: Train, small_job: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,11 +93,16 @@ def forget_leftovers() -> None:
                 f"{name} is {os.environ[name]}, and MPI does not tell its processes of each other: start them with "
                 f"accelerate launch or torchrun, or unset {name} to run one"
             )
-    if launched_by() == "accelerate launch" and os.environ.get("MASTER_ADDR"):  # set for several processes alone
-        raise UserError(
-            f"the launcher promised several processes, but 1 works together: {START_SEVERAL}; to run one, unset "
-            "MASTER_ADDR and ask the launcher for one"
-        )
+    if launched_by() == "accelerate launch" and _is_set_by_launcher("MASTER_ADDR"):  # for several processes alone
+        raise UserError(f"the launcher promised several processes, but 1 works together: {START_SEVERAL}")
+
+
+def _is_set_by_launcher(variable: str) -> bool:
+    """Whether a variable is the launcher's word, and not in the environment that it was started with itself."""
+    with suppress(psutil.Error, OSError):
+        exported = psutil.Process(os.getppid()).environ().get(variable)
+        return bool(os.environ.get(variable) != exported)
+    return False
 
 
 def threads_are_chosen() -> bool:
