@@ -226,7 +226,7 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     ordered = in_split_order(torch.cat(indices).numpy(), torch.cat(logits).numpy(), len(split))
     if not np.isfinite(ordered).all():
         raise trainer.diverged(f"the model gives {split.name} logits that are not finite")
-    if not split.is_labelled:
+    if not split.is_labeled:
         return {}, ordered
     from sst2.evaluation.metrics import SentimentMetric  # half a second that the first step does not wait for
 

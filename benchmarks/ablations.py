@@ -1,4 +1,4 @@
-"""What each optimisation is worth alone: this job with all of them, against this job without that one.
+"""What each optimization is worth alone: this job with all of them, against this job without that one.
 
     python benchmarks/ablations.py --output benchmarks/results/ablations.json
 
@@ -176,7 +176,7 @@ def main() -> None:
     if arguments.precision == "bf16":
         others["without_bf16"] = partial(own, precision="no")
     figures: dict[str, Any] = {
-        "what": "seconds of a step of this job without one optimisation over those of the job",
+        "what": "seconds of a step of this job without one optimization over those of the job",
         **circumstances(),
         "rounds": arguments.rounds,
     }

@@ -1,10 +1,10 @@
-"""What a process has in memory of its own when it has read and tokenised 1, 10 and 100 times SST-2.
+"""What a process has in memory of its own when it has read and tokenized 1, 10 and 100 times SST-2.
 
     python benchmarks/memory.py --output benchmarks/results/memory.json
 
 Own memory is what the kernel calls anonymous (RssAnon): heap and stacks, which nothing but swap can take back. Pages of
 mapped files are not in it, since the kernel drops them when it needs the room. Each figure is the peak over a process
-of its own that reads a file, tokenises it or finds the token ids of an earlier one, and then collates batches of random
+of its own that reads a file, tokenizes it or finds the token ids of an earlier one, and then collates batches of random
 rows from all over the data. Sentences have SST-2's lengths (benchmarks/data/sst2_lengths.json).
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
             figures["runs"][f"{times} x SST-2"] = {
                 "sentences": times * SST2,
                 "megabytes_of_file": round(bytes_of_file / 1e6, 1),
-                "tokenising": measure(Path(folder)),
+                "tokenizing": measure(Path(folder)),
                 "token_ids_at_hand": measure(Path(folder)),
             }
         print(json.dumps(figures["runs"][f"{times} x SST-2"], indent=2), flush=True)
@@ -96,7 +96,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def work(connection: Connection, folder: Path) -> None:
-    """Read, tokenise, collate; say what comes next, and in the end how long each took."""
+    """Read, tokenize, collate; say what comes next, and in the end how long each took."""
     os.environ |= {"HF_DATASETS_CACHE": str(folder / "cache"), "TMPDIR": str(folder)}
 
     from sst2.config.settings import Settings
@@ -121,7 +121,7 @@ def work(connection: Connection, folder: Path) -> None:
 
     with stage("reading"):
         sentences = load_sentences(settings)
-    with stage("tokenising"):
+    with stage("tokenizing"):
         split = tokenize_all(sentences, tokenizer, settings)["train"]
     with stage("fingerprint"):
         assert split.fingerprint
@@ -152,7 +152,7 @@ def describe() -> dict[str, Any]:
 
     libraries = {library.__name__: library.__version__ for library in (datasets, np, tokenizers, torch, transformers)}
     return {
-        "what": "peak of a process's own (anonymous) host memory, and seconds, for reading and tokenising sentences of "
+        "what": "peak of a process's own (anonymous) host memory, and seconds, for reading and tokenizing sentences of "
         "SST-2's lengths; the order of an epoch is what training adds: a permutation of the row numbers",
         "command": f"python benchmarks/memory.py {' '.join(sys.argv[1:])}".strip(),
         "machine": f"{os.cpu_count()} x {processor()}",

@@ -4,7 +4,7 @@
 
 `python -m sst2.export` writes `onnx_float32` and `onnx_int8`. The others are what it might write: transformers' other
 attention, one scale for a whole matrix, weights of 8 bits, and unsigned ones. All of them take turns on the same
-sentences. Batches of 32 are evaluated as well, since quantised logits depend on the batch.
+sentences. Batches of 32 are evaluated as well, since quantized logits depend on the batch.
 
 `overflows` counts the pairs of int8 weights whose sum of products with activations of 255 leaves 16 bits: CPUs of the
 x86 family without VNNI (AVX2, AVX-512 before it) cut such sums off, which a CPU with VNNI does not show.
@@ -29,7 +29,7 @@ from sst2.data.readers import read_file
 from sst2.distributed.devices import processor
 from sst2.inference.onnx_export.figures import REFERENCE, Variant, figures_of, padded
 from sst2.inference.onnx_export.folder import versions
-from sst2.inference.onnx_export.onnx_model import onnx_classifier, quantise, torch_classifier, write_onnx
+from sst2.inference.onnx_export.onnx_model import onnx_classifier, quantize, torch_classifier, write_onnx
 from sst2.models.export import stock_classifier
 from sst2.models.loading import load_classifier, num_bytes
 from sst2.runs.run_folder import RunFolder
@@ -49,7 +49,7 @@ def main() -> None:
     """Measure, print the figures, and write them to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--validation_file", required=True, help="labelled sentences")
+    parser.add_argument("--validation_file", required=True, help="labeled sentences")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     start_logging(is_main=True)
@@ -88,8 +88,8 @@ def make_forms(model: Any, folder: Path) -> dict[str, Variant]:
     write_onnx(model, folder / "onnx_float32.onnx")
     write_onnx(model, folder / "onnx_float32_sdpa.onnx", attention="sdpa")
     for name, how in INT8.items():
-        quantise(folder / "onnx_float32.onnx", folder / f"{name}.onnx", **how)
-    quantise(folder / "onnx_float32_sdpa.onnx", folder / "onnx_int8_sdpa.onnx")
+        quantize(folder / "onnx_float32.onnx", folder / f"{name}.onnx", **how)
+    quantize(folder / "onnx_float32_sdpa.onnx", folder / "onnx_int8_sdpa.onnx")
     variants = {REFERENCE: Variant(torch_classifier(model), num_bytes(model))}
     for name in ("onnx_float32", "onnx_float32_sdpa", *INT8, "onnx_int8_sdpa"):
         file = folder / f"{name}.onnx"

@@ -9,7 +9,7 @@ from scipy import stats
 SIGNIFICANT = 0.05
 
 
-def summarise(recipes: dict[str, Any]) -> None:
+def summarize(recipes: dict[str, Any]) -> None:
     """Add to each recipe the figures over its seeds, and its differences to the baseline over the seeds of both."""
     baseline = recipes["baseline"]["runs"]
     p_values = {}

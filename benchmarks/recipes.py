@@ -33,7 +33,7 @@ from datasets import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks
 
-from benchmarks.recipe_figures import summarise, table
+from benchmarks.recipe_figures import summarize, table
 from sst2.config.settings import Settings
 from sst2.data.splits import load_sentences
 from sst2.distributed.devices import runs_on_cpu
@@ -142,7 +142,7 @@ def main(argv: Sequence[str]) -> None:
                     print(f"{name}, seed {seed}: {error}", file=sys.stderr, flush=True)
                     failed.append(f"{name} with seed {seed}")
                     continue
-                summarise(figures["recipes"])
+                summarize(figures["recipes"])
                 write_json(arguments.output, figures)
                 accuracy, seconds = (entry["runs"][str(seed)][key] for key in ("holdout_accuracy", "seconds"))
                 print(f"{name}, seed {seed}: {accuracy:.4f} in {seconds:.1f} s", file=sys.stderr, flush=True)
@@ -280,7 +280,7 @@ def run(
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         result = Path(place) / "result.json"
         launch = [sys.executable, str(WORKER), str(result), recipe.alteration, *words]
-        # a cache of its own: what is tokenised here is of no later use
+        # a cache of its own: what is tokenized here is of no later use
         variables = os.environ | {"HF_DATASETS_CACHE": str(folder / "cache")}
         done = subprocess.run(launch, env=variables, capture_output=True, text=True, check=False)
         if done.returncode:

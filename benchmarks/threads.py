@@ -37,7 +37,7 @@ SHAPES = {  # layers, width, width of the feed-forward part, heads; sentences of
 }
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # libgomp's default without OMP_WAIT_POLICY
 BRIEFLY = {"GOMP_SPINCOUNT": "10000"}  # as the package sets it
-Speeds = dict[tuple[str, str, str], list[float]]  # shape, way to wait, neighbour: sentences/s by round
+Speeds = dict[tuple[str, str, str], list[float]]  # shape, way to wait, neighbor: sentences/s by round
 
 
 def main() -> None:
@@ -73,11 +73,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> Speeds:
             ends[shape, way] = start(folder / shape, threads, SHAPES[shape][-1], variables)
     speeds: Speeds = {}
     for _ in range(arguments.rounds):
-        for neighbour, busy in (("alone", 0), ("beside", max(1, cores // 2))):
+        for neighbor, busy in (("alone", 0), ("beside", max(1, cores // 2))):
             for (shape, way), end in ends.items():
                 with programs(busy):
                     end.send(arguments.seconds)
-                    speeds.setdefault((shape, way, neighbour), []).append(end.recv())
+                    speeds.setdefault((shape, way, neighbor), []).append(end.recv())
     for end in ends.values():
         end.send(0)
     return speeds
@@ -151,9 +151,9 @@ def describe(speeds: Speeds, arguments: argparse.Namespace, load: float) -> dict
     for shape in arguments.shapes:
         layers, width, inner, _, batch_size = SHAPES[shape]
         figures[shape] = {"layers": layers, "width": width, "feed_forward_width": inner, "batch_size": batch_size}
-        for neighbour in ("alone", "beside"):
-            of_way = {way: speeds[shape, way, neighbour] for way in ("1 thread", "spinning", "spinning briefly")}
-            figures[shape][neighbour] = {
+        for neighbor in ("alone", "beside"):
+            of_way = {way: speeds[shape, way, neighbor] for way in ("1 thread", "spinning", "spinning briefly")}
+            figures[shape][neighbor] = {
                 way: {"median": round(statistics.median(own)), "by_round": [round(speed) for speed in own]}
                 for way, own in of_way.items()
             } | {

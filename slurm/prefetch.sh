@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetch model and data and tokenise them, on the login node, which has a network where the compute nodes have none.
+# Fetch model and data and tokenize them, on the login node, which has a network where the compute nodes have none.
 #
 #   export HF_HOME=/shared/huggingface      # a folder that all nodes see
 #   slurm/prefetch.sh                       # the flags of train_sst2.py that the job will have

@@ -148,7 +148,7 @@ case $code in
 esac
 
 # A job that is still running was asked to stop by a signal or a file, and this script brings it back. One that SLURM
-# has ended already comes back if it was preempted or requeued, and does not if somebody has cancelled it.
+# has ended already comes back if it was preempted or requeued, and does not if somebody has canceled it.
 is_mine_to_requeue() {
     until job=$(patiently record); do say "SLURM's controller does not answer: asking again"; done
     [ "$(word JobState <<< "$job")" = RUNNING ] || [ "$(word Reason <<< "$job")" = TimeLimit ]

@@ -14,7 +14,7 @@ from transformers import DistilBertForSequenceClassification
 
 import train_sst2
 from benchmarks import recipes
-from benchmarks.recipe_figures import holm, paired, summarise
+from benchmarks.recipe_figures import holm, paired, summarize
 from benchmarks.recipe_worker import ALTERATIONS, Averaged, ExponentialAverage, LastAverage, slower_below, train
 from benchmarks.recipes import RECIPES, Recipe, training_sentences
 from sst2.config.arguments import parse_arguments
@@ -133,7 +133,7 @@ def test_a_recipe_is_compared_on_the_seeds_that_both_have() -> None:
         "ema": {"runs": {"2": run(0.85), "1": run(0.82), "3": run(0.10)}},
         "padded": {"runs": {}},
     }
-    summarise(found)
+    summarize(found)
     difference = found["ema"]["summary"]["difference_in_holdout_accuracy"]
     assert (difference["mean"], difference["seeds"]) == (pytest.approx(0.015), 2)
     assert found["baseline"]["summary"]["holdout_accuracy_per_second"]["mean"] == pytest.approx(0.41)

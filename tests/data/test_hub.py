@@ -236,8 +236,8 @@ def test_a_second_start_takes_all_from_the_cache_and_uploads_the_export(
     run = train(*flags, run_dir=tmp_path / "my-run", HF_TOKEN=TOKEN, **warm.variables)
     assert run.code == 0, run.stderr
     for split, size in ROWS.items():
-        assert f"{split}: {size} sentences, tokenised earlier" in run.stderr
-    assert "tokenising" not in run.stderr
+        assert f"{split}: {size} sentences, tokenized earlier" in run.stderr
+    assert "tokenizing" not in run.stderr
     assert warm.first is not None
     assert_same_model(run, warm.first)
     requests = warm.requests_since(start)

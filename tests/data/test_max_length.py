@@ -33,7 +33,7 @@ def test_a_run_counts_what_it_cuts_and_its_model_is_used_with_that_length(
     assert "train: 2 of 4 sentences have more than --max_length 8 tokens: their ends are cut off" in run.stderr
     assert "validation: 2 of 4 sentences have more" in run.stderr
     again = train_here("--model_name_or_path", tiny_model, *files, *ONE_STEP, "--overwrite_output_dir")
-    assert "train: 2 of 4 sentences have more than --max_length 8 tokens" in again.stderr  # tokenised earlier
+    assert "train: 2 of 4 sentences have more than --max_length 8 tokens" in again.stderr  # tokenized earlier
     assert AutoTokenizer.from_pretrained(run.run_dir / "model").model_max_length == 8
 
     capfd.readouterr()

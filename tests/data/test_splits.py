@@ -181,7 +181,7 @@ def test_a_large_splits_fingerprint_is_its_arrays_digest(tmp_path: Path) -> None
 
 
 def own_memory(settings: Settings) -> tuple[int, float]:
-    """Sentences, and MiB of anonymous memory that loading and tokenising them adds to a process."""
+    """Sentences, and MiB of anonymous memory that loading and tokenizing them adds to a process."""
 
     def anonymous() -> float:
         status = Path("/proc/self/status").read_text()

@@ -31,7 +31,7 @@ def compute(margins: list[float], labels: list[int]) -> dict[str, Any]:
 def test_a_small_case_by_hand() -> None:
     result = compute(MARGINS, LABELS)
     p, n, z = 4 / 7, 7, 1.959963984540054
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     signed = [margin if label else -margin for margin, label in zip(MARGINS, LABELS, strict=True)]
     expected = {
@@ -43,7 +43,7 @@ def test_a_small_case_by_hand() -> None:
         "roc_auc": 7 / 12,  # pairs of a positive and a negative sentence in the right order
         "loss": sum(log(1 + exp(-margin)) for margin in signed) / 7,
         "count": 7,
-        "accuracy_ci95": pytest.approx([centre - half, centre + half], abs=1e-6),
+        "accuracy_ci95": pytest.approx([center - half, center + half], abs=1e-6),
     }
     assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     assert result["confusion_matrix"] == [[2, 1], [2, 2]]  # rows are the truth: one NEGATIVE was called POSITIVE

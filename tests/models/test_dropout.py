@@ -18,7 +18,7 @@ def test_as_often_as_asked_and_with_the_same_mean(probability: float) -> None:
     assert scale == pytest.approx(1 / (1 - round(probability * 2**16) / 2**16))
 
 
-def test_elements_are_independent_of_their_neighbours() -> None:
+def test_elements_are_independent_of_their_neighbors() -> None:
     """Four share one draw of 64 bits."""
     torch.manual_seed(0)
     is_dropped = (dropout(torch.ones(400_000), 0.3) == 0).double()

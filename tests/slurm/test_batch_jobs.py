@@ -164,7 +164,7 @@ def test_a_node_is_lost(
     assert_same_result(job, undisturbed, starts=2)
 
 
-def test_a_job_that_is_cancelled_does_not_come_back(start: Submit) -> None:
+def test_a_job_that_is_canceled_does_not_come_back(start: Submit) -> None:
     job = start(*SAMPLE)
     job.wait_for_step(10)
     job.cluster.run("scancel", job.number)

@@ -83,7 +83,7 @@ def test_a_module_that_the_metrics_need_is_the_librarys(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_folder_called_as_an_organisation_does_not_hide_the_hub(
+def test_a_folder_called_as_an_organization_does_not_hide_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

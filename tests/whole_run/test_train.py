@@ -453,7 +453,7 @@ def test_selection_on_a_holdout(train_here: Train, small_job: list[Any]) -> None
     assert (run.metrics["split"], run.metrics["count"]) == ("holdout", 60)
 
 
-def test_unlabelled_test_sentences_are_predicted_and_not_scored(
+def test_unlabeled_test_sentences_are_predicted_and_not_scored(
     train_here: Train, small_job: list[Any], tmp_path: Path
 ) -> None:
     (tmp_path / "test.tsv").write_text("sentence\tlabel\na gripping film\t-1\na dull mess\t-1\n")

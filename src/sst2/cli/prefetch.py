@@ -1,4 +1,4 @@
-"""Fetch, check and tokenise what a run will read, so that it needs no network: for the login node of a cluster.
+"""Fetch, check and tokenize what a run will read, so that it needs no network: for the login node of a cluster.
 
     python -m sst2.prefetch [flags of train_sst2.py]
 
@@ -39,4 +39,4 @@ if __name__ == "__main__":
     from sst2.config.arguments import read_settings
 
     with exit_codes(PROGRAM), standard_output():
-        main(read_settings(sys.argv[1:], PROGRAM, "Fetch and tokenise what a run with the same flags will read."))
+        main(read_settings(sys.argv[1:], PROGRAM, "Fetch and tokenize what a run with the same flags will read."))

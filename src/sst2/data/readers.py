@@ -1,4 +1,4 @@
-"""Labelled sentences out of files, hub data sets and saved folders, each one checked.
+"""Labeled sentences out of files, hub data sets and saved folders, each one checked.
 
 Every source becomes a stream of records that know where they stand, so that one check serves all of them and a mistake
 is named by file and row.

@@ -4,7 +4,7 @@ It lets the whole fine-tuning path be tried in seconds and with no network. The 
 (lower case, spaces around punctuation, many short fragments), and a share of them cannot be judged word by word:
 negation, contrast and comparison turn the sentiment of the words they govern. The validation phrases draw their
 subjects, some of their templates and a few of their sentiment words from lists that training never sees, so that
-validation accuracy means generalisation.
+validation accuracy means generalization.
 
 The grammar is data. A rule maps a symbol to its alternatives, and an alternative may name other symbols: `<x>` is
 expanded with the label of the sentence around it, `<~x>` with the opposite label. Alternatives that only fit one
@@ -136,8 +136,8 @@ GRAMMAR = {
 
 def sample_sentences(split: Split) -> tuple[list[str], list[int]]:
     """Return the distinct sentences of one split and their labels (1 is positive)."""
-    labelled = _generate()[split]
-    return list(labelled), list(labelled.values())
+    labeled = _generate()[split]
+    return list(labeled), list(labeled.values())
 
 
 @cache

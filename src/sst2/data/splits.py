@@ -1,4 +1,4 @@
-"""Sentences from the hub, files or the embedded sample: split, compared, tokenised once and cached."""
+"""Sentences from the hub, files or the embedded sample: split, compared, tokenized once and cached."""
 
 import hashlib
 import logging
@@ -70,7 +70,7 @@ class Split:
         return digest.hexdigest()
 
     @property
-    def is_labelled(self) -> bool:
+    def is_labeled(self) -> bool:
         """Whether all labels are known."""
         return bool((self.labels >= 0).all())
 
@@ -105,7 +105,7 @@ def tokenize_all(
     settings: Settings,
     check_stop: Callable[[], object] = lambda: None,
 ) -> dict[str, Split]:
-    """Every split of a run, tokenised by `tokenize`."""
+    """Every split of a run, tokenized by `tokenize`."""
     splits = {}
     for name, data in sentences.items():
         split = tokenize(name, data, tokenizer, settings.max_length, None, settings.stage_dir, check_stop)
@@ -127,9 +127,9 @@ def tokenize(
     stage_dir: str | None = None,
     check_stop: Callable[[], object] = lambda: None,
 ) -> Split:
-    """Tokenise a split, or map the token ids that an earlier start left in `cache_dir`, the datasets cache by default.
+    """Tokenize a split, or map the token ids that an earlier start left in `cache_dir`, the datasets cache by default.
 
-    Any number of processes may call this at once: one of them tokenises. What `check_stop` raises ends the work, or the
+    Any number of processes may call this at once: one of them tokenizes. What `check_stop` raises ends the work, or the
     waiting for it. With a `stage_dir` on the node's own disk, a copy there is mapped.
 
     Raises:
@@ -188,9 +188,9 @@ def _first(data: Dataset, count: int | None) -> Dataset:
 
 
 def _warn_of_missing_labels(name: str, evaluated: Dataset) -> None:
-    unlabelled = int((labels_of(evaluated) < 0).sum())
-    if 0 < unlabelled < len(evaluated):
-        logger.warning("%d of %d %s sentences have no label: none is scored", unlabelled, len(evaluated), name)
+    unlabeled = int((labels_of(evaluated) < 0).sum())
+    if 0 < unlabeled < len(evaluated):
+        logger.warning("%d of %d %s sentences have no label: none is scored", unlabeled, len(evaluated), name)
 
 
 def _warn_of_one_class(train: Dataset, label_names: list[str]) -> None:

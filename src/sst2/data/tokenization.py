@@ -47,7 +47,7 @@ def require_tokens(
     """The folder with the token ids of these sentences, which is written if it is not there or not whole.
 
     Any number of processes may call this at once: the first takes a file lock and writes, the others wait at the lock.
-    No collective is involved, so that a long tokenisation cannot run into a process group's timeout. `cache_dir` need
+    No collective is involved, so that a long tokenization cannot run into a process group's timeout. `cache_dir` need
     not be writable if the folder is there.
 
     Raises:
@@ -59,12 +59,12 @@ def require_tokens(
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             with Path(f"{folder}.lock").open("w") as lock:
-                waiting = f"waiting for another process that tokenises the {name} split (it holds {lock.name})"
+                waiting = f"waiting for another process that tokenizes the {name} split (it holds {lock.name})"
                 is_alone = wait_for_lock(lock, waiting, check_stop=check_stop)
                 if found := damage_of(folder):
                     if folder.exists():
-                        logger.warning("%s: tokenising anew, %s is damaged: %s", name, folder, found)
-                    logger.info("%s: tokenising %d sentences", name, len(data))
+                        logger.warning("%s: tokenizing anew, %s is damaged: %s", name, folder, found)
+                    logger.info("%s: tokenizing %d sentences", name, len(data))
                     put_in_place = write_atomic_folder if is_alone else _write_beside_others
                     put_in_place(folder, partial(_write, data, encoder, check_stop))
                     return folder
@@ -73,7 +73,7 @@ def require_tokens(
                 f"token ids cannot be written to {cache_dir} ({error.strerror or error}): make room, or name a folder "
                 "that has some in the environment variable HF_DATASETS_CACHE"
             ) from None
-    logger.info("%s: %d sentences, tokenised earlier (%s)", name, len(data), folder)
+    logger.info("%s: %d sentences, tokenized earlier (%s)", name, len(data), folder)
     return folder
 
 
@@ -129,7 +129,7 @@ def _write(data: "Dataset", encoder: Tokenizer, check_stop: Callable[[], object]
     with (
         (folder / INPUT_IDS).open("wb") as ids_file,
         (folder / OFFSETS).open("wb") as offsets_file,
-        tqdm(total=len(data), desc="Tokenising", unit=" sentences", unit_scale=True, disable=None) as bar,
+        tqdm(total=len(data), desc="Tokenizing", unit=" sentences", unit_scale=True, disable=None) as bar,
     ):
         offsets_file.write(bytes(8))
         for batch in batches_of_sentences(data):

@@ -28,5 +28,5 @@ def model_name(name: str) -> str:
 
 
 def _holds_runs(folder: Path) -> bool:
-    """Whether it is a folder of runs, and none that is merely called as an organisation on the hub is."""
+    """Whether it is a folder of runs, and none that is merely called as an organization on the hub is."""
     return folder != Path() and folder.is_dir() and any(map(is_run, folder.iterdir()))

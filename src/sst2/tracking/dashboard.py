@@ -50,10 +50,10 @@ class Dashboard:
         if key not in self._shown:
             self._shown.add(key)
             self._writer.add_histogram(f"{split.name}/probability_positive", positive, step)
-            if split.is_labelled:
+            if split.is_labeled:
                 self._writer.add_pr_curve(f"{split.name}/precision_recall", split.labels, positive, step)
                 self._write_texts(split, step, positive)
-        if split.is_labelled and key not in self._drawn and self._can_afford_pictures(run_seconds):
+        if split.is_labeled and key not in self._drawn and self._can_afford_pictures(run_seconds):
             self._drawn.add(key)
             self._draw(split, step, positive)
 

@@ -93,6 +93,6 @@ def reserve_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
 
 
-def wants_colour(descriptor: int) -> bool:
-    """Whether what is written there may be coloured: to a terminal, unless NO_COLOR is set (no-color.org)."""
+def wants_color(descriptor: int) -> bool:
+    """Whether what is written there may be colored: to a terminal, unless NO_COLOR is set (no-color.org)."""
     return os.isatty(descriptor) and not os.environ.get("NO_COLOR")

@@ -262,7 +262,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     (tmp_path / "words.csv").write_text("sentence,label\nfine,positive\n")
-    (tmp_path / "unlabelled.csv").write_text("sentence,label\nfine,\n")
+    (tmp_path / "unlabeled.csv").write_text("sentence,label\nfine,\n")
     before = sorted(tmp_path.rglob("*"))
     mistakes: dict[tuple[object, ...], str] = {
         (): "the following arguments are required: MODEL",
@@ -278,13 +278,13 @@ def test_mistakes_are_one_line_and_leave_nothing(
         (spam, "--validation_file", tmp_path / "words.csv"): "label 'positive' is unknown: give 0 or ham, 1 or spam",
         (spam, "--validation_file", tmp_path / "words.csv", "--sentence_column", "text"): "has no column 'text'",
         (broken,): "logits that are not finite",
-        (run, "--output_dir", tmp_path / "unlabelled.csv"): "is a file: name a folder",
+        (run, "--output_dir", tmp_path / "unlabeled.csv"): "is a file: name a folder",
         (run, "--output_dir", tmp_path / "full"): "holds other files, thesis.tex for one: name another folder",
         (run, "--output_dir", tmp_path / "full", "--overwrite_output_dir"): "holds other files",
         (run, "--output_dir", run / "model", "--overwrite_output_dir"): "holds other files",
         (run, "--output_dir", tmp_path / "x", "--validation_file", tmp_path): "is a folder",
         (run, "--output_dir", tmp_path / "x", "--validation_file", "none.csv"): "does not exist",
-        (run, "--output_dir", tmp_path / "x", "--validation_file", tmp_path / "unlabelled.csv"): "line 2",
+        (run, "--output_dir", tmp_path / "x", "--validation_file", tmp_path / "unlabeled.csv"): "line 2",
     }
     for arguments, message in mistakes.items():
         capsys.readouterr()

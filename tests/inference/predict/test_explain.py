@@ -17,7 +17,7 @@ from sst2.data.sample import sample_sentences
 from sst2.inference.predict import command
 from sst2.inference.predict.classifier import Classifier
 from sst2.inference.predict.explain import TOLERANCE, Explainer
-from sst2.inference.predict.highlight import Word, in_colour, in_plain, page_row
+from sst2.inference.predict.highlight import Word, in_color, in_plain, page_row
 from sst2.models.loading import load_classifier
 from sst2.utils.errors import UserError, exit_codes
 from tests.support.odd_checkpoints import FAST, Form
@@ -115,12 +115,12 @@ def test_the_command_explains_the_predicted_class(
         assert [value for _, value in answer["attributions"]] == pytest.approx([w.value for w in expected], abs=1e-4)
     rows = [*csv.DictReader(run("--format", "csv", *SENTENCES).splitlines())]
     assert [json.loads(row["attributions"]) for row in rows] == [answer["attributions"] for answer in answers]
-    text = run(SENTENCES[0])  # no terminal, no colour
+    text = run(SENTENCES[0])  # no terminal, no color
     assert re.sub(r"\([+-]\d+\.\d\d\)", "", text).rstrip().endswith(f"  {SENTENCES[0]}")
     assert "\x1b" not in text
 
 
-def test_a_terminal_gets_colours(
+def test_a_terminal_gets_colors(
     tiny_classifier: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def on_terminal() -> str:
@@ -136,16 +136,16 @@ def test_a_terminal_gets_colours(
     assert "\x1b" not in on_terminal()
 
 
-def test_colours_tell_for_from_against_and_strong_from_weak() -> None:
+def test_colors_tell_for_from_against_and_strong_from_weak() -> None:
     words = [Word(0, 4, 2.0), Word(5, 9, -1.9), Word(10, 14, 0.8), Word(15, 19, 0.01)]
     sentence = "aaaa bbbb cccc \x1b[2J"
-    blue, orange, pale, plain = in_colour(sentence, words).split(" ")
+    blue, orange, pale, plain = in_color(sentence, words).split(" ")
     assert blue == "\x1b[38;5;16;48;5;75maaaa\x1b[0m"
     assert orange == "\x1b[38;5;16;48;5;209mbbbb\x1b[0m"
     assert pale == "\x1b[38;5;16;48;5;111mcccc\x1b[0m"
     assert plain == "\\x1b[2J"
     assert in_plain(sentence, words) == "aaaa(+2.00) bbbb(-1.90) cccc(+0.80) \\x1b[2J(+0.01)"
-    assert in_colour("aaaa", [Word(0, 4, 0.0)]) == "aaaa"  # no word does anything: nothing is divided by it
+    assert in_color("aaaa", [Word(0, 4, 0.0)]) == "aaaa"  # no word does anything: nothing is divided by it
 
 
 class Page(HTMLParser):

@@ -3,7 +3,7 @@
     python -m sst2.export runs/NAME --format onnx
     python -m sst2.export runs/NAME --format onnx --int8 --validation_file dev.tsv
 
-Writes a folder with the model as ONNX, in float32 and with `--int8` quantised as well, tokenizer, configuration, a card
+Writes a folder with the model as ONNX, in float32 and with `--int8` quantized as well, tokenizer, configuration, a card
 and all figures as JSON. It appears only after its logits were compared with torch's.
 """
 
@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(prog=PROGRAM, description="Export a trained classifier for small machines.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="the only one")
-    parser.add_argument("--int8", action="store_true", help="a quantised model as well: a quarter of the size, faster")
+    parser.add_argument("--int8", action="store_true", help="a quantized model as well: a quarter of the size, faster")
     parser.add_argument(
         "--validation_file", metavar="FILE", help="csv, tsv, json lines or parquet with sentence, label to measure on"
     )
@@ -123,7 +123,7 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
 
 
 def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> "tuple[str, Dataset] | None":
-    """Name and sentences of the file, if one is given, labelled by the numbers of the model's classes.
+    """Name and sentences of the file, if one is given, labeled by the numbers of the model's classes.
 
     The file's numbers 0 and 1 stand for the names of `--label_names`, else for SST-2's, else, where the model's classes
     are others, for the model's. Which class of the model a name means is decided by the names alone; where the two sets

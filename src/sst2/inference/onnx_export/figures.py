@@ -95,7 +95,7 @@ def figures_of(
     Args:
         variants: `REFERENCE` and others, by name.
         tokenizer: of the model.
-        data: all of it labelled by the model's classes; the sample's first sentences, without labels, if None.
+        data: all of it labeled by the model's classes; the sample's first sentences, without labels, if None.
         rounds: of measuring latency.
         positive: number of the positive class, for F1.
 

@@ -25,7 +25,7 @@ from sst2.inference.onnx_export.figures import (
     require_same_logits,
 )
 from sst2.inference.onnx_export.onnx_card import FILES, onnx_card
-from sst2.inference.onnx_export.onnx_model import OPSET, onnx_classifier, quantise, torch_classifier, write_onnx
+from sst2.inference.onnx_export.onnx_model import OPSET, onnx_classifier, quantize, torch_classifier, write_onnx
 from sst2.models.loading import num_bytes
 from sst2.utils.atomic_file import write_json
 
@@ -61,8 +61,8 @@ def write_files(
         model: in evaluation mode.
         tokenizer: of the model.
         title: name of the model, for the card.
-        int8: whether a quantised model is wanted as well.
-        data: name of a file, and its sentences, labelled by the model's classes.
+        int8: whether a quantized model is wanted as well.
+        data: name of a file, and its sentences, labeled by the model's classes.
 
     Returns:
         What `export.json` holds.
@@ -82,7 +82,7 @@ def write_files(
         write_onnx(model, folder / FILES["onnx_float32"])
     if int8:
         with _says("quantizing it to int8"):
-            quantise(folder / FILES["onnx_float32"], folder / FILES["onnx_int8"])
+            quantize(folder / FILES["onnx_float32"], folder / FILES["onnx_int8"])
     differences = {}
     for name in [*FILES][: 1 + int8]:
         file = folder / FILES[name]

@@ -49,13 +49,13 @@ def onnx_card(report: dict[str, Any]) -> str:
 def table(report: dict[str, Any]) -> str:
     """Markdown, one line for each form."""
     variants = report["forms"]
-    labelled = "accuracy" in variants["torch_float32"]
-    columns = ["form", "file", "MB", *(["accuracy", "95 % interval"] if labelled else []), "predicts as torch"]
+    labeled = "accuracy" in variants["torch_float32"]
+    columns = ["form", "file", "MB", *(["accuracy", "95 % interval"] if labeled else []), "predicts as torch"]
     lines = [[*columns, "ms, batch 1", "ms, batch 32"]]
     lines.append(["---"] * len(lines[0]))
     for name, figures in variants.items():
         line = [NAMES[name], f"`{FILES[name]}`" if name in FILES else "", f"{figures['megabytes']:.1f}"]
-        if labelled:
+        if labeled:
             low, high = figures["accuracy_ci95"]
             line += [f"{figures['accuracy']:.4f}", f"{low:.4f} to {high:.4f}"]
         line.append(_percent(figures["same_predictions"]) if name in FILES else "")
@@ -79,7 +79,7 @@ def _checked(probes: dict[str, Any], variants: dict[str, Any]) -> list[str]:
     figures = variants["onnx_int8"]
     on_int8 = [
         "The int8 model has its weights in 7 bits with a scale for each output, so that no CPU's sums overflow, and "
-        "quantises activations on the way by the range of the whole batch: a sentence's logits depend a little on "
+        "quantizes activations on the way by the range of the whole batch: a sentence's logits depend a little on "
         "those beside it.",
         f"Of the sentences measured below, each by itself, it gives {_percent(figures['same_predictions'])} the class "
         f"that torch gives; its logits differ by up to {figures['largest_logit_difference']:.2g}.",

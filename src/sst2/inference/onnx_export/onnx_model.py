@@ -1,4 +1,4 @@
-"""DistilBERT as an ONNX file: written by torch's exporter, quantised and run by onnxruntime.
+"""DistilBERT as an ONNX file: written by torch's exporter, quantized and run by onnxruntime.
 
 Batch and length are free, the inputs `input_ids` and `attention_mask` int64, the output `logits` float32. onnx,
 onnxscript and onnxruntime are imported in the functions that need them: nothing else in the project does.
@@ -35,7 +35,7 @@ def write_onnx(model: DistilBertForSequenceClassification, file: Path, attention
     """Write the model as float32 ONNX, with weights inside and nothing about this machine.
 
     It is in evaluation mode. `attention` is transformers' implementation to write down: the plain one, `eager`, leaves
-    fewer operators, which the quantised model gains from (benchmarks/onnx_variants.py).
+    fewer operators, which the quantized model gains from (benchmarks/onnx_variants.py).
     """
     import onnx
 
@@ -65,10 +65,10 @@ def write_onnx(model: DistilBertForSequenceClassification, file: Path, attention
     onnx.save(written, file)
 
 
-def quantise(
+def quantize(
     file: Path, target: Path, per_channel: bool = True, reduce_range: bool = True, signed: bool = True
 ) -> None:
-    """Write the float32 model in `file` with int8 weights; activations are quantised on the way, by their range.
+    """Write the float32 model in `file` with int8 weights; activations are quantized on the way, by their range.
 
     Args:
         file: the float32 model.

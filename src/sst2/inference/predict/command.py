@@ -5,7 +5,7 @@
     zcat reviews.txt.gz | python -m sst2.predict NAME_ON_THE_HUB --format jsonl
     python -m sst2.predict runs/NAME "a gripping, funny film" --explain --html why.html
 
-Any number of sentences passes through in chunks, in memory that does not grow: each chunk is tokenised, sorted by
+Any number of sentences passes through in chunks, in memory that does not grow: each chunk is tokenized, sorted by
 length, classified in packed batches and answered in its order. Exit code 0; 2 for a mistake, in one line; 141 where
 the reader of the output has gone, as of other programs.
 """
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no is exact")
     parser.add_argument("--explain", action="store_true", help="what each word did for the prediction (needs captum)")
-    parser.add_argument("--html", metavar="FILE", help="with --explain: a page of the sentences in colour")
+    parser.add_argument("--html", metavar="FILE", help="with --explain: a page of the sentences in color")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.file is not None:
         if arguments.sentences:
@@ -208,11 +208,11 @@ def write(
     Raises:
         UserError: there is no room.
     """
-    from sst2.utils.console import wants_colour
+    from sst2.utils.console import wants_color
 
     first = next(answers)  # before anything is written: a model that gives none leaves nothing
-    in_colour = not arguments.output and wants_colour(1)
-    write_answer = answer_writer(arguments.format, output, labels, arguments.explain, in_colour)
+    in_color = not arguments.output and wants_color(1)
+    write_answer = answer_writer(arguments.format, output, labels, arguments.explain, in_color)
     if page:
         page.write(page_start(f"Sentiment by {arguments.model}"))
     for some in chain([first], answers):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sst2.data.csv_cells import ANSWERS, ANSWERS_EXPLAINED, to_cell
-from sst2.inference.predict.highlight import Word, in_colour, in_plain, printable
+from sst2.inference.predict.highlight import Word, in_color, in_plain, printable
 from sst2.inference.predict.writers import Sink
 
 
@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 
 
 def answer_writer(
-    format: str, sink: Sink, labels: tuple[str, ...], explained: bool, colour: bool
+    format: str, sink: Sink, labels: tuple[str, ...], explained: bool, color: bool
 ) -> Callable[[Answer], object]:
     """What writes an answer as `text`, `csv` or `jsonl`. Answers that say what each word did have one column more."""
     if format == "csv":
@@ -38,7 +38,7 @@ def answer_writer(
     if format == "jsonl":
         return lambda answer: sink.write(_json_line(answer))
     width = max(map(len, map(printable, labels)))
-    mark = in_colour if colour else in_plain
+    mark = in_color if color else in_plain
     return lambda answer: sink.write(_text_line(answer, width, mark))
 
 

@@ -58,7 +58,7 @@ def in_plain(sentence: str, words: Sequence[Word]) -> str:
     return _marked(sentence, words, printable, lambda text, word, _: f"{printable(text)}({word.value:+.2f})")
 
 
-def in_colour(sentence: str, words: Sequence[Word]) -> str:
+def in_color(sentence: str, words: Sequence[Word]) -> str:
     """The sentence for a terminal of 256 colors."""
     from rich.style import Style
 
