@@ -49,8 +49,8 @@ def main(settings: Settings, stop_requests: StopRequests) -> None:
     """Train, evaluate and export.
 
     Args:
-        settings: of the command line.
-        stop_requests: tell when to stop and save.
+        settings: from the command line.
+        stop_requests: signals and files by which somebody asks for a checkpoint, or for a checkpoint and the end.
 
     Raises:
         StopRequestedError: the run was asked to stop, and has saved.
@@ -62,7 +62,7 @@ def main(settings: Settings, stop_requests: StopRequests) -> None:
             finalize(trainer)
         except StopRequestedError as stop:
             trainer.tracker.note_end(trainer.state.step, str(stop))
-            save_checkpoint(trainer)
+            save_checkpoint(trainer)  # nothing is written where this state is saved already
             trainer.wait_for_checkpoint()
             stop.checkpoint = trainer.newest_checkpoint  # from which the next start goes on
             raise
@@ -71,8 +71,8 @@ def main(settings: Settings, stop_requests: StopRequests) -> None:
 def setup(settings: Settings, stop_requests: StopRequests, run: RunFolder) -> Trainer:
     """Load and check everything, then start the run, or resume it where `--resume_from_checkpoint` says so.
 
-    The run's folder is written to at the end only: a mistake of the user leaves nothing behind. A stop that is asked
-    for before has nothing to save.
+    The run's folder is written to when all is loaded and checked: a mistake of the user leaves nothing behind. A stop
+    during setup has nothing to save.
     """
     accelerator, settings, watchdog = init_processes(settings)
     assets = load_assets(accelerator, settings, stop_requests.raise_if_stopped)
@@ -92,7 +92,7 @@ def setup(settings: Settings, stop_requests: StopRequests, run: RunFolder) -> Tr
 
 
 def fit(trainer: Trainer) -> None:
-    """Train until all steps are done, or until evaluations have stopped to improve."""
+    """Train until all steps are done, or until evaluations have stopped improving."""
     settings, state, total = trainer.settings, trainer.state, trainer.plan.total_steps
     check_stop_requests(trainer)
     bar = tqdm(total=total, initial=state.step, unit="step", disable=trainer.hides_bars)
@@ -112,7 +112,15 @@ def fit(trainer: Trainer) -> None:
 
 
 def check_stop_requests(trainer: Trainer, after_step: bool = False) -> None:
-    """Between two steps, and between two batches of an evaluation: do what was asked, all ranks at once."""
+    """Between two steps, and between two batches of an evaluation: save, stop or go on, all ranks alike.
+
+    Args:
+        trainer: of this rank.
+        after_step: whether the time that this takes belongs to training; else it is an evaluation's.
+
+    Raises:
+        StopRequestedError: somebody has asked for the end.
+    """
     trainer.log_checkpoint_times()
     flags = trainer.reduce_stop_flags(after_step)
     if flags.save:
@@ -132,9 +140,10 @@ def save_checkpoint(trainer: Trainer) -> None:
 
 
 def train_step(trainer: Trainer) -> dict[str, Any]:
-    """One optimizer step on the mean loss of sentences that all ranks share. Returns its rate and gradient norm.
+    """One optimizer step on the mean loss of sentences that are divided among the ranks.
 
-    On a GPU this returns before the step has run; only a step that is being captured is waited for.
+    On a GPU this returns before the step has run; only a step that is being captured is waited for. Returns the step's
+    learning rate and gradient norm.
     """
     started = time.perf_counter()
     trainer.start_phase("data")
@@ -145,12 +154,12 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
         train, shards, rank, trainer.settings, trainer.tokenizer.pad_token_id, trainer.strategy.device
     )
     step_function = partial(forward_backward_step, trainer, len(indices))
-    # eagerly, or replayed as a CUDA graph
+    # Eagerly, or replayed as a CUDA graph, which is captured of whole batches alone: the number of sentences is in it.
     loss_sum, grad_norm, padded_tokens = trainer.step_runner.run(micro_batches, step_function)
 
     metrics = {"learning_rate": trainer.schedule.get_last_lr()[0], "grad_norm": grad_norm}
     trainer.schedule.step()
-    if trainer.settings.log_sample_ids:
+    if trainer.settings.log_sample_ids:  # what each rank says that it has taken
         trainer.tracker.log_samples(trainer.state.step + 1, gather_object(shards[rank].tolist()))
     trainer.count_step(shards, loss_sum, grad_norm, padded_tokens, started)
     return metrics
@@ -159,9 +168,9 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
 def forward_backward_step(
     trainer: Trainer, num_sentences: int, micro_batches: MicroBatches
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of a step, micro-batch by micro-batch, and AdamW's step on it, which is skipped if it is not finite.
+    """The gradient of a step, micro-batch by micro-batch, and AdamW's step on it, if it is finite.
 
-    Each rank has as many micro-batches; where its sentences do not go round, one has loss weight 0.
+    All ranks run the same number of micro-batches: one that is short of sentences runs a filler with loss weight 0.
 
     Returns:
         The sum of this rank's losses, and the gradient norm of all ranks; (), float32, each.
@@ -184,7 +193,7 @@ def forward_backward_step(
 
 
 def log_training(trainer: Trainer, metrics: dict[str, Any]) -> str:
-    """Log the averages since the last logged point. Returns a line for the progress bar."""
+    """Log averages since the last logged point, and the last step's metrics. Returns a line for the progress bar."""
     values = trainer.pop_averages() | {name: float(value) for name, value in metrics.items()}
     trainer.tracker.log("train", trainer.state.step, values)
     line = f"loss {values['loss']:.4f}, {values['sentences_per_second']:.0f} sentences/s"
@@ -203,7 +212,7 @@ def validate(trainer: Trainer) -> bool:
     return state.count_evaluation(metrics["accuracy"], metrics["loss"])
 
 
-@torch.no_grad()  # not inference_mode: strategies keep what they gather for it, and train with it
+@torch.no_grad()  # not inference_mode: FSDP2 and ZeRO keep the weights that they gather here, and train with them
 def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     """Classify every sentence of a split once, on all ranks.
 
@@ -234,9 +243,9 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
 
 
 def finalize(trainer: Trainer) -> None:
-    """Evaluate the final model on every split, then export it and write what the run has come to.
+    """Evaluate the final model on every split but `train`, then export it and write what the run has come to.
 
-    A stop during these evaluations saves nothing: the last step's checkpoint is there, whichever model is loaded.
+    A stop during these evaluations writes no checkpoint: the last step's is there, whichever model is loaded.
     """
     trainer.wait_for_checkpoint()
     step, selected = trainer.load_final_model()

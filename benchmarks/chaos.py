@@ -24,7 +24,7 @@ import psutil
 
 from sst2.checkpoints.folders import list_checkpoints
 from sst2.distributed.devices import processor
-from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
+from sst2.utils.checksums import DamagedFolderError, verify_folder
 
 SCRIPT = Path(__file__).parent.parent / "train_sst2.py"
 SHARE_IN_START = 0.2  # of the kills, before the first step

@@ -35,7 +35,7 @@ from sst2.checkpoints.folders import list_checkpoints
 from sst2.config.arguments import PROGRAM, parse_arguments
 from sst2.distributed.devices import processor
 from sst2.distributed.stop_requests import StopRequests
-from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
+from sst2.utils.checksums import DamagedFolderError, verify_folder
 from sst2.utils.errors import OF_TRAINING, exit_codes, leave_at_once
 
 HERE = Path(__file__).parent

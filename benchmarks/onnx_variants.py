@@ -24,8 +24,8 @@ import torch
 import yaml
 from datasets import Dataset
 
+from sst2.data.checked_rows import read_file
 from sst2.data.mapped_dataset import labels_of
-from sst2.data.readers import read_file
 from sst2.distributed.devices import processor
 from sst2.inference.onnx_export.figures import REFERENCE, Variant, figures_of, padded
 from sst2.inference.onnx_export.folder import versions

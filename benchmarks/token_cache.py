@@ -21,7 +21,7 @@ from datasets import Dataset
 from memory import describe, write_sentences
 from transformers import PreTrainedTokenizerBase
 
-from sst2.data.readers import read_file
+from sst2.data.checked_rows import read_file
 from sst2.data.sample import sample_tokenizer
 from sst2.data.splits import tokenize
 

@@ -35,7 +35,8 @@ from sst2.config.settings import SAMPLE, Settings
 from sst2.data.splits import Split
 from sst2.distributed.strategies import prepare
 from sst2.training.optimizer import build_optimizer, build_schedule
-from sst2.utils.atomic_folder import verify_folder, write_atomic_folder
+from sst2.utils.atomic_folder import write_atomic_folder
+from sst2.utils.checksums import verify_folder
 from sst2.utils.errors import UserError
 from tests.support.processes import kill_at_change, start
 from tests.support.running import Bomb

@@ -27,7 +27,8 @@ from sst2.checkpoints.folders import (
     rotate,
 )
 from sst2.runs.origin import is_origin, origin
-from sst2.utils.atomic_folder import DamagedFolderError, verify_folder, write_atomic_folder
+from sst2.utils.atomic_folder import write_atomic_folder
+from sst2.utils.checksums import DamagedFolderError, verify_folder
 from sst2.utils.errors import UserError
 from tests.support.processes import kill_at_change, start
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sst2.cli.compare import as_csv
+from sst2.data.checked_rows import read_file
 from sst2.data.csv_cells import from_cell, to_cell
-from sst2.data.readers import read_file
-from sst2.data.records import Columns
+from sst2.data.file_formats import Columns
 from sst2.data.splits import Split
 from sst2.evaluation.predictions import read_predictions, write_predictions
 from sst2.inference.predict.command import main as predict

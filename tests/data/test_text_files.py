@@ -18,8 +18,8 @@ import pandas
 import pytest
 
 from sst2.config.settings import Settings
-from sst2.data.readers import read_dataset, read_file
-from sst2.data.records import Columns
+from sst2.data.checked_rows import read_dataset, read_file
+from sst2.data.file_formats import Columns
 from sst2.inference.predict.inputs import sentences_of
 from sst2.utils.errors import UserError, quoted
 from sst2.utils.text_files import FILE_SUFFIXES, format_of, problem_of

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from sst2.checkpoints.folders import newest_checkpoint
-from sst2.utils.atomic_folder import verify_folder
+from sst2.utils.checksums import verify_folder
 from tests.support.jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, run_to_the_end, running
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,8 @@ import pytest
 
 from sst2.runs.run_folder import RunFolder
 from sst2.utils import file_system
-from sst2.utils.atomic_folder import verify_folder, write_atomic_folder
+from sst2.utils.atomic_folder import write_atomic_folder
+from sst2.utils.checksums import verify_folder
 from sst2.utils.file_system import copy_mode, missing_features, wait_for_lock
 from tests.support.processes import results, start
 

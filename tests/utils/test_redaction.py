@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sst2.config.one_line_parser import OneLineParser
+from sst2.config.command_line import OneLineParser
 from sst2.utils.errors import UserError
 from sst2.utils.redaction import redact, redact_logging
 

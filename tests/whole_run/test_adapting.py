@@ -10,8 +10,8 @@ import datasets
 import pytest
 from transformers import pipeline
 
-from sst2.data.readers import read_dataset, read_file
-from sst2.data.records import Columns
+from sst2.data.checked_rows import read_dataset, read_file
+from sst2.data.file_formats import Columns
 from sst2.data.sample import Split, sample_sentences
 from sst2.inference.predict.inputs import sentences_of
 from sst2.utils.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import pipeline
 
-from sst2.data.readers import read_file
+from sst2.data.checked_rows import read_file
 from tests.support.running import Finished
 
 pytestmark = [

@@ -20,7 +20,7 @@ from sst2.config.settings import SAMPLE, Settings, is_path
 from sst2.models.loading import num_bytes
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.runs.run_folder import RunFolder, is_finished
-from sst2.utils.atomic_folder import DamagedFolderError, verify_folder
+from sst2.utils.checksums import DamagedFolderError, verify_folder
 from sst2.utils.errors import UserError
 
 STATE = "state.json"

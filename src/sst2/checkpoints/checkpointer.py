@@ -50,7 +50,7 @@ from sst2.distributed.ranks import read_on_main, run_on_main
 from sst2.distributed.strategies.strategy import Strategy
 from sst2.runs.origin import origin
 from sst2.runs.run_folder import RunFolder, is_finished
-from sst2.utils.atomic_folder import damage_of
+from sst2.utils.checksums import damage_of
 from sst2.utils.errors import UserError
 from sst2.utils.waiting import call_with_timeout
 

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from sst2.runs.origin import ORIGIN
-from sst2.utils.atomic_folder import MANIFEST, commit, damage_of, write_atomic_folder
+from sst2.utils.atomic_folder import commit, write_atomic_folder
+from sst2.utils.checksums import MANIFEST, damage_of
 from sst2.utils.errors import UserError
 from sst2.utils.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_name, put_aside
 

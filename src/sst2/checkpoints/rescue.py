@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from sst2.checkpoints.folders import copy_files
-from sst2.utils.atomic_folder import verify_folder, write_atomic_folder
+from sst2.utils.atomic_folder import write_atomic_folder
+from sst2.utils.checksums import verify_folder
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 
-from sst2.config.one_line_parser import OneLineParser
+from sst2.config.command_line import OneLineParser
 from sst2.data.csv_cells import to_cell
 from sst2.evaluation.comparison import Comparison, Table
 from sst2.evaluation.run_results import Run, read_run

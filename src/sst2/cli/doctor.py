@@ -10,8 +10,8 @@ Prints one table with advice. Exit code 0, or 2 when a run would fail.
 from contextlib import suppress
 from pathlib import Path
 
+from sst2.config.command_line import OneLineParser
 from sst2.config.launcher import is_reporting_process, process_rank
-from sst2.config.one_line_parser import OneLineParser
 from sst2.config.settings import Settings
 from sst2.distributed.doctor.disk import check_disk
 from sst2.distributed.doctor.machine import check_machine

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sst2.config.command_line import FlagParser
+from sst2.config.run_flags import FlagParser
 from sst2.config.settings import NAMES
 from sst2.utils.errors import UserError
 

@@ -13,10 +13,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sst2.config.settings import LABEL_NAMES, SAMPLE, Settings
+from sst2.data.checked_rows import read_dataset, read_file
+from sst2.data.file_formats import Columns
 from sst2.data.hub import reading_from_hub, require_revision
 from sst2.data.mapped_dataset import BATCH, batches_of_sentences, labels_of, mapped_dataset
-from sst2.data.readers import read_dataset, read_file
-from sst2.data.records import Columns
 from sst2.data.sample import sample_sentences
 from sst2.data.staging import local_copy
 from sst2.data.tokenization import map_tokens, num_cut, require_tokens

@@ -19,7 +19,8 @@ from huggingface_hub import snapshot_download
 
 from sst2.config.settings import DATA_FILES, SAMPLE, Settings
 from sst2.data.hub import reading_from_hub
-from sst2.utils.atomic_folder import DamagedFolderError, describe_file, verify_folder, write_atomic_folder
+from sst2.utils.atomic_folder import write_atomic_folder
+from sst2.utils.checksums import DamagedFolderError, describe_file, verify_folder
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import expand_path, wait_for_lock
 

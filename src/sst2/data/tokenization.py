@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sst2.data.mapped_dataset import batches_of_sentences
-from sst2.utils.atomic_folder import damage_of, write_atomic_folder
+from sst2.utils.atomic_folder import write_atomic_folder
+from sst2.utils.checksums import damage_of
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import wait_for_lock
 from sst2.utils.removal import discard, put_aside

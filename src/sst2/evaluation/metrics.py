@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, matthews_corrcoef, precision_recall_fscore_support, roc_auc_score
 
 from sst2.evaluation.predictions import log_probabilities
+from sst2.evaluation.significance import wilson_interval
 
 CALIBRATION_BINS = 15  # as in Guo et al. (2017)
 LENGTH_EDGES = (1, 9, 17, 33, 65)  # tokens; the first of each group
@@ -59,7 +59,6 @@ class SentimentMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no
         precision, recall, f1, _ = precision_recall_fscore_support(
             labels, predicted, average="binary", zero_division=0.0
         )
-        interval = binomtest(int(correct.sum()), len(labels)).proportion_ci(0.95, method="wilson")
         return {
             "accuracy": float(correct.mean()),
             "precision": float(precision),
@@ -70,7 +69,7 @@ class SentimentMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no
             "loss": float(-logarithms[np.arange(len(labels)), labels].mean()),
             "ece": expected_calibration_error(np.maximum(positive, 1 - positive), correct),
             "count": len(labels),
-            "accuracy_ci95": [float(interval.low), float(interval.high)],
+            "accuracy_ci95": list(wilson_interval(int(correct.sum()), len(labels))),
             "confusion_matrix": confusion_matrix(labels, predicted, labels=[0, 1]).tolist(),
             "accuracy_by_length": accuracy_by_length(correct, np.array(lengths)),
         }

@@ -32,6 +32,12 @@ class Difference:
     test: str
 
 
+def wilson_interval(num_correct: int, count: int) -> tuple[float, float]:
+    """95 % interval of an accuracy (Wilson, 1927)."""
+    low, high = stats.binomtest(num_correct, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(low), float(high)
+
+
 def mean_interval(values: list[float]) -> tuple[float, float, tuple[float, float] | None]:
     """Mean, sample standard deviation (n - 1), and 95 % interval of the mean by Student's t; None for one value."""
     mean = float(np.mean(values))

@@ -23,7 +23,8 @@ from sst2.config.settings import Settings
 from sst2.models.model_card import model_card
 from sst2.models.tokenizer import probes
 from sst2.runs.run_folder import WEIGHTS
-from sst2.utils.atomic_folder import commit, describe_file
+from sst2.utils.atomic_folder import commit
+from sst2.utils.checksums import describe_file
 from sst2.utils.errors import DISK_ERRORS, UserError, disk_error, first_line, no_room
 from sst2.utils.file_system import copy_mode
 from sst2.utils.removal import UNFINISHED, discard, hidden_name, put_aside

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
-from sst2.utils.atomic_folder import describe_file
+from sst2.utils.checksums import describe_file
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import fsync, wait_for_lock
 from sst2.utils.removal import discard, leftovers, put_aside

@@ -30,7 +30,7 @@ from sst2.tracking.tracker import Tracker
 from sst2.training.cuda_graphs import StepRunner, step_runner
 from sst2.training.flops import flop_per_token
 from sst2.training.step_metrics import StepMetrics, peak_memory_mib, pop_averages
-from sst2.utils.atomic_folder import damage_of
+from sst2.utils.checksums import damage_of
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.utils.waiting import RunningTime
 

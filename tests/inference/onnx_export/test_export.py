@@ -19,7 +19,7 @@ from benchmarks.onnx_variants import count_overflows
 from sst2.config.arguments import write_settings
 from sst2.config.class_names import are_generic, names_in_order
 from sst2.config.settings import SAMPLE, Settings
-from sst2.data.readers import read_file
+from sst2.data.checked_rows import read_file
 from sst2.data.sample import sample_config, sample_sentences, sample_tokenizer
 from sst2.inference.onnx_export.command import PROGRAM, check_output_dir, locate, main
 from sst2.inference.onnx_export.figures import TOLERANCE, padded, probe_batches, require_same_logits
@@ -28,7 +28,7 @@ from sst2.inference.onnx_export.onnx_model import onnx_classifier, torch_classif
 from sst2.models.export import stock_classifier
 from sst2.models.loading import load_classifier
 from sst2.runs.run_folder import RunFolder
-from sst2.utils.atomic_folder import verify_folder
+from sst2.utils.checksums import verify_folder
 from sst2.utils.errors import UserError, exit_codes
 from tests.support.running import REPOSITORY
 

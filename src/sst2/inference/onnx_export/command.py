@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sst2.config.class_names import are_generic, names_in_order, order_of_classes
-from sst2.config.one_line_parser import OneLineParser
+from sst2.config.command_line import OneLineParser
 from sst2.config.settings import LABEL_NAMES
+from sst2.data.checked_rows import SST2, read_file
+from sst2.data.file_formats import Columns
 from sst2.data.mapped_dataset import batches_of_sentences, labels_of, with_labels
-from sst2.data.readers import SST2, read_file
-from sst2.data.records import Columns
 from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.runs.run_folder import RunFolder, is_run
 from sst2.utils.console import say

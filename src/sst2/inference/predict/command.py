@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sst2.config.class_names import have_positive
-from sst2.config.one_line_parser import OneLineParser
+from sst2.config.command_line import OneLineParser
 from sst2.evaluation.predictions import log_probabilities
 from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.inference.predict.formatters import Answer, answer_writer

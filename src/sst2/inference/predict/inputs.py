@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from sst2.data.readers import checked_sentence
-from sst2.data.records import Columns, Record, file_records, text_records
+from sst2.data.checked_rows import checked_sentence
+from sst2.data.file_formats import Columns, Record, file_records, text_records
 from sst2.utils.errors import UserError
 from sst2.utils.text_files import open_text
 

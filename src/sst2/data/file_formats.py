@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNLABELLED = -1
+UNLABELED = -1
 READ_BATCH = 10_000  # rows converted from Arrow at a time: bounds memory, large enough to be fast
 ROW_NUMBERS = ("", "id", "idx", "index")  # columns that nobody would take for labels
 LONG_NAME = 40  # characters: more than a column's name has, fewer than most sentences have

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sst2.data.file_formats import UNLABELED, Columns, Record, dataset_records, file_records
 from sst2.data.mapped_dataset import mapped_dataset, with_labels
-from sst2.data.records import UNLABELLED, Columns, Record, dataset_records, file_records
 from sst2.utils.errors import UserError, quoted
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def _checked_label(record: Record, required: bool, names: tuple[str, ...]) -> in
     if word in ("0", "1") and not are_numbers:
         return int(word)
     accepted = " or ".join(names) if are_numbers else f"0 or {names[0].lower()}, 1 or {names[1].lower()}"
-    if word not in ("", str(UNLABELLED)):
+    if word not in ("", str(UNLABELED)):
         raise UserError(
             f"{record.place}: label {quoted(record.label)} is unknown: give {accepted}, or name the classes by "
             "--label_names"
         )
     if required:
         raise UserError(f"{record.place}: there is no label: give {accepted}, or remove the row")
-    return UNLABELLED
+    return UNLABELED

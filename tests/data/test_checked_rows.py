@@ -8,7 +8,7 @@ import datasets
 import pandas
 import pytest
 
-from sst2.data.readers import read_dataset, read_file
+from sst2.data.checked_rows import read_dataset, read_file
 from sst2.utils.errors import UserError
 from tests.support.datasets import content_of
 
