@@ -6,9 +6,11 @@ from typing import Any
 
 import datasets
 import pandas
+import pyarrow.parquet
 import pytest
 
 from sst2.data.checked_rows import read_dataset, read_file
+from sst2.data.file_formats import Columns
 from sst2.utils.errors import UserError
 from tests.support.datasets import content_of
 
@@ -116,3 +118,32 @@ def test_data_sets_with_class_labels_are_read() -> None:
     assert content_of(read_dataset(dataset, "name train", labels_required=True)) == (SENTENCES, LABELS)
     with pytest.raises(UserError, match="name train has no column 'sentence'"):
         read_dataset(dataset.rename_column("sentence", "text"), "name train", labels_required=True)
+
+
+@pytest.mark.parametrize("format", [None, "numpy", "pandas", "torch", "arrow"])
+def test_a_data_set_is_read_whatever_format_it_was_saved_with(format: str | None, tmp_path: Path) -> None:
+    columns = {"sentence": SENTENCES, "label": LABELS}
+    datasets.Dataset.from_dict(columns).with_format(format).save_to_disk(str(tmp_path / "saved"))
+    dataset = read_dataset(datasets.load_from_disk(str(tmp_path / "saved")), "saved train", labels_required=True)
+    assert content_of(dataset) == (SENTENCES, LABELS)
+    assert type(dataset["sentence"][:2]) is list  # as tokenizers take them
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    file.write_bytes(b"")  # somebody writes it anew while training goes on
+    assert content_of(dataset) == (SENTENCES, LABELS)
+
+
+def test_names_of_classes_are_found_whatever_the_type_of_the_column(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["positive", "negative"])}
+    )
+    file = str(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"sentence": SENTENCES, "label": LABELS}, features=features).to_parquet(file)
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.set_column(1, "label", table.column("label").cast("int8")), file)
+    assert content_of(read_file(file, True)) == (SENTENCES, [1 - label for label in LABELS])
+
+
+def test_classes_named_by_decimals_keep_their_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sentence,label\ngood,0.0\nbad,1.0\nfine,0\n")
+    columns = Columns(label_names=("1.0", "0.0"))
+    assert content_of(read_file(str(tmp_path / "a.csv"), True, columns))[1] == [1, 0, 1]

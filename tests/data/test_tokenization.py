@@ -25,7 +25,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from sst2.config.arguments import parse_arguments
-from sst2.data.mapped_dataset import BATCH, with_labels
+from sst2.data.mapped_dataset import BATCH
 from sst2.data.sample import sample_sentences, sample_tokenizer
 from sst2.data.splits import Split, load_sentences, tokenize, tokenize_all
 from sst2.models.loading import load_tokenizer
@@ -117,7 +117,7 @@ def test_sentences_are_tokenized_once_and_kept_in_the_datasets_cache(log: pytest
     written = folders(cache)
     assert len(written) == len(before) + 1
     # The labels are no part of what is cached: the files serve again, the labels are those given.
-    second = tokenize("test", with_labels(data, np.full(6, -1, np.int8)), sample_tokenizer(), 16)
+    second = tokenize("test", unlabeled(data["sentence"][:]), sample_tokenizer(), 16)
     assert folders(cache) == written
     assert np.array_equal(first.input_ids, second.input_ids)
     assert np.array_equal(first.offsets, second.offsets)

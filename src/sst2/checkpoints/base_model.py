@@ -60,7 +60,7 @@ class BaseModel:
                 "tokenizer": _of_tokenizer(tokenizer),
             }
         else:
-            fingerprint = _state(place)[FINGERPRINT] if (place / STATE).exists() else {}
+            fingerprint = _state(place).get(FINGERPRINT, {}) if (place / STATE).exists() else {}
         return cls(model.config, tokenizer, num_bytes(model), fingerprint, place)
 
     def save(self, folder: Path) -> None:

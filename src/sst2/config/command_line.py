@@ -14,7 +14,7 @@ from sst2.utils.errors import UserError
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: Any) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -42,6 +42,6 @@ class OneLineParser(argparse.ArgumentParser):
         """Raises UserError, where argparse would print its usage and end the process."""
         kind, _, unknown = message.partition("unrecognized arguments: ")
         if not kind and unknown:
-            flag = unknown.split()[0].split("=")[0]  # what follows may be a token
+            flag = (unknown.split() or [repr(unknown)])[0].split("=")[0]  # what follows may be a token
             message = f"{flag} is not a flag{self.hint(flag)}"
         raise UserError(f"{message}; --help lists all flags")

@@ -93,7 +93,8 @@ def forget_leftovers() -> None:
                 f"{name} is {os.environ[name]}, and MPI does not tell its processes of each other: start them with "
                 f"accelerate launch or torchrun, or unset {name} to run one"
             )
-    if launched_by() == "accelerate launch" and _is_set_by_launcher("MASTER_ADDR"):  # for several processes alone
+    # set for several processes alone
+    if launched_by() == "accelerate launch" and any(map(_is_set_by_launcher, ("MASTER_ADDR", "MASTER_PORT"))):
         raise UserError(f"the launcher promised several processes, but 1 works together: {START_SEVERAL}")
 
 

@@ -8,10 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sst2.data.file_formats import UNLABELED, Columns, Record, dataset_records, file_records
-from sst2.data.mapped_dataset import mapped_dataset, with_labels
+from sst2.data.mapped_dataset import mapped_dataset
 from sst2.utils.errors import UserError, quoted
 
 if TYPE_CHECKING:
@@ -37,11 +35,12 @@ def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> "Dat
 
 
 def read_dataset(dataset: "Dataset", name: str, labels_required: bool, columns: Columns = SST2) -> "Dataset":
-    """Check one split of a `datasets.Dataset`, as `read_file` does; its sentences stay where they are."""
-    checked = _checked(dataset_records(dataset, name, labels_required, columns), labels_required, columns)
-    labels = np.fromiter((label for _, label in checked), np.int8)
-    sentences = dataset.select_columns([columns.sentence]).rename_columns({columns.sentence: "sentence"})
-    return _require_rows(with_labels(sentences, labels), name)
+    """Read one split of a `datasets.Dataset`, whatever format it was saved with. Returns and raises as `read_file`.
+
+    The result is a copy: training outlives that somebody writes the folder of the original anew.
+    """
+    records = dataset_records(dataset.with_format(None), name, labels_required, columns)
+    return _require_rows(mapped_dataset(_checked(records, labels_required, columns)), name)
 
 
 def _require_rows(dataset: "Dataset", source: str) -> "Dataset":
@@ -79,9 +78,7 @@ def checked_sentence(record: Record) -> str:
 
 
 def _checked_label(record: Record, required: bool, names: tuple[str, ...]) -> int:
-    known = [name.upper() for name in names]
-    word = "" if record.label is None else str(record.label).strip().upper()
-    word = re.sub(r"^(-?\d+)\.0+$", r"\1", word)  # as a column of numbers is written where a label is missing
+    known, word = [_word(name) for name in names], _word(record.label)
     if word in known:
         return known.index(word)
     if isinstance(record.label, bool):
@@ -98,3 +95,8 @@ def _checked_label(record: Record, required: bool, names: tuple[str, ...]) -> in
     if required:
         raise UserError(f"{record.place}: there is no label: give {accepted}, or remove the row")
     return UNLABELED
+
+
+def _word(label: object) -> str:
+    """A label as it is compared: 1.0 is 1, as which a column of numbers is written where a label is missing."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", "" if label is None else str(label).strip().upper())

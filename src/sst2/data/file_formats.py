@@ -14,7 +14,7 @@ from sst2.utils.errors import UserError, quoted, shortened
 from sst2.utils.text_files import format_of, is_stream, open_text
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +88,15 @@ def dataset_records(dataset: "Dataset", name: str, labels_required: bool, column
         UserError: a column is missing.
     """
     present = _columns_to_read(dataset.column_names, name, labels_required, columns)
-    yield from _arrow_records(dataset.select_columns(present).iter(READ_BATCH), name, dataset.features, columns)
+    names = getattr(dataset.features.get(columns.label or ""), "names", [])
+    yield from _arrow_records(dataset.select_columns(present).iter(READ_BATCH), name, names, columns)
 
 
 def _arrow_records(
-    batches: Iterable[dict[str, list[Any]]], source: str, features: "Features", columns: Columns
+    batches: Iterable[dict[str, list[Any]]], source: str, names: list[str], columns: Columns
 ) -> Iterator[Record]:
     """Classes that have names in the source go by these; a number that no class has stays a number."""
     label_column = columns.label or ""
-    names = getattr(features.get(label_column), "names", [])
     row = 0
     for batch in batches:
         sentences = batch[columns.sentence]
@@ -254,15 +254,21 @@ def _json_records(lines: Iterable[str], path: str, labels_required: bool, column
 
 def _parquet_records(path: str, labels_required: bool, columns: Columns) -> Iterator[Record]:
     import pyarrow.parquet
-    from datasets import Features
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             present = _columns_to_read(schema.names, path, labels_required, columns)
             batches = (batch.to_pydict() for batch in file.iter_batches(READ_BATCH, columns=present))
-            # with the names of classes, where datasets has written the file
-            features = Features.from_arrow_schema(pyarrow.schema(map(schema.field, present), schema.metadata))
-            yield from _arrow_records(batches, path, features, columns)
+            yield from _arrow_records(batches, path, _class_names(schema.metadata, columns.label), columns)
     except (OSError, ValueError) as error:  # pyarrow's, and UTF-8's, are ValueErrors
         raise UserError(f"{path} cannot be read as parquet: {error}") from None
+
+
+def _class_names(metadata: Any, column: str | None) -> list[str]:
+    """What the numbers of a column stand for, where `datasets` has written the file and knew it."""
+    try:
+        names: list[str] = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"]
+        return names
+    except (LookupError, TypeError, ValueError):
+        return []

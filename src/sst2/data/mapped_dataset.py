@@ -18,7 +18,7 @@ BATCH = 10_000  # rows that pass through memory at a time: few beside a library,
 def mapped_dataset(rows: Iterable[tuple[str, int]]) -> "Dataset":
     """A dataset with the columns `sentence` and `label`, mapped from a temporary file.
 
-    The file has lost its name when this returns, and is gone with the dataset, however the process ends.
+    The file never has a name, and is gone with the dataset, however the process ends. Nor can the dataset be pickled.
 
     Raises:
         LocalError: no folder for temporary files can be written, or its disk is full.
@@ -29,13 +29,13 @@ def mapped_dataset(rows: Iterable[tuple[str, int]]) -> "Dataset":
     schema = pyarrow.schema({"sentence": pyarrow.string(), "label": pyarrow.int8()})
     rows = iter(rows)
     try:
-        with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+        with tempfile.TemporaryFile() as file:
             with pyarrow.ipc.new_stream(file, schema) as writer:
                 while batch := list(islice(rows, BATCH)):
                     sentences, labels = zip(*batch, strict=True)
                     writer.write_batch(pyarrow.record_batch([pyarrow.array(sentences), labels], schema=schema))
             file.flush()
-            return Dataset.from_file(file.name)
+            return Dataset.from_file(f"/dev/fd/{file.fileno()}")
     except OSError as error:
         raise no_room(error) from None
 
@@ -45,12 +45,12 @@ def batches_of_sentences(dataset: "Dataset") -> Iterator[list[str]]:
     return (batch["sentence"] for batch in dataset.iter(BATCH))
 
 
+def rows_of(dataset: "Dataset") -> Iterator[tuple[str, int]]:
+    """All sentences with their labels, one by one, and read some at a time."""
+    return (row for batch in dataset.iter(BATCH) for row in zip(batch["sentence"], batch["label"], strict=True))
+
+
 def labels_of(dataset: "Dataset") -> np.ndarray:
     """(sentences,) int8; 0 negative, 1 positive, -1 unknown."""
     labels: np.ndarray = dataset.with_format("arrow")["label"][:].to_numpy()
     return labels
-
-
-def with_labels(dataset: "Dataset", labels: np.ndarray) -> "Dataset":
-    """The sentences, which stay where they are, with these labels: (sentences,) int8."""
-    return dataset.select_columns(["sentence"]).add_column("label", labels)

@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -118,10 +117,12 @@ def _write_beside_others(folder: Path, write_files: Callable[[Path], None]) -> N
     """`write_atomic_folder` without locks: each process writes a folder of its own, and the first takes the place."""
     own = folder.with_name(f"{folder.stem}-{socket.gethostname()}-{os.getpid()}.tokens")
     write_atomic_folder(own, write_files)
-    if damage_of(folder):
-        discard(put_aside(folder))
-    with suppress(OSError):  # where another process was first
+    try:
         os.rename(own, folder)
+    except OSError:  # there is one: of another process, which was first, or damaged
+        if damage_of(folder):
+            discard(put_aside(folder))
+            os.rename(own, folder)
     discard(own)
 
 

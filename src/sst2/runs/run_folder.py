@@ -65,12 +65,12 @@ class RunFolder:
                     if _is_at(file, opened):
                         self._lock = opened
                         stack.pop_all()
-        except TimeoutError:
+        except OSError as error:
+            if error.errno or not isinstance(error, TimeoutError):  # a disk of the network may say the same
+                raise self._unwritable(error) from None
             raise UserError(
                 f"--output_dir {self.path} is in use by another job: end that, or name another folder"
             ) from None
-        except OSError as error:
-            raise self._unwritable(error) from None
 
     def release(self) -> None:
         """Let other jobs in. Where this one has made the folder and put nothing into it, it is gone again."""

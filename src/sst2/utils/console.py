@@ -59,8 +59,10 @@ def table(rows: Iterable[Sequence[str]], markdown: bool = False) -> str:
     for line in lines:
         drawn.add_row(*line)
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, color_system=None, markup=False, emoji=False, force_jupyter=False)
-    console.print(drawn)
+    plain = Console(
+        file=text, width=WIDTH, color_system=None, markup=False, emoji=False, force_terminal=False, force_jupyter=False
+    )
+    plain.print(drawn)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
 
 

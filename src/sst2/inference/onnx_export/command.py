@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sst2.config.class_names import are_generic, names_in_order, order_of_classes
 from sst2.config.command_line import OneLineParser
 from sst2.config.settings import LABEL_NAMES
 from sst2.data.checked_rows import SST2, read_file
 from sst2.data.file_formats import Columns
-from sst2.data.mapped_dataset import batches_of_sentences, labels_of, with_labels
+from sst2.data.mapped_dataset import batches_of_sentences, mapped_dataset, rows_of
 from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.runs.run_folder import RunFolder, is_run
 from sst2.utils.console import say
@@ -143,7 +141,7 @@ def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> "t
             *(names[0], classes[0], names[1], classes[1]),
         )
         return name, data
-    return name, with_labels(data, np.array(order, np.int8)[labels_of(data)])
+    return name, mapped_dataset((sentence, order[label]) for sentence, label in rows_of(data))
 
 
 def export(source: str, title: str, output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:
