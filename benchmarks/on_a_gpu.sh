@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What is worth knowing of this project on a GPU, what is worth most first. On an H200 with 16 cores all of it takes
-# about 15 minutes: PARTS and SECONDS_IN_ALL choose.
+# What is worth knowing of this project on a GPU, what is worth most first. The limits of all parts add up to 18
+# minutes: PARTS and SECONDS_IN_ALL choose.
 #
 #     benchmarks/on_a_gpu.sh OUT_DIR
 #     SMALL=1 benchmarks/on_a_gpu.sh OUT_DIR     # a trial with tiny sizes, on two idle cores too, in two minutes
