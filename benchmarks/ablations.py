@@ -71,16 +71,6 @@ def without_few_shapes() -> None:
     put(packing, "GRID_PLACES", 1)
 
 
-def without_dropout_of_16_bits() -> None:
-    """Dropout is torch's, with 64 random bits for each element."""
-    from torch import nn
-
-    from sst2.models import attention, dropout
-
-    put(dropout.Dropout, "forward", nn.Dropout.forward)
-    put(attention, "dropout", nn.functional.dropout)
-
-
 def without_kept_memory() -> None:
     """The allocator gives freed memory back to the system."""
     from sst2.distributed import cpu
@@ -145,7 +135,6 @@ ON_CPU = (
     without_grids,
     without_copied_gradients,
     without_few_shapes,
-    without_dropout_of_16_bits,
     without_kept_memory,
 )
 ON_GPU = (without_graphs, with_reading_every_step)

@@ -23,7 +23,6 @@ from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 
 from sst2.data.packing import Pack
 from sst2.models.attention import attend
-from sst2.models.dropout import Dropout
 
 CPU_TOKENS = 64  # a packed batch has a multiple of it on a CPU
 ATTENTION = "sst2_packed"  # its name among transformers' attention functions
@@ -43,9 +42,6 @@ class PackedClassifier(DistilBertForSequenceClassification):
         config._attn_implementation = ATTENTION
         # In place, so that no weight is drawn twice; strategies that gather a block's weights do so around its call.
         self.distilbert.transformer.layer[-1].__class__ = _LastBlock
-        for module in self.modules():
-            if type(module) is nn.Dropout:
-                module.__class__ = Dropout
 
     def forward(
         self,
