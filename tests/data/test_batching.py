@@ -62,11 +62,11 @@ def test_devices_get_about_as_many_tokens() -> None:
         imbalance = []
         for seed in range(50):
             rows = np.random.default_rng(seed).permutation(10_000)[: 32 * world_size]
-            tokens = [int(lengths[hand].sum()) for hand in split_by_tokens(rows, lengths[rows], world_size)]
+            tokens = [int(lengths[shard].sum()) for shard in split_by_tokens(rows, lengths[rows], world_size)]
             imbalance.append(max(tokens) / np.mean(tokens) - 1)
         assert np.mean(imbalance) < 0.03
     # Where sentences do not go round, it is not the longest that some devices have more of.
-    tokens = [int(lengths[hand].sum()) for hand in split_by_tokens(np.arange(100), lengths[:100], 3)]
+    tokens = [int(lengths[shard].sum()) for shard in split_by_tokens(np.arange(100), lengths[:100], 3)]
     assert max(tokens) / np.mean(tokens) < 1.02
 
 

@@ -30,7 +30,7 @@ from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.inference.predict.formatters import Answer, answer_writer
 from sst2.inference.predict.highlight import PAGE_END, page_row, page_start
 from sst2.inference.predict.inputs import chunks, sentences_of
-from sst2.inference.predict.writers import NewFile, Sink, StandardOutput
+from sst2.inference.predict.writers import NewFile, StandardOutput, Writer
 from sst2.utils.console import flush, reserve_standard_descriptors
 from sst2.utils.errors import UserError, print_line
 from sst2.utils.text_files import FILE_SUFFIXES, format_of, problem_of
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     if by_hand:
         print("one sentence a line; Ctrl-D ends", file=sys.stderr)
     with ExitStack() as stack:
-        output: Sink = NewFile("--output", arguments.output) if arguments.output else StandardOutput()
+        output: Writer = NewFile("--output", arguments.output) if arguments.output else StandardOutput()
         stack.enter_context(output)
         page = stack.enter_context(NewFile("--html", arguments.html)) if arguments.html else None
         size = 1 if by_hand else CHUNK_EXPLAINED if arguments.explain else CHUNK
@@ -200,7 +200,7 @@ def write(
     answers: Iterator[list[Answer]],
     labels: tuple[str, ...],
     arguments: argparse.Namespace,
-    output: Sink,
+    output: Writer,
     page: NewFile | None,
 ) -> None:
     """Write answers as they come, and the page where there is to be one.

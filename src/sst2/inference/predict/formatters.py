@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sst2.data.csv_cells import ANSWERS, ANSWERS_EXPLAINED, to_cell
 from sst2.inference.predict.highlight import Word, in_color, in_plain, printable
-from sst2.inference.predict.writers import Sink
+from sst2.inference.predict.writers import Writer
 
 
 class Answer(NamedTuple):
@@ -28,18 +28,18 @@ class Answer(NamedTuple):
 
 
 def answer_writer(
-    format: str, sink: Sink, labels: tuple[str, ...], explained: bool, color: bool
+    format: str, writer: Writer, labels: tuple[str, ...], explained: bool, color: bool
 ) -> Callable[[Answer], object]:
     """What writes an answer as `text`, `csv` or `jsonl`. Answers that say what each word did have one column more."""
     if format == "csv":
-        rows = csv.writer(sink)
+        rows = csv.writer(writer)
         rows.writerow(ANSWERS_EXPLAINED if explained else ANSWERS)
         return lambda answer: rows.writerow(_csv_row(answer))
     if format == "jsonl":
-        return lambda answer: sink.write(_json_line(answer))
+        return lambda answer: writer.write(_json_line(answer))
     width = max(map(len, map(printable, labels)))
     mark = in_color if color else in_plain
-    return lambda answer: sink.write(_text_line(answer, width, mark))
+    return lambda answer: writer.write(_text_line(answer, width, mark))
 
 
 def _text_line(answer: Answer, width: int, mark: Callable[[str, list[Word]], str]) -> str:

@@ -116,4 +116,4 @@ def _unwritable(place: str, error: OSError) -> UserError:
     return UserError(f"{place} cannot be written ({error.strerror}): name another place, or mend this one")
 
 
-Sink = StandardOutput | NewFile
+Writer = StandardOutput | NewFile
