@@ -221,7 +221,7 @@ def long_job(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
 @pytest.fixture(scope="session")
 def undisturbed(long_job: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """`jobs.results` of the long job that nobody interrupts."""
-    from tests.support.jobs import run_to_the_end
+    from tests.support.ranks import run_to_the_end
 
     return run_to_the_end(long_job, tmp_path_factory.mktemp("undisturbed") / "run")
 
@@ -229,9 +229,9 @@ def undisturbed(long_job: list[object], tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def undisturbed_on_two(long_job: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same on two processes."""
-    from tests.support.jobs import TWO_PROCESSES, run_to_the_end
+    from tests.support.ranks import run_to_the_end
 
-    return run_to_the_end(long_job, tmp_path_factory.mktemp("undisturbed") / "run", TWO_PROCESSES)
+    return run_to_the_end(long_job, tmp_path_factory.mktemp("undisturbed") / "run", processes=2)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.jobs import PYTHON, run_to_the_end, running
+from tests.support.jobs import running
+from tests.support.ranks import run_to_the_end
 from tests.support.running import Finished
 
 pytestmark = pytest.mark.slow
@@ -19,8 +20,6 @@ Train = Callable[..., Finished]
 
 
 def launcher(processes: int) -> list[str]:
-    if processes == 1:
-        return list(PYTHON)
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
 
@@ -66,7 +65,7 @@ def test_another_number_of_processes_goes_on(
     processes: int, flags: list[object], on_one: dict[str, Any], stopped_on_two: Path, tmp_path: Path
 ) -> None:
     run_dir = Path(shutil.copytree(stopped_on_two, tmp_path / "run"))
-    assert_same_course(run_to_the_end(flags, run_dir, launcher(processes)), on_one)
+    assert_same_course(run_to_the_end(flags, run_dir, processes=processes), on_one)
     assert json.loads((run_dir / "environment.json").read_text())["world_size"] == processes
 
 
@@ -74,7 +73,7 @@ def test_another_number_of_processes_goes_on(
 def test_any_number_of_processes_takes_the_same_course(
     processes: int, flags: list[object], on_one: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert_same_course(run_to_the_end(flags, tmp_path / "run", launcher(processes)), on_one)
+    assert_same_course(run_to_the_end(flags, tmp_path / "run", processes=processes), on_one)
 
 
 def test_three_processes_go_on_bit_for_bit(flags: list[object], tmp_path: Path) -> None:
@@ -84,9 +83,8 @@ def test_three_processes_go_on_bit_for_bit(flags: list[object], tmp_path: Path) 
         for rank in job.ranks():
             rank.kill()
         job.wait()
-    assert run_to_the_end(flags, tmp_path / "run", launcher(3)) == run_to_the_end(
-        flags, tmp_path / "undisturbed", launcher(3)
-    )
+    undisturbed = run_to_the_end(flags, tmp_path / "undisturbed", processes=3)
+    assert run_to_the_end(flags, tmp_path / "run", processes=3) == undisturbed
 
 
 def test_too_many_processes_are_refused_with_the_possible_numbers(flags: list[object], train: Train) -> None:

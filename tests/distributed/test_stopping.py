@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import pytest
 
 from sst2.checkpoints.folders import newest_checkpoint
 from sst2.utils.checksums import verify_folder
-from tests.support.jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, run_to_the_end, running
+from tests.support.jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, running
+from tests.support.ranks import run_to_the_end
 
 pytestmark = pytest.mark.slow
 
@@ -52,13 +52,8 @@ def test_signals_stop_a_run_which_goes_on_bit_for_bit(
         assert [line for line in finished.stderr.splitlines() if "stopped by" in line] == [expected]
         assert "Traceback" not in finished.stderr
         assert 37 * number <= saved_state(job)["step"] < 37 * number + 30
-    # accelerate's launcher takes all cores for one process, and more threads add up in another order
-    undisturbed: dict[str, Callable[[], dict[str, Any]]] = {
-        "python": lambda: request.getfixturevalue("undisturbed"),
-        "one process": lambda: run_to_the_end(long_job, tmp_path / "undisturbed", launcher),
-        "two processes": lambda: request.getfixturevalue("undisturbed_on_two"),
-    }
-    assert run_to_the_end(long_job, run_dir, launcher) == undisturbed[name]()
+    fixture, processes = ("undisturbed_on_two", 2) if name == "two processes" else ("undisturbed", 1)
+    assert run_to_the_end(long_job, run_dir, processes=processes) == request.getfixturevalue(fixture)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +91,7 @@ def test_files_ask_for_a_checkpoint_and_for_a_stop(
     assert saved_state(job)["step"] > saved
     assert not (run_dir / "SAVE").exists()
     assert not (run_dir / "STOP").exists()
-    assert run_to_the_end(long_job, run_dir, TWO_PROCESSES) == undisturbed_on_two
+    assert run_to_the_end(long_job, run_dir, processes=2) == undisturbed_on_two
 
 
 def test_an_evaluation_is_left_at_once_and_made_up_for(long_job: list[object], tmp_path: Path) -> None:
@@ -124,7 +119,8 @@ def test_the_last_evaluation_is_repeated_with_the_best_model(
 ) -> None:
     # Many sentences, one at a time, so that the last evaluation takes a second or more.
     flags = [*long_job, "--validation_file", tsv_files[0], "--per_device_eval_batch_size", 1, "--max_train_steps", 20]
-    flags += ["--eval_steps", 10, "--load_best_model_at_end", "--learning_rate", 0.03]
+    # A model that does not change, so that the first evaluation is not beaten, and the last one has to be repeated.
+    flags += ["--eval_steps", 10, "--load_best_model_at_end", "--learning_rate", 1e-30]
     run_dir = tmp_path / "run"
     with running(flags, run_dir) as job:
         job.wait_for(lambda: "step 20: accuracy" in job.said and "step-00000020: " in job.said)
@@ -133,6 +129,7 @@ def test_the_last_evaluation_is_repeated_with_the_best_model(
     assert finished.code == 75, finished.stderr
     assert not (run_dir / "metrics.json").exists()
     assert saved_state(job)["step"] == 20
+    assert saved_state(job)["best_step"] == 10
     assert run_to_the_end(flags, run_dir) == run_to_the_end(flags, tmp_path / "undisturbed")
     # A run that is over may be started again, and says the same.
     assert run_to_the_end(flags, run_dir) == results(tmp_path / "undisturbed")

@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from tests.support.jobs import ONE_PROCESS, run_to_the_end, running
+from tests.support.jobs import ONE_PROCESS, running
 from tests.support.processes import free_port
+from tests.support.ranks import run_to_the_end, train_ranks
 from tests.support.running import REPOSITORY, Finished
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ def launcher(name: str, processes: int, precision: str = "no") -> list[str]:
 
 @pytest.fixture(scope="module")
 def on_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_to_the_end(SAMPLE, tmp_path_factory.mktemp("on-one") / "run", launcher("single_cpu", 1))
+    return run_to_the_end(SAMPLE, tmp_path_factory.mktemp("on-one") / "run", "single_cpu")
 
 
 def assert_same_course(run_dir: Path, expected: dict[str, Any]) -> None:
@@ -78,9 +79,9 @@ def test_every_way_to_launch_takes_the_course_of_one_process(
 
 @pytest.mark.parametrize(("name", "processes"), [("single_cpu", 1), ("multi_cpu", 2), ("deepspeed_zero2", 2)])
 def test_packed_batches_take_the_course_of_padded_ones(
-    name: str, processes: int, hundred_padded_steps: list[float], train: Train
+    name: str, processes: int, hundred_padded_steps: list[float], tmp_path: Path
 ) -> None:
-    run = train(*SAMPLE, *HUNDRED, launcher=launcher(name, processes))
+    run = train_ranks([*SAMPLE, *HUNDRED], tmp_path / "run", name, processes)
     assert run.code == 0, run.stderr
     assert [line["loss"] for line in run.logged("train")] == pytest.approx(hundred_padded_steps, rel=1e-5)
     assert all(line["padding_share"] == 0 for line in run.logged("train"))
@@ -97,8 +98,8 @@ def hundred_padded_steps(tmp_path_factory: pytest.TempPathFactory) -> list[float
 
 
 @pytest.mark.parametrize("name", ["multi_cpu", "deepspeed_zero1"])
-def test_gradients_sent_in_bf16_change_little(name: str, on_one: dict[str, Any], train: Train) -> None:
-    run = train(*SAMPLE, "--gradient_compression", "bf16", launcher=launcher(name, 2))
+def test_gradients_sent_in_bf16_change_little(name: str, on_one: dict[str, Any], tmp_path: Path) -> None:
+    run = train_ranks([*SAMPLE, "--gradient_compression", "bf16"], tmp_path / "run", name, 2)
     assert run.code == 0, run.stderr
     differences = [
         abs(one["loss"] / other["loss"] - 1) for one, other in zip(run.logged("train"), on_one["curves"], strict=False)
@@ -122,7 +123,7 @@ def test_killed_under_one_strategy_a_run_goes_on_under_any(on_one: dict[str, Any
             job.wait()
     for way in (("deepspeed_zero1", 3), ("single_cpu", 1)):
         shutil.copytree(run_dir, tmp_path / way[0])
-        finished = run_to_the_end(flags, tmp_path / way[0], launcher(*way))
+        finished = run_to_the_end(flags, tmp_path / way[0], *way)
         assert_same_course(tmp_path / way[0], on_one)
         assert finished["metrics"]["count"] == 600
 
@@ -133,26 +134,26 @@ def test_a_run_may_stop_before_its_first_step(on_one: dict[str, Any], tmp_path: 
         job.process.send_signal(signal.SIGTERM)
         assert job.wait().code == 75, job.said
     assert [path.name for path in job.checkpoints] == ["step-00000000"]
-    run_to_the_end(SAMPLE, tmp_path / "run", launcher("deepspeed_zero2", 2))
+    run_to_the_end(SAMPLE, tmp_path / "run", "deepspeed_zero2", 2)
     assert_same_course(tmp_path / "run", on_one)
 
 
 def test_the_same_strategy_goes_on_bit_for_bit(tmp_path: Path) -> None:
     # Dropout, and the rounded weights of bf16 beside those in float32 that the checkpoint holds.
     flags = [*SAMPLE, "--dropout", 0.1, "--max_train_steps", 14, "--checkpointing_steps", 4]
-    way = launcher("deepspeed_zero3", 2, "bf16")
-    with running(flags, tmp_path / "run", way) as job:
+    way = ("deepspeed_zero3", 2, "bf16")
+    with running(flags, tmp_path / "run", launcher(*way)) as job:
         job.wait_for_step(6)
         job.wait_for(lambda: "step-00000004" in str(job.checkpoints))
         for process in job.processes():
             process.kill()
         job.wait()
-    assert run_to_the_end(flags, tmp_path / "run", way) == run_to_the_end(flags, tmp_path / "undisturbed", way)
+    assert run_to_the_end(flags, tmp_path / "run", *way) == run_to_the_end(flags, tmp_path / "undisturbed", *way)
 
 
-def test_the_export_of_a_spread_model_is_the_model_that_was_evaluated(train: Train) -> None:
+def test_the_export_of_a_spread_model_is_the_model_that_was_evaluated(tmp_path: Path) -> None:
     flags = [*SAMPLE, "--learning_rate", 3e-3, "--load_best_model_at_end", "--eval_steps", 10]
-    run = train(*flags, launcher=launcher("deepspeed_zero3", 3))
+    run = train_ranks(flags, tmp_path / "run", "deepspeed_zero3", 3)
     assert run.code == 0, run.stderr
     with (run.run_dir / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -172,17 +173,16 @@ LEARNING = ["--smoke", "--global_batch_size", 64, "--learning_rate", 2e-3, "--nu
 @pytest.fixture(scope="module")
 def interval(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, float]:
     """95 % interval of the accuracy that one process reaches in float32."""
-    run_dir = tmp_path_factory.mktemp("float32") / "run"
-    with running(LEARNING, run_dir) as job:
-        assert job.wait(300).code == 0, job.said
-    low, high = json.loads((run_dir / "metrics.json").read_text())["accuracy_ci95"]
+    run = train_ranks(LEARNING, tmp_path_factory.mktemp("float32") / "run")
+    assert run.code == 0, run.stderr
+    low, high = run.metrics["accuracy_ci95"]
     assert low > 0.8
     return low, high
 
 
 @pytest.mark.parametrize("name", ["multi_cpu", *ZERO])
-def test_bf16_is_as_accurate_under_each(name: str, interval: tuple[float, float], train: Train) -> None:
-    run = train(*LEARNING, launcher=launcher(name, 2, "bf16"))
+def test_bf16_is_as_accurate_under_each(name: str, interval: tuple[float, float], tmp_path: Path) -> None:
+    run = train_ranks(LEARNING, tmp_path / "run", name, 2, "bf16")
     assert run.code == 0, run.stderr
     assert json.loads((run.run_dir / "environment.json").read_text())["mixed_precision"] == "bf16"
     low, high = interval
@@ -210,10 +210,10 @@ def test_a_deepspeed_file_is_followed_in_what_it_owns(train: Train, tmp_path: Pa
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("name", ["deepspeed_zero2", "deepspeed_zero3"])
 def test_steps_that_are_not_finite_are_skipped_and_end_the_run(
-    name: str, precision: str, small_job: list[Any], broken_model: Path, train: Train
+    name: str, precision: str, small_job: list[Any], broken_model: Path, tmp_path: Path
 ) -> None:
     flags = [*small_job, "--global_batch_size", 16]  # so that ten steps come before the first evaluation
-    run = train(*flags, "--model_name_or_path", broken_model, launcher=launcher(name, 2, precision))
+    run = train_ranks([*flags, "--model_name_or_path", broken_model], tmp_path / "run", name, 2, precision)
     assert run.code == 3, run.stderr
     assert "not finite in 10 steps in a row, up to step 10" in run.stderr
     assert run.logged("train")[-1]["skipped_steps"] == 9
@@ -240,9 +240,7 @@ def poisoned_job(tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path_factor
 
 @pytest.fixture(scope="module")
 def poisoned_on_one(poisoned_job: list[Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_to_the_end(
-        [*poisoned_job, "--log_sample_ids"], tmp_path_factory.mktemp("poisoned") / "run", launcher("single_cpu", 1)
-    )
+    return run_to_the_end([*poisoned_job, "--log_sample_ids"], tmp_path_factory.mktemp("poisoned") / "run")
 
 
 @pytest.mark.parametrize(
@@ -256,9 +254,9 @@ def poisoned_on_one(poisoned_job: list[Any], tmp_path_factory: pytest.TempPathFa
     ],
 )
 def test_a_poisoned_batch_is_skipped_and_leaves_no_trace(
-    name: str, clip: float, poisoned_job: list[Any], poisoned_on_one: dict[str, Any], train: Train
+    name: str, clip: float, poisoned_job: list[Any], poisoned_on_one: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = train(*poisoned_job, "--max_grad_norm", clip, launcher=launcher(name, 2))
+    run = train_ranks([*poisoned_job, "--max_grad_norm", clip], tmp_path / "run", name, 2)
     assert run.code == 0, run.stderr
     logged = run.logged("train")
     assert logged[-1]["skipped_steps"] == 2  # one an epoch
@@ -274,8 +272,8 @@ def test_a_poisoned_batch_is_skipped_and_leaves_no_trace(
 
 
 @pytest.mark.parametrize("name", ["deepspeed_zero2"])
-def test_a_poisoned_batch_is_skipped_in_bf16(name: str, poisoned_job: list[Any], train: Train) -> None:
-    run = train(*poisoned_job, launcher=launcher(name, 2, "bf16"))
+def test_a_poisoned_batch_is_skipped_in_bf16(name: str, poisoned_job: list[Any], tmp_path: Path) -> None:
+    run = train_ranks(poisoned_job, tmp_path / "run", name, 2, "bf16")
     assert run.code == 0, run.stderr
     assert run.logged("train")[-1]["skipped_steps"] == 2
     weights = load_file(run.run_dir / "model" / "model.safetensors")

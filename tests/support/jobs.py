@@ -135,14 +135,6 @@ def running(
         process.wait()
 
 
-def run_to_the_end(flags: Sequence[object], run_dir: Path, launcher: Sequence[str] = PYTHON) -> dict[str, Any]:
-    """Start or resume a run and let it finish. Returns its `results`."""
-    with running([*flags, "--resume_from_checkpoint", "auto"], run_dir, launcher) as job:
-        finished = job.wait(300)
-    assert finished.code == 0, finished.stderr
-    return results(run_dir)
-
-
 def results(run_dir: Path) -> dict[str, Any]:
     """What must not depend on how often a run was interrupted."""
     return {

@@ -17,7 +17,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sst2.checkpoints.folders import find_latest, list_checkpoints
-from tests.support.jobs import POOR_DISK, SLOW_DISK, TWO_PROCESSES, results, run_to_the_end, running
+from tests.support.jobs import POOR_DISK, SLOW_DISK, TWO_PROCESSES, results, running
+from tests.support.ranks import run_to_the_end
 from tests.support.running import REPOSITORY, Finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
@@ -234,7 +235,7 @@ def test_one_rank_of_two_is_killed(long_job: list[object], undisturbed_on_two: d
             assert finished.code not in (0, 75)
             assert not job.processes()
         assert "Traceback" not in finished.stderr
-    assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
+    assert run_to_the_end(long_job, tmp_path / "run", processes=2) == undisturbed_on_two
 
 
 def test_one_rank_of_two_stands_still(
@@ -253,7 +254,7 @@ def test_one_rank_of_two_stands_still(
     assert "rank 0, stack of thread MainThread:" in finished.stderr
     assert "in fit" in finished.stderr  # wherever in it: the moment is not the test's to choose
     assert "error: rank 0: another process is gone, or did not answer in time" in finished.stderr
-    assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
+    assert run_to_the_end(long_job, tmp_path / "run", processes=2) == undisturbed_on_two
 
 
 def test_a_run_goes_on_without_what_its_file_system_lacks(
@@ -286,7 +287,7 @@ def test_a_disk_that_is_slow_is_waited_for(
     assert finished.code == 75, finished.stderr
     assert "training paused" in finished.stderr
     assert "has been at" not in finished.stderr
-    assert run_to_the_end(long_job, tmp_path / "run", launcher=TWO_PROCESSES) == undisturbed_on_two
+    assert run_to_the_end(long_job, tmp_path / "run", processes=2) == undisturbed_on_two
 
 
 def test_of_two_jobs_started_at_once_one_works(

@@ -1,0 +1,98 @@
+"""The ranks of a job without their launcher: with the variables that it gives them, and libraries imported already."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import (
+    prepare_deepspeed_cmd_env,
+    prepare_multi_gpu_env,
+    prepare_simple_launcher_cmd_env,
+)
+
+from tests.support.jobs import results
+from tests.support.processes import CONTEXT, free_port
+from tests.support.running import REPOSITORY, SCRIPT, Finished
+
+
+def train_ranks(
+    flags: Sequence[object], run_dir: Path, configuration: str | None = None, processes: int = 1, precision: str = "no"
+) -> Finished:
+    """Run `train_sst2.py` to its end, as `accelerate launch` does by one of the project's configurations.
+
+    Each rank is a process of its own. What importing the libraries takes, ten seconds of a core for two ranks and their
+    launcher, is saved: tests of launchers and of signals start them for real. Without a `configuration`, several are
+    as in `multi_cpu.yaml`, and one is as without a launcher.
+    """
+    if processes == 1 and configuration is None:
+        variables = dict(os.environ)
+    else:
+        variables = _variables_of_launcher(configuration or "multi_cpu", processes, precision)
+    output = run_dir.with_name(f"{run_dir.name}.output")
+    output.write_text("")
+    words = [*map(str, flags), "--output_dir", str(run_dir)]
+    ranks = []
+    for rank in range(processes):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        ranks.append(CONTEXT.Process(target=_train, args=(words, variables | place, output), daemon=True))
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    codes = [process.exitcode or 0 for process in ranks]
+    return Finished(max(codes, key=abs), "", output.read_text(encoding="utf-8"), run_dir)
+
+
+def run_to_the_end(
+    flags: Sequence[object], run_dir: Path, configuration: str | None = None, processes: int = 1, precision: str = "no"
+) -> dict[str, Any]:
+    """Start or resume a run by `train_ranks`, and let it finish. Returns its `results`."""
+    flags = [*flags, "--resume_from_checkpoint", "auto"]
+    finished = train_ranks(flags, run_dir, configuration, processes, precision)
+    assert finished.code == 0, finished.stderr
+    return results(run_dir)
+
+
+def _variables_of_launcher(configuration: str, processes: int, precision: str) -> dict[str, str]:
+    """The environment of a rank, but for its number: by accelerate's own reading of the configuration."""
+    command = ["--config_file", REPOSITORY / "accelerate_configs" / f"{configuration}.yaml"]
+    command += [
+        "--num_processes",
+        processes,
+        "--mixed_precision",
+        precision,
+        "--main_process_port",
+        free_port(),
+        SCRIPT,
+    ]
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args([*map(str, command)]))
+    if processes == 1:
+        return dict(prepare_simple_launcher_cmd_env(arguments)[1])
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        variables: dict[str, str] = prepare_deepspeed_cmd_env(arguments)[1]
+    else:
+        variables = prepare_multi_gpu_env(arguments)
+    by_torchrun = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+    by_torchrun |= {"MASTER_PORT": arguments.main_process_port, "TORCHELASTIC_RUN_ID": "none"}
+    return variables | {name: str(value) for name, value in by_torchrun.items()}
+
+
+def _train(words: list[str], variables: dict[str, str], output: Path) -> None:
+    """Be one rank: what `train_sst2.py` does as a script."""
+    from sst2.config.arguments import PROGRAM, parse_arguments
+    from sst2.distributed.ranks import exit_codes_of_rank
+    from sst2.distributed.stop_requests import StopRequests
+    from train_sst2 import main
+
+    os.environ.clear()
+    os.environ.update(variables)
+    with output.open("a") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+    stop_requests = StopRequests().listen()
+    settings = parse_arguments(words)
+    with exit_codes_of_rank(PROGRAM), stop_requests.stop_explains_errors():
+        main(settings, stop_requests)
