@@ -465,11 +465,17 @@ def test_unlabeled_test_sentences_are_predicted_and_not_scored(
 
 
 def test_bf16_trains_with_float32_master_weights(train_here: Train, small_job: list[Any]) -> None:
-    run = train_here(*small_job, "--mixed_precision", "bf16")
+    flags = [*small_job, "--dropout", 0, "--learning_rate", 1e-4]  # no step that roundings would grow in
+    run = train_here(*flags, "--mixed_precision", "bf16")
     assert run.code == 0, run.stderr
-    assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
+    master = weights(run)
+    assert {tensor.dtype for tensor in master.values()} == {torch.float32}
+    assert any(bool((tensor != tensor.bfloat16()).any()) for tensor in master.values())  # finer than bf16 can say
     losses = [line["loss"] for line in run.logged("train")]
-    assert losses[-1] < losses[0]
+    exact = train_here(*flags, "--mixed_precision", "no", "--overwrite_output_dir")
+    expected = [line["loss"] for line in exact.logged("train")]
+    assert losses != expected
+    assert losses == pytest.approx(expected, rel=2**-8)
 
 
 def test_precision_and_threads_follow_the_launcher(
