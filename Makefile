@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow and not gpu
-AT_ONCE := --numprocesses 2 --dist loadfile  # a file at a time, since its tests share what they prepare
+AT_ONCE := --dist loadfile  # a file goes to one worker, since its tests share what they prepare
 
 .PHONY: help demo test test-slow test-gpu test-slurm checks notebook clean
 
@@ -15,10 +15,10 @@ demo: $(VENV)/installed  ## the whole job on the embedded sample, on a CPU, with
 		--smoke --output_dir runs/demo --overwrite_output_dir
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU and take no long time
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(AT_ONCE)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(AT_ONCE) --numprocesses 2
 
 test-slow: $(VENV)/installed-dev  ## many processes, SLURM; with SST2_DATA_DIR and SST2_MODEL_DIR also real data
-	$(BIN)/python -m pytest -m "$(SLOW)" $(AT_ONCE)
+	$(BIN)/python -m pytest -m "$(SLOW)" $(AT_ONCE) --numprocesses 3
 
 test-slurm: $(VENV)/installed-dev  ## a SLURM of two nodes on this machine: Debian's slurmctld slurmd slurm-client munge, root
 	$(BIN)/python -m pytest -m slurm
