@@ -44,7 +44,7 @@ PADDED: dict[str, tuple[str, dict[str, Any]]] = {
             "max_relative_positions": -1,
         },
     ),
-    "mpnet": ("WordPiece uncased", ROBERTA_LIKE),
+    "mpnet": ("byte-level BPE", ROBERTA_LIKE),
 }
 NO_DROPOUT = {
     "dropout": 0.0,

@@ -7,7 +7,9 @@ without memory for its weights (`skeleton`).
 import copy
 import inspect
 import re
+import sys
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +22,17 @@ SIZES = (
     "vocab_size max_position_embeddings num_hidden_layers num_attention_heads num_key_value_heads hidden_size "
     "embedding_size intermediate_size hidden_dim head_dim"
 ).split()
+TINY = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "hidden_size": 16,
+    "head_dim": 8,
+    "embedding_size": 16,
+    "intermediate_size": 16,
+    "hidden_dim": 16,
+    "initializer_range": 0.1,
+}
 UNLIMITED = 1 << 30  # positions of a model that has no limit
 
 
@@ -46,8 +59,8 @@ def require_encoder(who: str, config: PreTrainedConfig) -> None:
         value = getattr(config, name, None)
         if isinstance(value, int) and value < 1:
             raise UserError(f"{who}: its config.json has {name} {value}")
-    is_causal = getattr(config, "is_decoder", False) or any(
-        getattr(module, "is_causal", False) is True for module in skeleton(config).modules()
+    is_causal = getattr(plain_config(config), "is_decoder", False) or any(
+        getattr(module, "is_causal", False) is True for module in skeleton(tiny(config)).modules()
     )
     if is_causal:
         raise UserError(f"{who} is a {kind} model whose tokens see none after them: give an encoder, such as BERT")
@@ -73,6 +86,18 @@ def dropouts(config: PreTrainedConfig) -> list[str]:
     return [name for name in sorted(_arguments(type(config))) if "dropout" in name and not name.startswith("qa_")]
 
 
+def tiny(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same architecture with two narrow layers; or as it is, if its config does not come so small."""
+    small = TINY | {config.attribute_map[name]: size for name, size in TINY.items() if name in config.attribute_map}
+    values = plain_config(config).to_dict()
+    values |= {name: size for name, size in small.items() if values.get(name) is not None}
+    values |= {"layer_types": values["layer_types"][:2]} if values.get("layer_types") else {}
+    try:
+        return type(config)(**values)
+    except Exception:  # whatever a config says of sizes that do not fit each other
+        return plain_config(config)
+
+
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The stock classifier without memory for its weights; torch's random state stays what it is."""
     if (config.pad_token_id or 0) >= config.vocab_size:  # as a run replaces it by the tokenizer's
@@ -85,7 +110,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 def max_positions(config: PreTrainedConfig) -> int:
     """The tokens that a sentence may have."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    return UNLIMITED if positions is None else positions - first_position(skeleton(config))
+    return UNLIMITED if positions is None else positions - first_position(skeleton(tiny(config)))
 
 
 def first_position(model: PreTrainedModel) -> int:
@@ -116,10 +141,12 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
 
 def _looked_up(config: PreTrainedConfig) -> set[str]:
     """Attributes of a config that the code of its model names."""
-    module = inspect.getmodule(classifier_class(config))
-    assert module is not None
-    named = {*re.findall(r'\bconfig(?:\.|, ")(\w+)', inspect.getsource(module))}
-    return named & {*vars(config)}
+    return {*vars(config)} & _named_in(classifier_class(config).__module__)
+
+
+@lru_cache
+def _named_in(module: str) -> frozenset[str]:
+    return frozenset(re.findall(r'\bconfig(?:\.|, ")(\w+)', inspect.getsource(sys.modules[module])))
 
 
 def _arguments(kind: type[Any]) -> set[str]:

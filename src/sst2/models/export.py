@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from sst2.config.settings import Settings
-from sst2.models.architecture import classifier_class, display_name
+from sst2.models.architecture import classifier_class, display_name, tiny
 from sst2.models.model_card import model_card
 from sst2.models.tokenizer import probes
 from sst2.runs.run_folder import WEIGHTS
@@ -32,17 +32,6 @@ from sst2.utils.removal import UNFINISHED, discard, hidden_name, put_aside
 
 logger = logging.getLogger(__name__)
 
-TINY = {
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "hidden_size": 16,
-    "head_dim": 8,
-    "embedding_size": 16,
-    "intermediate_size": 16,
-    "hidden_dim": 16,
-    "initializer_range": 0.1,
-}
 PROBES = 32  # sentences whose logits are compared after reloading
 
 
@@ -146,7 +135,7 @@ def rehearse_export(settings: Settings, config: PreTrainedConfig, tokenizer: Pre
         UserError: the export would fail.
         LocalError: the folder for temporary files, $TMPDIR, is full or absent.
     """
-    config = _tiny(config)
+    config = tiny(config)
     names = "accuracy precision recall f1 matthews roc_auc loss ece count split step epoch checkpoint selected".split()
     metrics = dict.fromkeys(names, 0) | {"accuracy_ci95": (0, 1)}
     weights, texts = classifier_class(config)(config).state_dict(), probes(tokenizer.backend_tokenizer)
@@ -165,18 +154,6 @@ def rehearse_export(settings: Settings, config: PreTrainedConfig, tokenizer: Pre
         raise UserError(
             f"{settings.model_name_or_path} trained into {settings.run_dir} could not be exported: {first_line(error)}"
         ) from None
-
-
-def _tiny(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same architecture, with one narrow layer; or as it is, if its config does not come so small."""
-    small = TINY | {config.attribute_map[name]: size for name, size in TINY.items() if name in config.attribute_map}
-    values = config.to_dict()
-    values |= {name: size for name, size in small.items() if values.get(name) is not None}
-    values |= {"layer_types": values["layer_types"][:1]} if values.get("layer_types") else {}
-    try:
-        return type(config)(**values)
-    except Exception:  # whatever a config says of sizes that do not fit each other
-        return config
 
 
 def stock_classifier(config: PreTrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrainedModel:

@@ -81,12 +81,6 @@ def compute_first_tokens_only(blocks: nn.ModuleList) -> bool:
     return True
 
 
-def undo_first_tokens_only(blocks: nn.ModuleList) -> None:
-    """Make the last block what it was."""
-    block = blocks[-1]
-    block.__class__ = type(block).__bases__[1]
-
-
 def _has(block: nn.Module, part: str) -> bool:
     try:
         block.get_submodule(part)

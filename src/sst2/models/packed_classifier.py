@@ -6,24 +6,33 @@ head, the packed hidden states are pooled to one for each sentence. Of the last 
 sentence reaches the head, so where its block is of a known kind, queries, output projection, feed-forward network and
 norms are computed for those alone. All of it is exact.
 
-That a model gives the padded logits so is found out by trying, when it is loaded. One that does not is padded.
+That a model gives the padded logits so is found out by trying with a tiny one of its config, when it is loaded. One
+that does not is padded.
 """
 
+import copy
 import logging
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sst2.data.packing import Pack
-from sst2.models.architecture import encoder_blocks, first_position, output_layer
+from sst2.models.architecture import (
+    classifier_class,
+    display_name,
+    encoder_blocks,
+    first_position,
+    output_layer,
+    tiny,
+)
 from sst2.models.attention import attend, mean_of_sentences
-from sst2.models.last_block import compute_first_tokens_only, undo_first_tokens_only
+from sst2.models.last_block import compute_first_tokens_only
 
 logger = logging.getLogger(__name__)
 
@@ -110,37 +119,57 @@ class PackedClassifier(PreTrainedModel):
 
 
 def pack_classifier(model: PreTrainedModel) -> PackedClassifier:
-    """Have a stock classifier take packed batches, if it then gives the logits of padded ones. It is changed in place.
+    """Have a stock classifier take packed batches, if its architecture then gives the logits of padded ones.
 
-    It is on the CPU, in float32. Torch's random state stays what it is.
+    It is changed in place. That is found out by trying with a tiny model of the same config; torch's random state stays
+    what it is.
     """
-    stock_class, stock_attention = type(model), model.config._attn_implementation
-    model.__class__ = type(f"Packed{stock_class.__name__}", (PackedClassifier, stock_class), {})
+    can_pack, first_tokens_only = _what_works(model.config)
+    if can_pack:
+        return _packed(model, first_tokens_only)
+    return _of_class(model)
+
+
+def _of_class(model: PreTrainedModel) -> PackedClassifier:
+    """The model with `PackedClassifier` before its class."""
+    model.__class__ = type(f"Packed{type(model).__name__}", (PackedClassifier, type(model)), {})
     assert isinstance(model, PackedClassifier)
-    model._first_position = first_position(model)
-    model._pooling = getattr(model.config, "classifier_pooling", None) or FIRST_TOKEN[0]
-    if model._pooling == "late":
-        hooks = [output_layer(model).register_forward_hook(model._pool_logits)]
-    else:
-        places = [model.base_model, *model.base_model.children()]
-        hooks = [place.register_forward_hook(model._pool_hidden) for place in places]
-    model.config._attn_implementation = ATTENTION
-    blocks = encoder_blocks(model)
-    if model._pooling in FIRST_TOKEN and compute_first_tokens_only(blocks):
-        model._first_tokens_only = True
-        model.can_pack = gives_padded_logits(model)
-        if not model.can_pack:
-            undo_first_tokens_only(blocks)
-            model._first_tokens_only = False
-    if not model._first_tokens_only:
-        logger.debug("%s: its last layer is computed for every token", stock_class.__name__)
-        model.can_pack = gives_padded_logits(model)
-    if not model.can_pack:
-        model.config._attn_implementation = stock_attention
-        for hook in hooks:
-            hook.remove()
-    model._no_split_modules = sorted({type(block).__name__ for block in [*blocks][:1]})  # what FSDP2 spreads together
+    model._no_split_modules = [type(block).__name__ for block in encoder_blocks(model)][:1]  # for FSDP2
     return model
+
+
+def _packed(model: PreTrainedModel, first_tokens_only: bool) -> PackedClassifier:
+    """The model with everything that packed batches need, whether it is right or not."""
+    packed = _of_class(model)
+    packed.can_pack = True
+    packed.config._attn_implementation = ATTENTION
+    packed._first_position = first_position(packed)
+    packed._pooling = _pooling_of(packed.config)
+    packed._first_tokens_only = first_tokens_only and compute_first_tokens_only(encoder_blocks(packed))
+    if packed._pooling == "late":
+        output_layer(packed).register_forward_hook(packed._pool_logits)
+    else:
+        for place in (packed.base_model, *packed.base_model.children()):
+            place.register_forward_hook(packed._pool_hidden)
+    return packed
+
+
+def _pooling_of(config: PreTrainedConfig) -> str:
+    return getattr(config, "classifier_pooling", None) or FIRST_TOKEN[0]
+
+
+def _what_works(config: PreTrainedConfig) -> tuple[bool, bool]:
+    """Whether models of this config may be packed, and have their last layer computed for first tokens only."""
+    small = tiny(config)
+    for first_tokens_only in (_pooling_of(config) in FIRST_TOKEN, False):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = _packed(classifier_class(small)(copy.deepcopy(small)), first_tokens_only)
+        if gives_padded_logits(model):
+            if not model._first_tokens_only:
+                logger.debug("%s: its last layer is computed for every token", display_name(config))
+            return True, model._first_tokens_only
+    return False, False
 
 
 @torch.no_grad()
@@ -156,7 +185,6 @@ def gives_padded_logits(model: PackedClassifier) -> bool:
     ids[ids == pad] = 0 if pad else 1
     is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     positions = torch.arange(max(lengths)).expand_as(ids)
-    was_training = model.training
     model.eval()
     try:
         padded = model(ids.masked_fill(~is_token, pad), attention_mask=is_token.long()).logits
@@ -165,8 +193,6 @@ def gives_padded_logits(model: PackedClassifier) -> bool:
     except Exception as error:  # whatever a model says that is called as none of its kind is
         logger.debug("%s cannot be packed: %s", type(model).__name__, error)
         return False
-    finally:
-        model.train(was_training)
     size = padded.abs().max().item()
     return packed.shape == padded.shape and torch.allclose(
         packed, padded, rtol=0, atol=TOLERANCE * size if size < float("inf") else 0.0, equal_nan=True
