@@ -75,7 +75,7 @@ def setup(settings: Settings, stop_requests: StopRequests, run: RunFolder) -> Tr
     during setup has nothing to save.
     """
     accelerator, settings, watchdog = init_processes(settings)
-    assets = load_assets(accelerator, settings, stop_requests.raise_if_stopped)
+    assets, settings = load_assets(accelerator, settings, stop_requests.raise_if_stopped)
     settings, plan = plan_batches(settings, len(assets.splits["train"]), accelerator.num_processes)
     strategy, schedule = prepare_training(accelerator, assets.model, settings)
     return resume_or_start(

@@ -41,7 +41,7 @@ def renamed(classifier: Path, folder: Path, first: str, second: str) -> Path:
     return folder
 
 
-def load(model: Path, **flags: Any) -> DistilBertForSequenceClassification:
+def load(model: Path, **flags: Any) -> Any:
     settings = Settings(output_dir="/nonexistent", model_name_or_path=str(model), **flags)
     return load_model(settings, load_tokenizer(settings))
 

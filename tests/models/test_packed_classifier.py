@@ -9,7 +9,7 @@ from transformers import DistilBertForSequenceClassification
 from sst2.data.collation import Batch, collate, pack
 from sst2.data.sample import sample_config
 from sst2.data.splits import Split
-from sst2.models.packed_classifier import PackedClassifier
+from sst2.models.packed_classifier import PackedClassifier, pack_classifier
 from sst2.training.cuda_graphs import pad_to_bucket
 
 VOCABULARY = 300
@@ -32,7 +32,7 @@ def models() -> tuple[DistilBertForSequenceClassification, PackedClassifier]:
     """Transformers' own and ours, with the same weights. Dropout is off, as in an evaluation."""
     torch.manual_seed(0)
     stock = DistilBertForSequenceClassification(sample_config(VOCABULARY))
-    ours = PackedClassifier(sample_config(VOCABULARY))
+    ours = pack_classifier(DistilBertForSequenceClassification(sample_config(VOCABULARY)))
     ours.load_state_dict(stock.state_dict())
     return stock.eval(), ours.eval()
 
@@ -124,7 +124,7 @@ def test_dropout_is_drawn_everywhere_attention_included() -> None:
     for place in ("dropout", "attention_dropout", "seq_classif_dropout"):
         config = sample_config(VOCABULARY)
         config.update(dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), 0.0) | {place: 0.5})
-        model = PackedClassifier(config).train()
+        model = pack_classifier(DistilBertForSequenceClassification(config)).train()
         assert not torch.equal(model(**batch).logits, model(**batch).logits), place
         model.eval()
         assert torch.equal(model(**batch).logits, model(**batch).logits), place

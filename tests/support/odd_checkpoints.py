@@ -271,7 +271,7 @@ CONFIGS = {
     "padding out of reach": Form(config={"pad_token_id": 10**6}, refused="Padding_idx", trains=True),
     "tokenizer's class": Form(config={"tokenizer_class": "BertTokenizer"}),
     "remote code for the model": Form(config={"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}),
-    "another model": Form(config={"model_type": "bert"}, refused="is a bert model"),
+    "another model": Form(config={"model_type": "bert"}, refused="weights of a BERT"),
     "no such model": Form(config={"model_type": "nonsense"}, refused="nonsense"),
 }
 FORMS = TOKENIZERS | CONFIGS

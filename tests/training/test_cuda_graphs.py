@@ -10,7 +10,6 @@ import torch
 
 from sst2.config.arguments import parse_arguments
 from sst2.data.collation import Batch, MicroBatches, collate
-from sst2.data.sample import sample_config
 from sst2.data.splits import Split
 from sst2.training import cuda_graphs
 from sst2.training.cuda_graphs import CudaGraphRunner, StepFunction, StepResult, StepRunner
@@ -125,6 +124,7 @@ def test_a_device_that_refuses_is_named_with_the_way_out(graphs: CudaGraphRunner
         (["--mixed_precision", "bf16", "--batching", "padded"], True, False),
         (["--mixed_precision", "bf16", "--cuda_graphs", "no"], True, False),
         (["--mixed_precision", "bf16", "--gradient_accumulation_steps", "2"], True, False),
+        (["--mixed_precision", "bf16", "--gradient_checkpointing"], True, False),
     ],
 )
 def test_which_jobs_have_their_steps_recorded(
@@ -134,11 +134,11 @@ def test_which_jobs_have_their_steps_recorded(
         fits_a_graph, device = fits, torch.device("cpu")
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
 
-    monkeypatch.setattr(cuda_graphs, "flash_works", lambda *arguments: True)
+    monkeypatch.setattr(cuda_graphs, "_runs_in_grids", lambda strategy: False)
     settings = parse_arguments(["--smoke", "--output_dir", str(tmp_path / "run"), *flags])
     settings = replace(
         settings, gradient_accumulation_steps=settings.gradient_accumulation_steps or 1, global_batch_size=32
     )
     strategy: Any = Strategy()
-    found = cuda_graphs.step_runner(strategy, sample_config(100), settings, np.array([3, 4]), lambda phase: None)
+    found = cuda_graphs.step_runner(strategy, settings, np.array([3, 4]), lambda phase: None)
     assert type(found) is (CudaGraphRunner if expected else StepRunner)

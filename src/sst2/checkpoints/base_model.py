@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DistilBertConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sst2.checkpoints.folders import list_checkpoints
 from sst2.config.settings import SAMPLE, Settings, is_path
@@ -40,7 +40,7 @@ class BaseModel:
         checkpoint: what stands for it, as in `of`; its weights have to come from there as well.
     """
 
-    config: DistilBertConfig
+    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     num_bytes: int
     fingerprint: dict[str, str]

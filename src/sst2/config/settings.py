@@ -36,7 +36,9 @@ class ModelArguments:
 
     _argument_group_name = "model"
     model_name_or_path: str = flag(
-        DEFAULT_MODEL, "hub name or folder of a DistilBERT checkpoint (safetensors)", "NAME|DIR"
+        DEFAULT_MODEL,
+        "hub name or folder of a checkpoint (safetensors) of an encoder: DistilBERT, BERT, RoBERTa, ModernBERT, ...",
+        "NAME|DIR",
     )
     model_revision: str = flag("main", "branch, tag or commit of the model on the hub", "REV")
     dropout: float | None = flag(
@@ -113,6 +115,9 @@ class TrainingArguments:
     )
     cuda_graphs: Graphs = flag(
         "auto", "auto launches steps whole on one GPU in bf16, packed, in one forward pass; one of %(choices)s", "NAME"
+    )
+    gradient_checkpointing: bool = flag(
+        False, "compute activations again in the backward pass: less memory, a third slower, no CUDA graphs"
     )
     seed: int = flag(42, "of the order of sentences, the new head and dropout", "N")
 

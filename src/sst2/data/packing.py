@@ -76,6 +76,11 @@ class Pack:
         """(sentences,) int64, the first token of each."""
         return self.cu_seqlens[:-1].long()
 
+    @property
+    def has_grids(self) -> bool:
+        """Whether something has asked for `grids`."""
+        return "grids" in vars(self)
+
     @cached_property
     def grids(self) -> tuple[Grid, ...]:
         """All sentences in their order, some in each grid; made when first asked for, since not every device does."""

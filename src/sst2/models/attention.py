@@ -19,7 +19,13 @@ FLASH_TOLERANCE = 0.02  # between two ways to round to 16 bits, of values of siz
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, probability: float, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pack: Pack,
+    probability: float,
+    scaling: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """What each query takes from the values of its own sentence (Vaswani et al., 2017, eq. 1).
 
@@ -30,14 +36,23 @@ def attend(
         pack: where the sentences lie.
         probability: of dropout on the attention weights; 0 in evaluation.
         scaling: factor of the scores.
+        window: the farthest that a token sees, in tokens to each side; None for the whole sentence. Where it is given,
+            there is a query for every token.
     """
-    if query.is_cuda and _in_16_bits(query) and flash_works(query.device, query.dtype, query.shape[-1]):
-        return by_flash(query, key, value, pack, probability, scaling)
-    return in_grids(query, key, value, pack, probability, scaling)
+    is_windowed = window is not None
+    if query.is_cuda and _in_16_bits(query) and flash_works(query.device, query.dtype, query.shape[-1], is_windowed):
+        return by_flash(query, key, value, pack, probability, scaling, window)
+    return in_grids(query, key, value, pack, probability, scaling, window)
 
 
 def in_grids(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, probability: float, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pack: Pack,
+    probability: float,
+    scaling: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """`attend` by padded batches of a few sentences each, which a packed batch has in order of length."""
     one_each = len(query) == len(pack)
@@ -49,7 +64,7 @@ def in_grids(
     for grid, own, *pair in zip(pack.grids, queries, *parts, strict=False):
         keys, values = (pad_input(tensor, grid).transpose(1, 2) for tensor in pair)
         asked = (own[:, None] if one_each else pad_input(own, grid)).transpose(1, 2)
-        got = _attend_padded(asked, keys, values, grid.is_token[:, None, None], probability, scaling).transpose(1, 2)
+        got = _attend_padded(asked, keys, values, _keys_in_sight(grid, window), probability, scaling).transpose(1, 2)
         mixed.append(got.flatten(0, 1) if one_each else unpad_input(got, grid))
     if not one_each:
         mixed.append(torch.zeros_like(queries[-1]))
@@ -57,7 +72,13 @@ def in_grids(
 
 
 def by_flash(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, probability: float, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pack: Pack,
+    probability: float,
+    scaling: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """`attend` by FlashAttention over sequences of different lengths (Dao, 2023), dropout included.
 
@@ -72,13 +93,16 @@ def by_flash(
         query_starts, longest_query = starts, longest
     mixed: torch.Tensor
     mixed, *_ = torch.ops.aten._flash_attention_forward(
-        query, key, value, query_starts, starts, longest_query, longest, probability, False, False, scale=scaling
+        *(query, key, value, query_starts, starts, longest_query, longest, probability, False, False),
+        scale=scaling,
+        window_size_left=window,
+        window_size_right=window,
     )
     return mixed
 
 
 @lru_cache
-def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int, is_windowed: bool = False) -> bool:
     """Whether FlashAttention gives on this device what grids give; found out once, by trying, forward and backward."""
     pack = Pack.of(torch.tensor([3, 9, 1, 20]).numpy()).to(device)
     generator = torch.Generator().manual_seed(0)  # the random state of training stays what it is
@@ -86,8 +110,10 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool
 
     def run(attention: Callable[..., torch.Tensor], probability: float) -> list[torch.Tensor]:
         own = inputs.clone().requires_grad_()
-        queries = own[0], own[0][pack.cls_indices]
-        outputs = [attention(query, own[1], own[2], pack, probability, head_dim**-0.5) for query in queries]
+        tried = [(own[0], 4)] if is_windowed else [(own[0], None), (own[0][pack.cls_indices], None)]
+        outputs = [
+            attention(query, own[1], own[2], pack, probability, head_dim**-0.5, window) for query, window in tried
+        ]
         gradients = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
         return [tensor.float() for tensor in (*outputs, *gradients)]
 
@@ -105,6 +131,29 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool
     return True
 
 
+def mean_of_sentences(values: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """The mean over each sentence's tokens, (sentences, width), of (tokens, width); those after the pack are left out.
+
+    It looks at no length on the host, so that a CUDA graph may hold it.
+    """
+    tokens = torch.arange(len(values), dtype=torch.int32, device=values.device)
+    sentence = torch.searchsorted(pack.cu_seqlens[1:], tokens, right=True)
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    sums = values.new_zeros((len(pack) + 1, values.shape[1]), dtype=dtype).index_add(0, sentence, values.to(dtype))
+    return (sums[:-1] / pack.cu_seqlens.diff()[:, None]).to(values.dtype)
+
+
+def _keys_in_sight(grid: Grid, window: int | None) -> torch.Tensor:
+    """(sentences, 1, 1, places) bool, the tokens; with a window shorter than the grid, as each place sees them."""
+    is_key, places = grid.is_token[:, None, None], grid.is_token.shape[1]
+    if window is None or places <= window + 1:
+        return is_key
+    place = torch.arange(places, device=is_key.device)
+    distance = (place[:, None] - place).abs()
+    # A place of padding far from all tokens sees itself: softmax over nothing is not a number, nor is its gradient.
+    return is_key & (distance <= window) | (distance == 0)
+
+
 def _in_16_bits(tensor: torch.Tensor) -> bool:
     return tensor.dtype in (torch.bfloat16, torch.float16)
 
@@ -117,7 +166,7 @@ def _attend_padded(
     probability: float,
     scaling: float,
 ) -> torch.Tensor:
-    """(sentences, heads, places, width) each, of queries one place or all; `is_key` is (sentences, 1, 1, places)."""
+    """(sentences, heads, places, width) each, of queries one place or all; `is_key` is (sentences, 1, any, places)."""
     # On a CPU in 16 bits, the backward pass of torch's fused kernel takes two to six times as long as that of the steps
     # below; where there is dropout, torch takes steps of its own, which need up to a third longer.
     if query.device.type != "cpu" or not (query.requires_grad and _in_16_bits(query)):

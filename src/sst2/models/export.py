@@ -1,4 +1,4 @@
-"""The export: a stock DistilBERT folder with tokenizer and model card, reloaded and compared before it counts."""
+"""The export: a stock model's folder with tokenizer and model card, reloaded and compared before it counts."""
 
 import copy
 import logging
@@ -14,12 +14,13 @@ import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from sst2.config.settings import Settings
+from sst2.models.architecture import classifier_class, display_name, tiny
 from sst2.models.model_card import model_card
 from sst2.models.tokenizer import probes
 from sst2.runs.run_folder import WEIGHTS
@@ -49,7 +50,7 @@ class Export:
         expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
     """
 
-    config: DistilBertConfig
+    config: PreTrainedConfig
     weights: dict[str, torch.Tensor]
     tokenizer: PreTrainedTokenizerBase
     sentences: Sequence[str]
@@ -125,7 +126,7 @@ def _is_exported(folder: Path, digest: str, require_same: Callable[[Path], None]
     return True
 
 
-def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def rehearse_export(settings: Settings, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Export a tiny model with this tokenizer, reload it and write its card, so that no training is lost to the end.
 
     It draws from torch's random state.
@@ -134,18 +135,17 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
         UserError: the export would fail.
         LocalError: the folder for temporary files, $TMPDIR, is full or absent.
     """
-    tiny = {"n_layers": 1, "n_heads": 2, "dim": 16, "hidden_dim": 16, "initializer_range": 0.1}
-    config = DistilBertConfig(**config.to_dict() | tiny)
+    config = tiny(config)
     names = "accuracy precision recall f1 matthews roc_auc loss ece count split step epoch checkpoint selected".split()
     metrics = dict.fromkeys(names, 0) | {"accuracy_ci95": (0, 1)}
-    weights, texts = DistilBertForSequenceClassification(config).state_dict(), probes(tokenizer.backend_tokenizer)
+    weights, texts = classifier_class(config)(config).state_dict(), probes(tokenizer.backend_tokenizer)
     try:
         temporary = tempfile.TemporaryDirectory(prefix="sst2-rehearsal-")
     except OSError as error:
         raise no_room(error) from None
     try:
         with temporary as folder:
-            card = model_card(settings, metrics, 0)
+            card = model_card(settings, metrics, 0, display_name(config))
             Export(config, weights, tokenizer, texts, card, settings.max_length).write_files(Path(folder) / "model")
     except Exception as error:  # of libraries that have their own
         disk = disk_error(error)
@@ -156,11 +156,11 @@ def rehearse_export(settings: Settings, config: DistilBertConfig, tokenizer: Pre
         ) from None
 
 
-def stock_classifier(config: DistilBertConfig, weights: dict[str, torch.Tensor]) -> DistilBertForSequenceClassification:
+def stock_classifier(config: PreTrainedConfig, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
     """A stock model around trained weights: autocast, compilation or a strategy may have patched the trained one."""
     config = copy.deepcopy(config)
     config._attn_implementation = None  # transformers' choice, not the packed one
-    stock = DistilBertForSequenceClassification(config)
+    stock = classifier_class(config)(config)
     stock.load_state_dict(weights)
     return stock
 

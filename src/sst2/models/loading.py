@@ -1,13 +1,14 @@
-"""The stock DistilBERT classifier and its tokenizer, to train or as it was trained: loaded safely and in float32."""
+"""A stock classifier and its tokenizer, to train or as it was trained: loaded safely and in float32."""
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, DistilBertConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
@@ -15,44 +16,46 @@ from sst2.config.class_names import are_generic, names_in_order, order_of_classe
 from sst2.config.settings import SAMPLE, Settings
 from sst2.data.hub import reading_from_hub
 from sst2.data.sample import sample_config, sample_tokenizer
-from sst2.models.packed_classifier import PackedClassifier
+from sst2.models.architecture import (
+    classifier_class,
+    display_name,
+    dropouts,
+    is_of_head,
+    max_positions,
+    output_layer,
+    plain_config,
+    require_encoder,
+)
+from sst2.models.packed_classifier import PackedClassifier, pack_classifier
 from sst2.models.tokenizer import panics_as_errors, read_tokenizer
 from sst2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-HEAD = ("pre_classifier.", "classifier.")
 KINDS = {"multi_label_classification": "several labels at once", "regression": "numbers"}  # by `problem_type`
-SIZES = ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim")
-ARCHITECTURE = (
-    "vocab_size max_position_embeddings sinusoidal_pos_embds n_layers n_heads dim hidden_dim dropout attention_dropout "
-    "activation initializer_range qa_dropout seq_classif_dropout pad_token_id"
-).split()
 
 
 def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer, as `read_tokenizer` gives it.
 
     Raises:
-        UserError: it cannot be had, the checkpoint is no DistilBERT, or the model does not fit the tokenizer or
+        UserError: it cannot be had, the checkpoint is no encoder, or the model does not fit the tokenizer or
             `--max_length`.
     """
     name = settings.model_name_or_path
     if name == SAMPLE:
         tokenizer: PreTrainedTokenizerBase = sample_tokenizer()
-        config = sample_config(len(tokenizer))
+        config: PreTrainedConfig = sample_config(len(tokenizer))
     else:
         config, tokenizer = _read_tokenizer("--model_name_or_path", name, settings.model_revision)
-    if settings.max_length > config.max_position_embeddings:
-        raise UserError(
-            f"--max_length {settings.max_length} is more than the {config.max_position_embeddings} positions of {name}"
-        )
+    if settings.max_length > (limit := max_positions(config)):
+        raise UserError(f"--max_length {settings.max_length} is more than the {limit} positions of {name}")
     _check_vocabulary("--model_name_or_path", name, config, tokenizer)
     return tokenizer
 
 
 def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weights: bool = True) -> PackedClassifier:
-    """DistilBERT with a two-class head, in float32 whatever the checkpoint was stored in.
+    """The checkpoint with a head for the run's classes, in float32 whatever it was stored in.
 
     Only safetensors are read and no remote code runs. The head is new, drawn from torch's random state, unless the
     checkpoint has one of two classes: then its rows are put in the order of the run's classes, by their names.
@@ -65,13 +68,17 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
     labels = dict(enumerate(settings.label_names))
     options: dict[str, Any] = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     if settings.dropout is not None:
-        options |= dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), settings.dropout)
+        options["dropout"] = settings.dropout
     options["pad_token_id"] = tokenizer.pad_token_id  # whose embedding alone is not trained
     name = settings.model_name_or_path
     if name == SAMPLE or not with_weights:
-        config = sample_config(len(tokenizer)) if name == SAMPLE else DistilBertConfig.from_pretrained(name)
-        config.update(options)
-        model = PackedClassifier(config)
+        config: PreTrainedConfig = (
+            sample_config(len(tokenizer))
+            if name == SAMPLE
+            else AutoConfig.from_pretrained(name, trust_remote_code=False)
+        )
+        config = _with_options(config, options)
+        model = pack_classifier(classifier_class(config)(config))
         model.drawn = frozenset(model.state_dict())
     else:
         model, fresh, class_names = _read_weights("--model_name_or_path", name, settings.model_revision, options)
@@ -104,29 +111,25 @@ def num_bytes(model: torch.nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def plain_config(config: DistilBertConfig) -> DistilBertConfig:
-    """Its architecture and names of classes. Whatever else stood in a config.json changes nothing that a run does.
+def _with_options(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfig:
+    """The config with these values; `dropout` stands for every probability of dropout."""
+    values = dict(options)
+    if "dropout" in values:
+        values |= dict.fromkeys(dropouts(config), values.pop("dropout"))
+    config.update(values)
+    return config
 
-    `problem_type`, `output_attentions`, `return_dict`, `attn_implementation` and the like would change the loss, the
-    outputs, what `pipeline` makes of the export, or where transformers takes code from.
-    """
-    names = {name: getattr(config, name) for name in ARCHITECTURE}
-    return DistilBertConfig(**names, id2label=config.id2label, label2id=config.label2id)
 
-
-def _read_config(flag: str, name: str, revision: str) -> DistilBertConfig:
-    """All of a DistilBERT's config.json."""
-    config: DistilBertConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    if config.model_type != "distilbert":
-        raise UserError(f"{flag} {name} is a {config.model_type} model: give a DistilBERT checkpoint")
-    if odd := [size for size in SIZES if getattr(config, size) < 1]:
-        raise UserError(f"{flag} {name}: its config.json has {odd[0]} {getattr(config, odd[0])}")
+def _read_config(flag: str, name: str, revision: str) -> PreTrainedConfig:
+    """All of a config.json."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    require_encoder(f"{flag} {name}", config)
     if getattr(config, "quantization_config", None):
         raise UserError(f"{flag} {name} is quantized: give the checkpoint that it was made from")
     return config
 
 
-def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[DistilBertConfig, PreTrainedTokenizerBase]:
+def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         if (Path(name) / "model" / "config.json").is_file():
             raise UserError(f"{flag} {name} is a run: give {Path(name) / 'model'}")
@@ -152,7 +155,7 @@ def _order_classes(model: PackedClassifier, name: str, class_names: list[str], l
     if order != sorted(order):
         logger.info("%s: the rows of its head are for %s: put in the order %s", name, own, mine)
         with torch.no_grad():
-            for parameter in model.classifier.parameters():
+            for parameter in output_layer(model).parameters():
                 parameter.copy_(parameter[order].clone())
 
 
@@ -167,11 +170,10 @@ def _read_weights(
         stored = _read_config(flag, name, revision)
         names: Any = stored.id2label
         class_names = names_in_order(names)
-        config = plain_config(stored)
-        config.update(options)
+        config = _with_options(plain_config(stored), options)
         _require_own_safetensors(flag, name, revision)
         try:
-            loaded: Any = PackedClassifier.from_pretrained(
+            loaded: Any = classifier_class(config).from_pretrained(
                 name,
                 config=config,
                 revision=revision,
@@ -184,12 +186,13 @@ def _read_weights(
             raise UserError(f"{flag} {name}: its safetensors file is damaged ({error})") from None
     model, report = loaded
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    lost = sorted(key for key in fresh if not key.startswith(HEAD))
+    lost = sorted(key for key in fresh if not is_of_head(model, key))
     if lost:
-        raise UserError(f"{flag} {name} lacks {len(lost)} weights of a DistilBERT, {lost[0]} for one")
-    if idle := [key for key in report["unexpected_keys"] if ".layer." in key]:
-        logger.warning("%s: %d weights of more layers than the %d of its config", name, len(idle), config.n_layers)
-    return model, sorted(fresh), class_names
+        raise UserError(f"{flag} {name} lacks {len(lost)} weights of a {display_name(config)}, {lost[0]} for one")
+    if idle := [key for key in report["unexpected_keys"] if re.search(r"\.layers?\.\d", key)]:
+        layers = config.num_hidden_layers
+        logger.warning("%s: %d weights of more layers than the %d of its config", name, len(idle), layers)
+    return pack_classifier(model), sorted(fresh), class_names
 
 
 def _require_own_safetensors(flag: str, name: str, revision: str) -> None:
@@ -207,7 +210,7 @@ def _require_own_safetensors(flag: str, name: str, revision: str) -> None:
             raise UserError(f"{flag} {name}: {SAFE_WEIGHTS_INDEX_NAME} names {file}: no safetensors file beside it")
 
 
-def _check_vocabulary(flag: str, name: str, config: DistilBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_vocabulary(flag: str, name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     entries = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # some vocabularies leave ids out
     if entries > config.vocab_size:
         raise UserError(

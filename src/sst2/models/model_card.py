@@ -6,14 +6,15 @@ from typing import Any
 from sst2.config.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings, is_path
 
 
-def model_card(settings: Settings, metrics: dict[str, Any], train_count: int) -> str:
+def model_card(settings: Settings, metrics: dict[str, Any], train_count: int, architecture: str = "DistilBERT") -> str:
     """The card: what it was trained on and how, its metrics with their interval, how it was selected, how to use it."""
     low, high = metrics["accuracy_ci95"]
     model, dataset = _public_name(settings.model_name_or_path), _dataset_name(settings)
     is_sentiment = tuple(settings.label_names) == LABEL_NAMES
     what = "the sentiment of sentences" if is_sentiment else "sentences of two classes"
     header = ["---", "library_name: transformers", "pipeline_tag: text-classification"]
-    header += ["tags: [sentiment-analysis, distilbert, sst2]" if is_sentiment else "tags: [distilbert]"]
+    tag = architecture.lower()
+    header += [f"tags: [sentiment-analysis, {tag}, sst2]" if is_sentiment else f"tags: [{tag}]"]
     if settings.model_name_or_path in (DEFAULT_MODEL, SAMPLE):
         header += ["license: apache-2.0"]  # other checkpoints have licenses of their own
     if _is_on_hub(settings.model_name_or_path):
@@ -36,7 +37,7 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int) ->
     ]
     sections = [
         "\n".join([*header, "---", f"# {settings.run_dir.name}"]),
-        f"DistilBERT for {what}: {' or '.join(settings.label_names)}. Fine-tuned from {model}.",
+        f"{architecture} for {what}: {' or '.join(settings.label_names)}. Fine-tuned from {model}.",
         "```python\nfrom transformers import pipeline",
         'pipeline("sentiment-analysis", "PATH_OR_NAME_OF_THIS_MODEL")("a gripping, funny film")\n```',
         "## Data",

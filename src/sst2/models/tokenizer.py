@@ -13,9 +13,10 @@ from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, DistilBertConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from sst2.models.architecture import max_positions
 from sst2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ TEXTS = (
 )
 
 
-def read_tokenizer(flag: str, name: str, revision: str, config: DistilBertConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, without `token_type_ids`, which DistilBERT does not take.
+def read_tokenizer(flag: str, name: str, revision: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, without `token_type_ids`: a model takes zeros without them, as one sentence has.
 
     Raises:
         UserError: the folder holds no vocabulary, or it has no tokenizer that can be trained with and exported.
@@ -62,6 +63,10 @@ def read_tokenizer(flag: str, name: str, revision: str, config: DistilBertConfig
         _raise_exceptions_for_connection_errors=False,
     )
     _require_same_ids(f"{flag} {name}", tokenizer, Path(file) if file else None)
+    if getattr(config, "type_vocab_size", 0) > 1 and any(_uncut(copy.deepcopy(encoder)).encode(TEXTS[0]).type_ids):
+        raise UserError(
+            f"{flag} {name}: its tokenizer gives one sentence token_type_ids other than 0, which none can take"
+        )
     _warn_of_capitals(name, encoder)
     _make_plain(tokenizer, config)
     if not tokenizer.model_max_length >= MIN_LENGTH:
@@ -97,7 +102,9 @@ def _require_same_ids(who: str, tokenizer: PreTrainedTokenizerBase, file: Path |
     """Raises UserError: `pipeline`, this project and `tokenizer.json` do not read all sentences alike."""
     encoder, kind = _uncut(copy.deepcopy(tokenizer.backend_tokenizer)), type(tokenizer).__name__
     if not encoder.encode("").ids:
-        raise UserError(f"{who}: its tokenizer puts no token such as [CLS] before a sentence, which DistilBERT reads")
+        raise UserError(
+            f"{who}: its tokenizer puts no token such as [CLS] before a sentence, by which it is classified"
+        )
     texts = probes(encoder)
     ids = [encoding.ids for encoding in encoder.encode_batch(texts)]  # as this project reads
     if unknown := {*chain.from_iterable(ids)} - {*encoder.get_vocab().values()}:
@@ -142,14 +149,14 @@ def _warn_of_capitals(name: str, encoder: Tokenizer) -> None:
         )
 
 
-def _make_plain(tokenizer: PreTrainedTokenizerBase, config: DistilBertConfig) -> None:
+def _make_plain(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Leave nothing in it but what makes ids: it is exported as it is then."""
     _uncut(tokenizer.backend_tokenizer)  # a file may bring padding and truncation of its own
     if "token_type_ids" in tokenizer.model_input_names:
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which are exported
-    tokenizer.padding_side = "right"  # DistilBERT counts positions from the first place, and classifies by it
+    tokenizer.padding_side = "right"  # positions count from the first place, and the head reads it
     for needless in ("auto_map", "max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
         tokenizer.init_kwargs.pop(needless, None)
     # a folder without this setting has no limit, and the exported model would meet sentences that it cannot take
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(config))

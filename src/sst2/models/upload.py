@@ -37,7 +37,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
     try:
         api = HfApi()
         address = api.create_repo(repository, exist_ok=True)
-        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Fine-tuned DistilBERT")
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Fine-tuned model")
     except Exception as error:  # refused, or out of reach: see above
         raise UserError(
             f"--push_to_hub: the model is safe in {folder}, but the upload to {repository} failed ({error}): "

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import DistilBertConfig
 
 from sst2.config.settings import Settings
 from sst2.data.collation import Batch, MicroBatches
 from sst2.data.packing import Pack
 from sst2.distributed.strategies.strategy import Strategy
-from sst2.models.attention import flash_works
 from sst2.utils.errors import UserError
 
 FEWEST_TOKENS = 64  # numbers of tokens are rounded up to a multiple of it,
@@ -42,7 +40,6 @@ class StepRunner:
 
 def step_runner(
     strategy: Strategy,
-    config: DistilBertConfig,
     settings: Settings,
     lengths: np.ndarray,
     start_phase: Callable[[str], None],
@@ -50,17 +47,28 @@ def step_runner(
     """Have steps captured to CUDA graphs, if they can be.
 
     They can on one process with one GPU, for packed batches in bf16, one micro-batch a step. The sizes of padded
-    batches, and of attention in grids, follow from their sentences; fp16's loss scale is looked at by the host, and
-    ranks wait for each other.
+    batches, and of attention in grids, follow from their sentences; fp16's loss scale is looked at by the host, ranks
+    wait for each other, and gradient checkpointing saves and restores random states on the host.
 
     `lengths` are the tokens of each training sentence, (sentences,).
     """
     fits = settings.cuda_graphs == "auto" and settings.batching == "packed" and settings.mixed_precision == "bf16"
     fits = fits and settings.gradient_accumulation_steps == 1 and strategy.fits_a_graph
-    if not fits or not flash_works(strategy.device, torch.bfloat16, config.dim // config.n_heads):
+    fits = fits and not settings.gradient_checkpointing
+    if not fits or _runs_in_grids(strategy):
         return StepRunner()
     assert settings.global_batch_size is not None
     return CudaGraphRunner(strategy.optimizer, strategy.device, settings.global_batch_size, lengths, start_phase)
+
+
+@torch.no_grad()
+def _runs_in_grids(strategy: Strategy) -> bool:
+    """Whether attention asks for grids, whose sizes follow from the sentences; found out by a batch of two."""
+    pack = Pack.of(np.array([2, 3])).to(strategy.device)
+    ids = torch.zeros(pack.num_tokens, dtype=torch.int64, device=strategy.device)
+    strategy.model.eval()
+    strategy.model(input_ids=ids, position_ids=ids, pack=pack)
+    return pack.has_grids
 
 
 def pad_to_bucket(batch: Batch, multiple: int, longest: int) -> Batch:

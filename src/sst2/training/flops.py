@@ -3,19 +3,25 @@
 import time
 
 import torch
-from transformers import DistilBertConfig
+from torch import nn
+from transformers import PreTrainedConfig
+
+from sst2.models.architecture import encoder_blocks, skeleton
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the precision of forward passes
 SLOW = 5e9  # FLOP/s on a CPU below which a large product would take half a second
 
 
-def flop_per_token(config: DistilBertConfig) -> int:
+def flop_per_token(config: PreTrainedConfig) -> int:
     """Floating-point operations of training on one real token: forward once, backward twice (Kaplan et al., 2020).
 
-    All products of weights count, those of the last layer for every token; attention scores, under 1 % at SST-2's
-    lengths, and everything else are left out, and so is padding.
+    All products of weights in the encoder's layers count, those of the last layer for every token; attention scores,
+    under 1 % at SST-2's lengths, and everything else are left out, and so is padding.
     """
-    return 3 * 2 * (4 * config.dim**2 + 2 * config.dim * config.hidden_dim) * config.n_layers
+    blocks = encoder_blocks(skeleton(config))
+    weights = sum(module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear))
+    times_used: int = config.num_hidden_layers // max(len(blocks), 1)  # more than once where layers share weights
+    return 6 * weights * times_used  # a product takes two operations a weight
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float, size: int | None = None) -> float:

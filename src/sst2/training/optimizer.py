@@ -27,11 +27,9 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings) -> LRSc
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of parameters: matrices, which decay, and biases and LayerNorm, which do not."""
-    norms = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    """Two groups of parameters: matrices, which decay, and biases and norms, which do not."""
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_exempt = id(parameter) in norms or name.endswith("bias")
-        (exempt if is_exempt else decayed).append(parameter)
+    for parameter in model.parameters():
+        (decayed if parameter.ndim > 1 else exempt).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]

@@ -8,6 +8,7 @@ import torch
 
 from sst2.checkpoints.folders import checkpoint_name
 from sst2.evaluation.predictions import in_words, write_predictions
+from sst2.models.architecture import display_name
 from sst2.models.export import Export
 from sst2.models.model_card import model_card
 from sst2.models.upload import push_to_hub
@@ -45,7 +46,7 @@ def write_results(
         weights=weights,
         tokenizer=trainer.tokenizer,
         sentences=split.sentences,
-        card=model_card(settings, metrics, len(splits["train"])),
+        card=model_card(settings, metrics, len(splits["train"]), display_name(trainer.model_config)),
         max_length=settings.max_length,
         expected=evaluations[split.name][1] if settings.mixed_precision == "no" else None,
     ).write(run.model)

@@ -1,8 +1,9 @@
 """What a run is made of: processes, data, tokenizer and model, strategy, optimizer and schedule."""
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from accelerate import Accelerator
@@ -22,11 +23,14 @@ from sst2.distributed.ranks import run_on_main
 from sst2.distributed.strategies import prepare
 from sst2.distributed.strategies.strategy import Strategy
 from sst2.distributed.watchdog import Watchdog
+from sst2.models.architecture import display_name
 from sst2.models.export import rehearse_export
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.training.optimizer import build_optimizer, build_schedule
-from sst2.utils.errors import local_errors
+from sst2.utils.errors import UserError, local_errors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,12 @@ def init_processes(settings: Settings) -> tuple[Accelerator, Settings, Watchdog]
     return accelerator, settings, Watchdog(settings.step_timeout)
 
 
-def load_assets(accelerator: Accelerator, settings: Settings, check_stop: Callable[[], None]) -> Assets:
+def load_assets(
+    accelerator: Accelerator, settings: Settings, check_stop: Callable[[], None]
+) -> tuple[Assets, Settings]:
     """Load, check and compare everything. All ranks call it. What `check_stop` raises ends waiting and tokenizing.
+
+    The settings come back with the batching that the model can do.
 
     Raises:
         UserError: something cannot be read, does not fit, or differs between ranks.
@@ -64,12 +72,31 @@ def load_assets(accelerator: Accelerator, settings: Settings, check_stop: Callab
         tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, check_stop)
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer, with_weights=checkpoint is None)
+        if settings.gradient_checkpointing:
+            _checkpoint_gradients(model)
         splits = tokenizing.result()
     base_model = BaseModel.of(model, tokenizer, checkpoint)
     run_on_main(accelerator, lambda: rehearse_export(settings, base_model.config, tokenizer))
     set_seed(settings.seed, device_specific=True)  # and dropout of its own
     require_agreement(accelerator, settings, base_model.fingerprint, splits)
-    return Assets(tokenizer, model, base_model, splits)
+    if settings.batching == "packed" and not model.can_pack:
+        logger.warning(
+            "%s models cannot be packed (their attention does not keep sentences apart): batches are padded",
+            display_name(model.config),
+        )
+        settings = replace(settings, batching="padded")
+    return Assets(tokenizer, model, base_model, splits), settings
+
+
+def _checkpoint_gradients(model: PackedClassifier) -> None:
+    """Raises UserError: transformers cannot do it for this architecture."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"--gradient_checkpointing does not work with {display_name(model.config)} models: leave it out"
+        )
+    # the second name is what transformers before 5.21 calls it
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def prepare_training(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Strategy, LRScheduler]:

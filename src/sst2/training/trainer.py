@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import DistilBertConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sst2.checkpoints.checkpointer import Checkpointer, load_weights
 from sst2.checkpoints.folders import checkpoint_name, newest_checkpoint
@@ -57,6 +57,7 @@ class Trainer:
         state: the step, and what is saved beside weights.
         step_metrics: of the steps since `state` was last brought up to date, by `sync_to_host`.
         step_runner: runs steps eagerly, or as CUDA graphs.
+        flop_per_token: of training, as `sst2.training.flops` counts them.
         last_evaluation: metrics and logits of the last one during training, if this process has made it.
     """
 
@@ -67,7 +68,7 @@ class Trainer:
     splits: dict[str, Split]
     loaders: dict[str, DataLoader[int]]
     plan: BatchPlan
-    model_config: DistilBertConfig
+    model_config: PreTrainedConfig
     strategy: Strategy
     schedule: LRScheduler
     state: TrainingState
@@ -77,12 +78,14 @@ class Trainer:
     tracker: Tracker
     step_metrics: StepMetrics = field(init=False)
     step_runner: StepRunner = field(init=False)
+    flop_per_token: int = field(init=False)
     last_evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
         self.step_metrics = StepMetrics(self.accelerator, self.strategy.waiting, self.state.skipped_in_a_row)
         lengths = self.splits["train"].lengths()
-        self.step_runner = step_runner(self.strategy, self.model_config, self.settings, lengths, self.start_phase)
+        self.step_runner = step_runner(self.strategy, self.settings, lengths, self.start_phase)
+        self.flop_per_token = flop_per_token(self.model_config)
 
     @property
     def selection_split(self) -> Split:
@@ -142,7 +145,7 @@ class Trainer:
         """
         self.sync_to_host()
         averages = pop_averages(self.state)
-        flops = averages["tokens_per_second"] * flop_per_token(self.model_config)
+        flops = averages["tokens_per_second"] * self.flop_per_token
         return averages | {
             "epoch": self.state.step / self.plan.steps_per_epoch,
             "skipped_steps": self.state.skipped_steps,

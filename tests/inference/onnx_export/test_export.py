@@ -272,7 +272,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
         (tmp_path / "typo",): "does not exist as a folder",
         ("typo",): "is no local folder: check its name, or add --output_dir DIR",
         (tmp_path / "full",): "has no config.json",
-        (bert,): "is a bert model: give a DistilBERT checkpoint",
+        (bert,): "weights of a BERT, bert.embeddings.LayerNorm.bias for one",
         (tiny_model, "--output_dir", tmp_path / "x"): "has no trained classification head",
         (three,): "is a model of 3 classes: give a classifier of two",
         (spam, "--validation_file", tmp_path / "words.csv"): "label 'positive' is unknown: give 0 or ham, 1 or spam",

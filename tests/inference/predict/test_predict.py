@@ -324,8 +324,9 @@ def a_tagger(folder: Path, tiny_model: Path) -> None:
     DistilBertForTokenClassification.from_pretrained(tiny_model, num_labels=2).save_pretrained(folder)
 
 
-def a_bert(folder: Path, tiny_model: Path) -> None:
-    config = BertConfig(vocab_size=600, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+def a_decoder(folder: Path, tiny_model: Path) -> None:
+    size: dict[str, Any] = {"vocab_size": 600, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**size, intermediate_size=8, is_decoder=True)
     BertForSequenceClassification(config).save_pretrained(folder)
 
 
@@ -348,7 +349,7 @@ def cut_short(folder: Path, tiny_model: Path) -> None:
         (three_classes, "is a model of 3 classes"),
         (several_labels, "is a model of several labels at once"),
         (a_tagger, "has no trained classification head"),
-        (a_bert, "is a bert model"),
+        (a_decoder, "is a bert model whose tokens see none after them"),
         (not_a_number, "gives logits that are not finite"),
         (cut_short, "its safetensors file is damaged"),
     ],

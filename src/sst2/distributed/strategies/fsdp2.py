@@ -28,7 +28,8 @@ class FSDP2Strategy(ShardedStrategy):
 
     def _watch_backward(self) -> None:
         # A hook on a parameter would come after its gradient is shared.
-        self._bare_model.get_submodule("distilbert.embeddings").register_forward_hook(self._watch)
+        model: Any = self._bare_model
+        model.get_input_embeddings().register_forward_hook(self._watch)
 
     def _watch(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         if output.requires_grad:

@@ -157,6 +157,7 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
     """
     from sst2.inference.onnx_export.folder import write_files
     from sst2.inference.onnx_export.onnx_model import require_onnx
+    from sst2.models.architecture import max_positions
     from sst2.models.export import stock_classifier
     from sst2.models.loading import load_classifier
     from sst2.utils.atomic_folder import write_atomic_folder
@@ -165,7 +166,7 @@ def export(source: str, title: str, output_dir: Path, arguments: argparse.Namesp
     require_onnx()
     start_logging(is_main=True)
     loaded, tokenizer = load_classifier("MODEL", source)
-    limit = loaded.config.max_position_embeddings
+    limit = max_positions(loaded.config)
     if arguments.max_length is not None:
         if not 3 <= arguments.max_length <= limit:
             raise UserError(f"--max_length {arguments.max_length} cannot work: give 3 to {limit}, as the model takes")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tqdm import tqdm
-from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sst2.config.class_names import names_in_order, positive_class
 from sst2.distributed.devices import processor
@@ -26,6 +26,7 @@ from sst2.inference.onnx_export.figures import (
 )
 from sst2.inference.onnx_export.onnx_card import FILES, onnx_card
 from sst2.inference.onnx_export.onnx_model import OPSET, onnx_classifier, quantize, torch_classifier, write_onnx
+from sst2.models.architecture import display_name
 from sst2.models.loading import num_bytes
 from sst2.utils.atomic_file import write_json
 
@@ -48,7 +49,7 @@ def _says(what: str) -> Iterator[None]:
 
 def write_files(
     folder: Path,
-    model: DistilBertForSequenceClassification,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     title: str,
     int8: bool,
@@ -94,6 +95,7 @@ def write_files(
         figures = figures_of(variants, tokenizer, data and data[1], positive=positive_class(labels))
     report = {
         "model": title,
+        "architecture": display_name(model.config),
         "format": "onnx",
         "opset": OPSET,
         "labels": labels,

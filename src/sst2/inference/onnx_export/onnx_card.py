@@ -7,7 +7,7 @@ NAMES = {"torch_float32": "torch, float32", "onnx_float32": "ONNX, float32", "on
 HEADER = """---
 library_name: onnx
 pipeline_tag: text-classification
-tags: [distilbert, onnx]
+tags: [{tag}, onnx]
 ---"""
 USAGE = """```python
 import numpy as np
@@ -27,12 +27,12 @@ print({labels}[logits[0].argmax()])
 
 def onnx_card(report: dict[str, Any]) -> str:
     """Markdown, of what `export.json` holds: use of the files, how they were checked, what they are worth."""
-    labels, variants = report["labels"], report["forms"]
+    labels, variants, architecture = report["labels"], report["forms"], report["architecture"]
     file = FILES["onnx_int8" if "onnx_int8" in variants else "onnx_float32"]
     parts = [
-        HEADER,
+        HEADER.format(tag=architecture.lower()),
         f"# {report['model']}, ONNX",
-        f"A DistilBERT classifier with the classes {' and '.join(labels)}. It needs onnxruntime 1.20 or later and "
+        f"A {architecture} classifier with the classes {' and '.join(labels)}. It needs onnxruntime 1.20 or later and "
         "tokenizers, neither torch nor transformers. In this folder:",
         USAGE.format(max_length=report["max_length"], file=file, labels=tuple(labels)),
         f"ONNX opset {report['opset']}; inputs `input_ids` and `attention_mask`, int64, (sentences, length), checked "

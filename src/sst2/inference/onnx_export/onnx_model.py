@@ -1,4 +1,4 @@
-"""DistilBERT as an ONNX file: written by torch's exporter, quantized and run by onnxruntime.
+"""A classifier as an ONNX file: written by torch's exporter, quantized and run by onnxruntime.
 
 Batch and length are free, the inputs `input_ids` and `attention_mask` int64, the output `logits` float32. onnx,
 onnxscript and onnxruntime are imported in the functions that need them: nothing else in the project does.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import DistilBertForSequenceClassification
+from transformers import PreTrainedModel
 
 from sst2.utils.errors import UserError
 
@@ -31,7 +31,7 @@ def require_onnx() -> None:
         raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def write_onnx(model: DistilBertForSequenceClassification, file: Path, attention: str = "eager") -> None:
+def write_onnx(model: PreTrainedModel, file: Path, attention: str = "eager") -> None:
     """Write the model as float32 ONNX, with weights inside and nothing about this machine.
 
     It is in evaluation mode. `attention` is transformers' implementation to write down: the plain one, `eager`, leaves
@@ -106,7 +106,7 @@ def onnx_classifier(file: Path, threads: int) -> Classify:
     return classify
 
 
-def torch_classifier(model: DistilBertForSequenceClassification) -> Classify:
+def torch_classifier(model: PreTrainedModel) -> Classify:
     """The same of a model in torch, on the CPU and as many threads as torch has."""
 
     @torch.inference_mode()
@@ -120,7 +120,7 @@ def torch_classifier(model: DistilBertForSequenceClassification) -> Classify:
 class _LogitsAlone(torch.nn.Module):
     """The model with its two inputs in order, and a tensor as output."""
 
-    def __init__(self, model: DistilBertForSequenceClassification) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -133,7 +133,7 @@ class _LogitsAlone(torch.nn.Module):
 def _without_needless_warnings() -> Iterator[None]:
     """Silence what the libraries say of themselves in every export, each of it looked into; anything else is heard."""
     needless = (
-        "torchvision is not installed",  # whose operators no DistilBERT has
+        "torchvision is not installed",  # whose operators no classifier of texts has
         "Please consider to run pre-processing before quantization",  # it changes no operator of this graph
     )
 

@@ -1,4 +1,4 @@
-"""A trained classifier at work: sentences sorted by length, classified in packed batches, answered in their order."""
+"""A trained classifier at work: sentences sorted by length, classified in batches, answered in their order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -13,6 +13,7 @@ from sst2.config.settings import Precision
 from sst2.data.packing import Pack, send
 from sst2.data.tokenization import encode, encoder_of
 from sst2.inference.predict.linear import use_faster_linear
+from sst2.models.architecture import max_positions
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.utils.errors import UserError
 
@@ -52,7 +53,7 @@ class Classifier:
         Raises:
             UserError: `max_length` is more than the model takes.
         """
-        self.limit = model.config.max_position_embeddings
+        self.limit = max_positions(model.config)
         if max_length is not None and not 3 <= max_length <= self.limit:
             raise UserError(
                 f"--max_length {max_length} cannot work: give 3 to {self.limit}, which is what the model takes"
@@ -99,18 +100,25 @@ class Classifier:
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
             for batch in slices(ends, self._tokens):
                 tokens = slice(ends[batch.start] - lengths[batch.start], ends[batch.stop - 1])
-                output = self.model(
-                    input_ids=send(torch.from_numpy(input_ids[tokens]), self._device),
-                    position_ids=send(torch.from_numpy(position_ids[tokens]), self._device),
-                    pack=Pack.of(lengths[batch]).to(self._device),
-                )
-                parts.append(output.logits)
+                inputs = self._inputs(input_ids[tokens], position_ids[tokens], lengths[batch])
+                parts.append(self.model(**inputs).logits)
                 done(batch.stop - batch.start)
         logits = np.empty((len(ids), 2), np.float32)
         logits[order] = torch.cat(parts).float().cpu().numpy()
         if not np.isfinite(logits).all():
             raise UserError("the model gives logits that are not finite: its weights are damaged")
         return logits
+
+    def _inputs(self, input_ids: np.ndarray, position_ids: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+        """The model's arguments, of sentences that lie end to end: (tokens,) each, and (sentences,)."""
+        arrays = {"input_ids": input_ids, "position_ids": position_ids}
+        if not self.model.can_pack:
+            is_token = np.arange(lengths.max()) < lengths[:, None]
+            padded = np.full(is_token.shape, self.tokenizer.pad_token_id)
+            padded[is_token] = input_ids
+            arrays = {"input_ids": padded, "attention_mask": is_token.astype(np.int64)}
+        inputs: dict[str, Any] = {name: send(torch.from_numpy(array), self._device) for name, array in arrays.items()}
+        return inputs | ({"pack": Pack.of(lengths).to(self._device)} if self.model.can_pack else {})
 
 
 def slices(ends: np.ndarray, most: int) -> Iterator[slice]:

@@ -19,6 +19,7 @@ from captum.attr import LayerIntegratedGradients
 
 from sst2.inference.predict.classifier import Classifier
 from sst2.inference.predict.highlight import Word
+from sst2.models.architecture import first_position
 from sst2.models.export import stock_classifier
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class Explainer:
         self._device = classifier.model.device
         self._model = stock_classifier(classifier.model.config, classifier.model.state_dict())
         self._model.eval().to(self._device).requires_grad_(False)  # the embeddings' gradient is all that is wanted
-        self._method = LayerIntegratedGradients(self._logits, self._model.distilbert.embeddings.word_embeddings)
+        self._method = LayerIntegratedGradients(self._logits, self._model.get_input_embeddings())
+        self._first_position = first_position(self._model)
 
     def explain(self, sentence: str, target: int) -> Explanation:
         """What each word of a sentence did for the logit of the class `target`."""
@@ -97,7 +99,11 @@ class Explainer:
         return weights
 
     def _logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
+        # Positions are given, since some models leave the padding of a baseline out of their count.
+        positions = self._first_position + torch.arange(input_ids.shape[1], device=self._device)
+        logits: torch.Tensor = self._model(
+            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), position_ids=positions[None]
+        ).logits
         return logits
 
 
