@@ -1,20 +1,21 @@
 """A run of every architecture: packed as padded, on one process as on two and under ZeRO-2, stopped, and exported."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import pipeline
 
 from sst2.data.sample import sample_sentences
-from sst2.inference.onnx_export import command as onnx_command
+from sst2.inference.onnx_export.figures import TOLERANCE as ONNX_TOLERANCE
+from sst2.inference.onnx_export.figures import probe_batches, require_same_logits
+from sst2.inference.onnx_export.onnx_model import onnx_classifier, torch_classifier, write_onnx
 from sst2.inference.predict.classifier import Classifier
 from sst2.inference.predict.explain import TOLERANCE, Explainer
+from sst2.models.export import stock_classifier
 from sst2.models.loading import load_classifier
 from tests.support.architectures import PACKED, PADDED, write_encoder
 from tests.support.ranks import train_ranks
@@ -68,9 +69,10 @@ def assert_used_as_pipeline_does(run: Finished) -> None:
     explanation = Explainer(classifier).explain(SENTENCES[0], 1)
     assert explanation.logit == pytest.approx(float(logits[0, 1]), abs=1e-4)
     assert abs(explanation.error) <= 2 * TOLERANCE * max(1.0, abs(explanation.logit - explanation.baseline_logit))
-    onnx_command.main([str(run.run_dir)])  # which compares logits with torch's
-    report = json.loads((run.run_dir / "onnx" / "export.json").read_text())
-    assert np.isfinite(report["probes"]["largest_logit_difference"]["onnx_float32"])
+    model = stock_classifier(classifier.model.config, classifier.model.state_dict()).eval()
+    write_onnx(model, run.run_dir / "model.onnx")
+    both = torch_classifier(model), onnx_classifier(run.run_dir / "model.onnx", 1)
+    require_same_logits(*both, probe_batches(classifier.tokenizer), ONNX_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", PACKED)

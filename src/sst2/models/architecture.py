@@ -27,6 +27,7 @@ TINY = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "hidden_size": 16,
+    "pooler_hidden_size": 16,
     "head_dim": 8,
     "embedding_size": 16,
     "intermediate_size": 16,
