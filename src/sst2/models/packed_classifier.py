@@ -50,7 +50,7 @@ class PackedClassifier(DistilBertForSequenceClassification):
         position_ids: torch.Tensor | None = None,
         pack: Pack | None = None,
     ) -> SequenceClassifierOutput:
-        """Logits, (sentences, 2).
+        """Logits, (sentences, classes).
 
         A packed batch has `input_ids` and `position_ids`, from 0 in each sentence, of (tokens,), and a `pack`; a padded
         one `input_ids` and `attention_mask` of (sentences, longest).
