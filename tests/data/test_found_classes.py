@@ -114,7 +114,7 @@ def test_numbers_stand_for_any_classes_that_a_flag_names(tmp_path: Path) -> None
 
 
 def test_classes_that_a_split_lacks_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    names = ["world", "arts", "sport", "law"]
+    names: list[object] = ["world", "arts", "sport", "law"]
     load_sentences(settings_of(tmp_path, ["world", "arts"], ["world", "law"], label_names=names))
     assert caplog.messages == [
         "no training sentence is sport or law: nothing can be learned of it",

@@ -63,7 +63,7 @@ def changed_sides(split: "Split", before: np.ndarray, now: np.ndarray) -> str:
 
 def _told(split: "Split", probabilities: np.ndarray) -> str:
     """What a sentence was taken for, and how surely."""
-    return f"{_cell(split.label_names[probabilities.argmax()])}, {probabilities.max():.3f}"
+    return f"{_cell(split.label_names[int(probabilities.argmax())])}, {probabilities.max():.3f}"
 
 
 def _label(split: "Split", row: int) -> str:

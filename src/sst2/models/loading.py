@@ -89,7 +89,7 @@ def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedT
         UserError: it cannot be had, or is no such classifier; `flag` is what gave the name.
     """
     config, tokenizer = _read_tokenizer(flag, name, "main")
-    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+    if len(config.id2label or {}) < 2 or config.problem_type not in (None, "single_label_classification"):
         kind = KINDS.get(str(config.problem_type), "one class, or of numbers")
         raise UserError(f"{flag} {name} is a model of {kind}: give a classifier of two classes or more")
     _check_vocabulary(flag, name, config, tokenizer)
