@@ -602,8 +602,8 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_without_end(
 def test_the_model_is_chosen_by_the_metric_that_is_named(
     metric: str, best: Callable[..., float], words: str, train_here: Train, small_job: list[Any]
 ) -> None:
-    flags = ["--learning_rate", 1e-2, "--eval_steps", 2, "--load_best_model_at_end", "--metric_for_best_model", metric]
-    run = train_here(*small_job, *flags)
+    flags = ["--eval_steps", 2, "--load_best_model_at_end", "--metric_for_best_model", metric]
+    run = train_here(*small_job, *flags, "--num_train_epochs", 3, "--learning_rate", 2e-3)
     assert run.code == 0, run.stderr
     evaluations = {line["step"]: line[metric] for line in run.logged("validation")}
     assert len(set(evaluations.values())) > 3
