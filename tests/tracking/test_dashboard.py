@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from sst2.data.splits import Split
@@ -143,8 +144,11 @@ def test_several_classes_are_each_against_the_rest(writer: SummaryWriter) -> Non
     found = shown(writer)
     for name in ("probability_predicted", "confusion_matrix", "reliability", "roc"):
         assert sorted(found[f"validation/{name}"]) == [4, 8]
-    for name in names:
+    for number, name in enumerate(names):
         assert sorted(found[f"validation/precision_recall/{name}"]) == [4, 8]
+        curve = make_ndarray(found[f"validation/precision_recall/{name}"][4].tensor)
+        assert curve[0, 0] == (labels == number).sum()  # true positives where all are taken for the class
+        assert curve[1, 0] == (labels != number).sum()
     width, height = (int(size) for size in found["validation/confusion_matrix"][4].tensor.string_val[:2])
     assert min(width, height) >= 1000  # room for twenty names
     wrong = text(found["validation/most_confident_mistakes/text_summary"][4]).splitlines()
