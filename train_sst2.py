@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -153,8 +152,8 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
     micro_batches = micro_batches_of(
         train, shards, rank, trainer.settings, trainer.tokenizer.pad_token_id, trainer.strategy.device
     )
-    step_function = partial(forward_backward_step, trainer, len(indices))
-    # Eagerly, or replayed as a CUDA graph, which is captured of whole batches alone: the number of sentences is in it.
+    step_function = partial(forward_backward_step, trainer, trainer.loss.divisor_of(train.labels[indices]))
+    # Eagerly, or replayed as a CUDA graph, which is captured of whole batches alone.
     loss_sum, grad_norm, padded_tokens = trainer.step_runner.run(micro_batches, step_function)
 
     metrics = {"learning_rate": trainer.schedule.get_last_lr()[0], "grad_norm": grad_norm}
@@ -166,11 +165,12 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
 
 
 def forward_backward_step(
-    trainer: Trainer, num_sentences: int, micro_batches: MicroBatches
+    trainer: Trainer, divisor: torch.Tensor, micro_batches: MicroBatches
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of a step, micro-batch by micro-batch, and AdamW's step on it, if it is finite.
 
-    All ranks run the same number of micro-batches: one that is short of sentences runs a filler with loss weight 0.
+    All ranks run the same number of micro-batches: one that is short of sentences runs a filler with loss weight 0. The
+    `divisor`, () float32, makes the losses of all ranks a mean: the number of the step's sentences, or their weights.
 
     Returns:
         The sum of this rank's losses, and the gradient norm of all ranks; (), float32, each.
@@ -183,10 +183,10 @@ def forward_backward_step(
         trainer.start_phase("forward", number)
         with strategy.accumulate(sync=number == len(micro_batches)):
             logits = strategy.model(**on_device.inputs).logits
-            loss = loss_weight * F.cross_entropy(logits.float(), on_device.labels, reduction="sum")
+            loss = loss_weight * trainer.loss(logits, on_device.labels)
             trainer.start_phase("backward", number)
             # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
-            strategy.backward(loss * trainer.accelerator.num_processes / num_sentences)
+            strategy.backward(loss * trainer.accelerator.num_processes / divisor)
         loss_sum += loss.detach()
     trainer.start_phase("optimizer")
     return loss_sum, strategy.clip_and_step(trainer.settings.max_grad_norm)
@@ -209,7 +209,7 @@ def validate(trainer: Trainer) -> bool:
     trainer.tracker.log(split.name, state.step, metrics)
     trainer.tracker.show(split, state.step, logits, state.seconds)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))
-    return state.count_evaluation(metrics["accuracy"], metrics["loss"])
+    return state.count_evaluation(trainer.selection_score(metrics), metrics["loss"])
 
 
 @torch.no_grad()  # not inference_mode: FSDP2 and ZeRO keep the weights that they gather here, and train with them
@@ -217,7 +217,7 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     """Classify every sentence of a split once, on all ranks.
 
     Returns:
-        The metrics (none if the split has no labels) and the logits, (sentences, 2) float32, in the order of the split.
+        The metrics (none if the split has no labels) and the logits, (sentences, classes) float32, in its order.
 
     Raises:
         RuntimeError: a sentence was not counted exactly once.
@@ -237,9 +237,10 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
         raise trainer.diverged(f"the model gives {split.name} logits that are not finite")
     if not split.is_labeled:
         return {}, ordered
-    from sst2.evaluation.metrics import SentimentMetric  # half a second that the first step does not wait for
+    from sst2.evaluation.metrics import ClassificationMetric  # half a second that the first step does not wait for
 
-    return SentimentMetric().compute(predictions=ordered, references=split.labels, lengths=split.lengths()), ordered
+    metric = ClassificationMetric(split.label_names, with_macro_f1=trainer.settings.metric_for_best_model == "f1_macro")
+    return metric.compute(predictions=ordered, references=split.labels, lengths=split.lengths()), ordered
 
 
 def finalize(trainer: Trainer) -> None:

@@ -46,7 +46,8 @@ OTHERS = {
     "label_names": ["spam", "ham"],
     **{"dropout": 0.2, "learning_rate": 0.02, "weight_decay": 0.5, "max_grad_norm": 2.0, "holdout_fraction": 0.1},
     **{"max_length": 64, "max_train_samples": 10, "max_eval_samples": 10, "global_batch_size": 64},
-    **{"seed": 1, "batching": "padded"},
+    **{"seed": 1, "batching": "padded", "class_weights": ["balanced"], "label_smoothing": 0.1},
+    "metric_for_best_model": "loss",
 }
 CPU = torch.device("cpu")
 NO_DATA: Mapping[str, Split] = {}

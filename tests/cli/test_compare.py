@@ -15,7 +15,7 @@ from scipy.stats import ttest_ind
 from sst2.cli.compare import PROGRAM, main
 from sst2.config.arguments import write_settings
 from sst2.config.settings import Settings
-from sst2.evaluation.metrics import SentimentMetric
+from sst2.evaluation.metrics import ClassificationMetric
 from sst2.runs.run_folder import RunFolder
 from sst2.utils.errors import exit_codes
 
@@ -41,7 +41,7 @@ def write_run(
         right = ~np.isin(np.arange(sentences), [*wrong])
     predicted = np.where(right, labels, 1 - labels)
     logits = np.stack([1.0 - predicted, predicted], axis=1)
-    metrics = SentimentMetric().compute(predictions=logits, references=labels, lengths=np.full(sentences, 5))
+    metrics = ClassificationMetric().compute(predictions=logits, references=labels, lengths=np.full(sentences, 5))
     metrics |= {"split": "validation", "step": 40, "sentences_per_second": 321.0, "selected": "the last one"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     names = ("negative", "positive")

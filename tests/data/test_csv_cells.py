@@ -51,7 +51,7 @@ def test_answers_and_comparisons_are_safe_too() -> None:
 
     written = Written()
     write = answer_writer("csv", written, ("=A", "B"), explained=False, color=False)  # type: ignore[arg-type]
-    write(Answer("@cast", "=A", 0.9, 0.1))
+    write(Answer("@cast", [0.9, 0.1], 0))
     assert written.text.splitlines()[1] == "'=A,0.100000,'@cast"
     assert as_csv([["run", "difference"], ["=cmd", "-0.0100"], ["b", "-0.01 to +0.02"]]) == (
         "run,difference\n'=cmd,-0.0100\nb,'-0.01 to +0.02\n"

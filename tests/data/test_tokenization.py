@@ -80,7 +80,7 @@ def test_ids_are_the_tokenizers_own_sentence_by_sentence(tokenizer: PreTrainedTo
     assert (split.input_ids.dtype, split.offsets.dtype, split.labels.dtype) == (
         np.dtype(np.int32),
         np.dtype(np.int64),
-        np.dtype(np.int8),
+        np.dtype(np.int16),
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from sst2.evaluation.metrics import SentimentMetric, accuracy_by_length, expected_calibration_error
-from sst2.evaluation.predictions import probability_positive
+from sst2.evaluation.metrics import ClassificationMetric, accuracy_by_length, expected_calibration_error
+from sst2.evaluation.predictions import log_probabilities
 from tests.support.processes import results
 
 # How much the POSITIVE logit is above the NEGATIVE one, and the truth: 2 true and 1 false positives, 2 and 2 negatives.
@@ -22,7 +22,7 @@ LABELS = [1, 1, 0, 0, 1, 1, 0]
 
 def compute(margins: list[float], labels: list[int]) -> dict[str, Any]:
     logits = [[5.0, 5.0 + margin] for margin in margins]
-    metrics: dict[str, Any] = SentimentMetric().compute(
+    metrics: dict[str, Any] = ClassificationMetric().compute(
         predictions=logits, references=labels, lengths=[4] * len(labels)
     )
     return metrics
@@ -57,8 +57,8 @@ def test_many_sentences_as_scikit_learn_counts_them() -> None:
     logits[:40] = 0.25 * np.round(4 * logits[:40])  # ties
     logits = logits.astype(np.float32)
     lengths = rng.integers(3, 100, 500)
-    result = SentimentMetric().compute(predictions=logits, references=labels, lengths=lengths)
-    predicted, positive = logits.argmax(axis=1), probability_positive(logits)
+    result = ClassificationMetric().compute(predictions=logits, references=labels, lengths=lengths)
+    predicted, positive = logits.argmax(axis=1), np.exp(log_probabilities(logits))[:, 1]
     assert result["accuracy"] == sklearn_metrics.accuracy_score(labels, predicted)
     assert result["precision"] == pytest.approx(sklearn_metrics.precision_score(labels, predicted))
     assert result["recall"] == pytest.approx(sklearn_metrics.recall_score(labels, predicted))
@@ -135,3 +135,99 @@ def test_nothing_is_written_outside_the_datasets_cache_and_nobody_is_asked() -> 
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     outside = [name for name in written if not Path(name).is_relative_to(cache) and not name.startswith("/dev/")]
     assert (outside, asked) == ([], [])
+
+
+NAMES = ("a", "b", "c")
+# Truth and prediction of nine sentences: of each class 5, 3 and 1 are there, and 4, 4 and 1 are predicted.
+TRUTH = np.array([0, 0, 0, 0, 0, 1, 1, 1, 2])
+PREDICTED = np.array([0, 0, 0, 1, 2, 1, 1, 0, 1])
+
+
+def compute_three(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    metrics: dict[str, Any] = ClassificationMetric(NAMES).compute(
+        predictions=np.log(probabilities), references=labels, lengths=[4] * len(labels)
+    )
+    return metrics
+
+
+def test_three_classes_by_hand() -> None:
+    probabilities = np.full((9, 3), 0.2)
+    probabilities[np.arange(9), PREDICTED] = 0.6
+    result = compute_three(probabilities, TRUTH)
+    of_each = {  # precision, recall, F1, support
+        "a": (3 / 4, 3 / 5, 2 * 3 / (4 + 5), 5),
+        "b": (2 / 4, 2 / 3, 2 * 2 / (4 + 3), 3),
+        "c": (0.0, 0.0, 0.0, 1),
+    }
+    for name, values in of_each.items():
+        assert [*result["per_class"][name]] == ["precision", "recall", "f1", "support"]
+        assert tuple(result["per_class"][name].values()) == pytest.approx(values)
+    precision, recall, f1, support = (np.array(values) for values in zip(*of_each.values(), strict=True))
+    expected = {
+        "accuracy": 5 / 9,
+        "f1_macro": f1.mean(),
+        "f1_weighted": (f1 * support).sum() / 9,
+        "precision_macro": precision.mean(),
+        "recall_macro": recall.mean(),
+        "loss": -(5 * log(0.6) + 4 * log(0.2)) / 9,
+        "ece": abs(5 / 9 - 0.6),  # all are sure by 0.6
+        "count": 9,
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert result["confusion_matrix"] == [[3, 1, 1], [1, 2, 0], [0, 1, 0]]
+    assert result["roc_auc"] == pytest.approx(np.mean(by_pairs(probabilities)))
+    assert not {"precision", "recall", "f1"} & set(result)
+
+
+def by_pairs(probabilities: np.ndarray) -> list[float]:
+    """ROC-AUC of each class against the rest, by its definition: the share of pairs that are in the right order."""
+    found = []
+    for number in range(3):
+        scores = probabilities[:, number]
+        inside, outside = scores[number == TRUTH, None], scores[None, number != TRUTH]
+        found.append(float(((inside > outside) + 0.5 * (inside == outside)).mean()))
+    return found
+
+
+def test_many_sentences_of_several_classes_as_scikit_learn_counts_them() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(3, 500, p=[0.7, 0.25, 0.05])
+    logits = (rng.normal(size=(500, 3)) + 1.2 * np.eye(3)[labels]).astype(np.float32)
+    result = ClassificationMetric(NAMES).compute(predictions=logits, references=labels, lengths=[3] * 500)
+    predicted, probabilities = logits.argmax(axis=1), np.exp(log_probabilities(logits))
+    for average in ("macro", "weighted"):
+        expected = sklearn_metrics.f1_score(labels, predicted, average=average)
+        assert result[f"f1_{average}"] == pytest.approx(expected)
+    assert result["matthews"] == pytest.approx(sklearn_metrics.matthews_corrcoef(labels, predicted))
+    assert result["loss"] == pytest.approx(sklearn_metrics.log_loss(labels, probabilities))
+    one_vs_rest = sklearn_metrics.roc_auc_score(labels, probabilities, multi_class="ovr")
+    assert result["roc_auc"] == pytest.approx(one_vs_rest)
+    report = sklearn_metrics.classification_report(labels, predicted, target_names=NAMES, output_dict=True)
+    for name in NAMES:
+        mine = dict(
+            zip(("precision", "recall", "f1-score", "support"), result["per_class"][name].values(), strict=True)
+        )
+        assert mine == pytest.approx(report[name])
+
+
+def test_a_class_that_is_missing_has_no_roc_auc_and_counts_where_it_is_predicted() -> None:
+    probabilities = np.full((4, 3), 0.1)
+    probabilities[np.arange(4), [0, 0, 1, 1]] = 0.8
+    result = compute_three(probabilities, np.array([0, 0, 1, 0]))
+    assert result["roc_auc"] is None
+    assert result["per_class"]["c"]["support"] == 0
+    assert result["f1_macro"] == pytest.approx((4 / 5 + 2 / 3) / 2)  # of the two that there are
+    probabilities[3] = [0.1, 0.1, 0.8]
+    taken_for_c = compute_three(probabilities, np.array([0, 0, 1, 0]))
+    assert taken_for_c["f1_macro"] == pytest.approx((4 / 5 + 1 + 0) / 3)
+
+
+def test_two_classes_have_a_macro_f1_where_the_model_is_chosen_by_it() -> None:
+    logits = [[5.0, 5.0 + margin] for margin in MARGINS]
+    plain, chosen = (
+        ClassificationMetric(with_macro_f1=wanted).compute(predictions=logits, references=LABELS, lengths=[4] * 7)
+        for wanted in (False, True)
+    )
+    # NEGATIVE: 2 found of 3, 4 predicted; POSITIVE: 2 found of 4, 3 predicted.
+    assert chosen.pop("f1_macro") == pytest.approx((4 / 7 + 4 / 7) / 2)
+    assert chosen == plain

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from sst2.evaluation.predictions import in_split_order, in_words, log_probabilities, probability_positive
+from sst2.evaluation.predictions import in_split_order, in_words, log_probabilities, reported_probabilities
 
 
 def test_logits_of_all_ranks_are_put_in_order_and_each_sentence_counts_once() -> None:
@@ -25,7 +25,7 @@ def test_probabilities_are_those_of_scipy_bit_for_bit(scale: float, dtype: type)
     result = log_probabilities(logits)
     assert result.dtype == np.float64
     assert result.tobytes() == expected.tobytes()
-    assert probability_positive(logits).tobytes() == np.exp(expected[:, 1]).tobytes()
+    assert reported_probabilities(logits).tobytes() == np.exp(expected[:, 1]).tobytes()
 
 
 def test_a_line_for_a_person() -> None:

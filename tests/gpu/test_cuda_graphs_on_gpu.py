@@ -39,8 +39,10 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
     return found
 
 
-def test_losses_are_those_of_steps_operation_by_operation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_loss", ["", "--class_weights 1 9 --label_smoothing 0.1"])
+def test_losses_are_those_of_steps_operation_by_operation(of_loss: str, tmp_path: Path) -> None:
     flags = ["--dropout", 0, "--max_train_steps", 60, "--global_batch_size", 32, "--learning_rate", "3e-4"]
+    flags += of_loss.split()
     with trainer_of(tmp_path / "recorded", *flags) as trainer:
         recorded = losses(trainer, 60)
         assert isinstance(trainer.step_runner, CudaGraphRunner)

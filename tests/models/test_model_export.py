@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tokenizers import normalizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pipeline
 
-from sst2.config.settings import SAMPLE, Settings
+from sst2.config.settings import LABEL_NAMES, SAMPLE, Settings
 from sst2.data.sample import sample_sentences, sample_tokenizer
 from sst2.models.export import Export, rehearse_export
 from sst2.models.loading import load_model, load_tokenizer
@@ -46,6 +46,7 @@ def settings(tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path) -> 
         model_name_or_path=str(tiny_model),
         train_file=train_file,
         validation_file=validation_file,
+        label_names=[*LABEL_NAMES],
     )
 
 

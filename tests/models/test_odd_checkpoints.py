@@ -25,6 +25,11 @@ ALL_ODDITIES = {
 }
 
 
+def probability_of_class_1(answer: dict[str, Any]) -> float:
+    *_, probability = [value for name, value in answer.items() if name.startswith("probability_")][:2]
+    return float(probability)
+
+
 @pytest.fixture
 def predict(capfd: pytest.CaptureFixture[str]) -> Predict:
     """`python -m sst2.predict`: its exit code, the probabilities of class 1, and what it says."""
@@ -34,7 +39,7 @@ def predict(capfd: pytest.CaptureFixture[str]) -> Predict:
         with pytest.raises(SystemExit) as end, exit_codes(command.PROGRAM):
             command.main([str(model), *SENTENCES, "--format", "jsonl"])
         output, said = capfd.readouterr()
-        probabilities = [json.loads(line)["probability_positive"] for line in output.splitlines()]
+        probabilities = [probability_of_class_1(json.loads(line)) for line in output.splitlines()]
         return int(end.value.code or 0), probabilities, said
 
     return run

@@ -263,9 +263,7 @@ CONFIGS = {
     "fewer layers": Form(config={"n_layers": 1}),
     "more layers": Form(config={"n_layers": 3}, refused="lacks"),
     "fewer positions": Form(config={"max_position_embeddings": 100}, refused="lacks 1 weights"),
-    "three classes": Form(
-        config={"id2label": {"0": "a", "1": "b", "2": "c"}}, weights=of_three, refused="3 classes", trains=True
-    ),
+    "three classes": Form(config={"id2label": {"0": "a", "1": "b", "2": "c"}}, weights=of_three),
     "no head": Form(weights=without_head, refused="no trained classification head", trains=True),
     "another padding": Form(config={"pad_token_id": 7}),
     "padding out of reach": Form(config={"pad_token_id": 10**6}, refused="Padding_idx", trains=True),

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from sst2.data.splits import Split
@@ -127,6 +128,36 @@ def test_class_names_are_no_formulas_and_pictures_cost_no_run(
     found = shown(writer)
     assert sorted(found["validation/confusion_matrix"]) == [4]
     assert sorted(found["validation/precision_recall"]) == [4, 8]
+
+
+def test_several_classes_are_each_against_the_rest(writer: SummaryWriter) -> None:
+    names = [f"class {number} of many" for number in range(20)]
+    labels = np.arange(60) % 19  # the last does not occur
+    several = Split("validation", ["a film"] * 60, labels, np.zeros(60, np.int32), np.arange(61), names)
+    first = np.random.default_rng(0).normal(size=(60, 20)) + 2 * np.eye(20)[labels]
+    first[0] = 3 * np.eye(20)[0]
+    second = first.copy()
+    second[0] = 3 * np.eye(20)[7]
+    dashboard = Dashboard(writer, "validation", names)
+    dashboard.show(several, 4, first)
+    dashboard.show(several, 8, second)
+    found = shown(writer)
+    for name in ("probability_predicted", "confusion_matrix", "reliability", "roc"):
+        assert sorted(found[f"validation/{name}"]) == [4, 8]
+    for number, name in enumerate(names):
+        assert sorted(found[f"validation/precision_recall/{name}"]) == [4, 8]
+        curve = make_ndarray(found[f"validation/precision_recall/{name}"][4].tensor)
+        assert curve[0, 0] == (labels == number).sum()  # true positives where all are taken for the class
+        assert curve[1, 0] == (labels != number).sum()
+    width, height = (int(size) for size in found["validation/confusion_matrix"][4].tensor.string_val[:2])
+    assert min(width, height) >= 1000  # room for twenty names
+    wrong = text(found["validation/most_confident_mistakes/text_summary"][4]).splitlines()
+    assert wrong[2] == "| label | prediction, probability | sentence |"
+    rows = text(found["validation/changed_sides/text_summary"][8]).splitlines()
+    before, now = rows[4].split(" | ")[1:3]
+    assert (len(rows), rows[4].startswith("| class 0 of many | ")) == (5, True)
+    assert before.startswith("class 0 of many, 0.")
+    assert now.startswith("class 7 of many, 0.")
 
 
 @pytest.mark.parametrize("labels", [np.array([1, 1, 1, 1]), np.array([-1, -1, -1, -1])], ids=["one class", "none"])

@@ -32,7 +32,7 @@ def test_steps_that_were_skipped_are_counted_and_their_loss_is_not(accelerator: 
     count(meter, 3.0, inf)
     count(meter, 1.0, 2.0, sentences=2)
     assert meter.read(state) == 2
-    assert [state.logged[name] for name in ("loss", "loss_sentences", "padded_tokens")] == [9.0, 6, 200]
+    assert [state.logged[name] for name in ("loss", "loss_weight", "padded_tokens")] == [9.0, 6, 200]
     assert (state.skipped_steps, state.skipped_in_a_row) == (2, 0)
     assert state.seconds == pytest.approx(2.0, abs=0.1)
     assert meter.read(state) == 0  # nothing is counted twice

@@ -15,9 +15,9 @@ def test_means_are_per_sentence_since_the_last_point_and_leave_broken_steps_out_
     for sentences, tokens, busiest_tokens in ((4, 40, 44), (4, 60, 60), (2, 20, 40)):
         state.count_step(sentences, tokens, busiest_tokens)
     times = {"waiting": 0.4, "data": 0.0, "forward": 0.5}
-    state.add_measured(loss_sum=8.0, loss_sentences=4, padded_tokens=110, times=times, seconds=2.0)
+    state.add_measured(loss_sum=8.0, loss_weight=4, padded_tokens=110, times=times, seconds=2.0)
     times = {"waiting": 0.0, "data": 0.2, "forward": 0.3}
-    state.add_measured(loss_sum=1.0, loss_sentences=2, padded_tokens=40, times=times, seconds=2.0)
+    state.add_measured(loss_sum=1.0, loss_weight=2, padded_tokens=40, times=times, seconds=2.0)
     expected = {
         "loss": 9 / 6,
         "sentences_per_second": 10 / 4,
@@ -62,7 +62,7 @@ def test_accuracy_decides_and_the_loss_between_equals() -> None:
         state.step = step
         assert state.count_evaluation(accuracy, loss) is is_best
         assert state.evaluations_without_improvement == since
-    assert (state.best_step, state.best_accuracy, state.best_loss) == (6, 0.90, 0.0)
+    assert (state.best_step, state.best_score, state.best_loss) == (6, 0.90, 0.0)
 
 
 def test_a_state_goes_on_from_json_in_the_middle_of_a_window() -> None:

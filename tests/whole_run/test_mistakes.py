@@ -120,6 +120,17 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     ),
     "classes alike": (with_flags("--label_names", "Spam", "spam"), "--label_names Spam spam cannot work"),
     "classes alike but for their length": (with_flags("--label_names", "neg", "Negative"), "give two different names"),
+    "weights of too few classes": (
+        with_flags("--class_weights", "2"),
+        "--class_weights 2 cannot work: give 2 numbers, one for each class in the order NEGATIVE, POSITIVE",
+    ),
+    "weights of classes by name": (
+        with_flags("--class_weights", "heavy"),
+        "give none, balanced, or a number from 0",
+    ),
+    "a class without weight": (with_flags("--class_weights", "1", "0"), "--class_weights 1 0 cannot work"),
+    "no label at all": (with_flags("--label_smoothing", "1"), "--label_smoothing 1.0 cannot work: give a share from 0"),
+    "unknown metric": (with_flags("--metric_for_best_model", "eval_loss"), "--metric_for_best_model"),
     "one column": (with_flags("--label_column", "sentence"), "--sentence_column and --label_column are both sentence"),
     "other column": (with_flags("--sentence_column", "text"), "has no column 'text', only 'sentence', 'label'"),
     "other classes": (with_flags("--label_names", "1", "2"), "is unknown: give 1 or 2, or name the classes by"),

@@ -599,3 +599,28 @@ def test_a_disk_that_does_not_answer_is_not_waited_for_without_end(
     place = done.run_dir / "checkpoints" / "step-00000020"
     said = f"error: checkpoint {place} is not on disk after 1 s: see to that disk; there is no earlier one"
     assert done.stderr.splitlines()[-1] == f"train_sst2.py: {said}"
+
+
+@pytest.mark.parametrize(
+    ("metric", "best", "words"),
+    [("loss", min, "the one of the lowest loss"), ("f1_macro", max, "the one of the highest macro F1")],
+)
+def test_the_model_is_chosen_by_the_metric_that_is_named(
+    metric: str, best: Callable[..., float], words: str, train_here: Train, small_job: list[Any]
+) -> None:
+    flags = ["--eval_steps", 2, "--load_best_model_at_end", "--metric_for_best_model", metric]
+    run = train_here(*small_job, *flags, "--num_train_epochs", 3, "--learning_rate", 2e-3)
+    assert run.code == 0, run.stderr
+    evaluations = {line["step"]: line[metric] for line in run.logged("validation")}
+    assert len(set(evaluations.values())) > 3
+    assert run.metrics[metric] == evaluations[run.metrics["step"]] == best(evaluations.values())
+    assert run.metrics["selected"].startswith(f"{words} on the validation split of all that were evaluated")
+
+
+def test_patience_goes_by_the_same_metric(train_here: Train, small_job: list[Any]) -> None:
+    flags = ["--learning_rate", 1e-2, "--eval_steps", 2, "--num_train_epochs", 20, "--early_stopping_patience", 3]
+    run = train_here(*small_job, *flags, "--metric_for_best_model", "loss")
+    losses = [line["loss"] for line in run.logged("validation")]
+    assert run.metrics["step"] == 2 * len(losses) < 200
+    assert min(losses[:-3]) == min(losses)
+    assert min(losses[:-3]) == losses[-4]

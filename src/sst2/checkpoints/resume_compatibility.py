@@ -13,7 +13,8 @@ from sst2.utils.errors import UserError
 # base model have fingerprints instead: they may have moved.
 FIXED_ON_RESUME = (
     "smoke dropout max_length max_train_samples max_eval_samples holdout_fraction global_batch_size learning_rate "
-    "weight_decay lr_scheduler_type max_grad_norm gradient_compression mixed_precision batching seed label_names"
+    "weight_decay lr_scheduler_type max_grad_norm gradient_compression mixed_precision batching seed label_names "
+    "class_weights label_smoothing metric_for_best_model"
 ).split()
 # Those that follow from the data as well: each with the flags that it is worked out from, the strongest first.
 LENGTHS_FIXED_ON_RESUME = {

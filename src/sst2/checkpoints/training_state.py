@@ -14,7 +14,8 @@ class TrainingState:
         skipped_in_a_row: those of them that came last, one after another.
         seconds: spent in optimizer steps, without evaluations and checkpoints, over all starts of the run.
         evaluated_step: step of the last evaluation; one that is due at a later step has been interrupted.
-        best_step: step of the most accurate evaluation; the lower loss decides between equals.
+        best_step: step of the best evaluation; the lower loss decides between equals.
+        best_score: its `--metric_for_best_model`, less than 0 where a lower one is better.
         logged: sums since the last logged point, by name.
         logged_times: seconds since then, by phase of a step, and `waiting` of backward passes for other ranks.
     """
@@ -26,7 +27,7 @@ class TrainingState:
     seconds: float = 0.0
     evaluated_step: int = 0
     best_step: int | None = None
-    best_accuracy: float | None = None
+    best_score: float | None = None
     best_loss: float = 0.0
     evaluations_without_improvement: int = 0
     logged: dict[str, float] = field(default_factory=dict)
@@ -43,29 +44,29 @@ class TrainingState:
         self.logged = _added(self.logged, sums)
 
     def add_measured(
-        self, loss_sum: float, loss_sentences: int, padded_tokens: int, times: dict[str, float], seconds: float
+        self, loss_sum: float, loss_weight: float, padded_tokens: int, times: dict[str, float], seconds: float
     ) -> None:
         """Add what was measured of some steps, over all ranks.
 
         Args:
             loss_sum: over the sentences of all steps that were not skipped, in nats.
-            loss_sentences: their number.
+            loss_weight: the sum of their weights, their number without `--class_weights`.
             padded_tokens: of all steps, padding included.
             times: seconds as in `logged_times`; means over the ranks.
             seconds: that the steps took.
         """
         self.seconds += seconds
-        sums = {"loss": loss_sum, "loss_sentences": loss_sentences, "padded_tokens": padded_tokens, "seconds": seconds}
+        sums = {"loss": loss_sum, "loss_weight": loss_weight, "padded_tokens": padded_tokens, "seconds": seconds}
         self.logged, self.logged_times = _added(self.logged, sums), _added(self.logged_times, times)
 
-    def count_evaluation(self, accuracy: float, loss: float) -> bool:
-        """Count one evaluation. Returns whether it is the best so far."""
+    def count_evaluation(self, score: float, loss: float) -> bool:
+        """Count one evaluation: the higher score is better. Returns whether it is the best so far."""
         self.evaluated_step = self.step
-        is_better = self.best_accuracy is None or accuracy > self.best_accuracy
+        is_better = self.best_score is None or score > self.best_score
         self.evaluations_without_improvement = 0 if is_better else self.evaluations_without_improvement + 1
-        is_best = self.best_accuracy is None or (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+        is_best = self.best_score is None or (score, -loss) > (self.best_score, -self.best_loss)
         if is_best:
-            self.best_step, self.best_accuracy, self.best_loss = self.step, accuracy, loss
+            self.best_step, self.best_score, self.best_loss = self.step, score, loss
         return is_best
 
     def is_over(self, total_steps: int, patience: int | None) -> bool:

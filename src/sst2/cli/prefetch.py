@@ -12,7 +12,7 @@ from dataclasses import replace
 import huggingface_hub
 
 from sst2.config.settings import Settings
-from sst2.data.splits import load_sentences, tokenize_all
+from sst2.data.splits import load_sentences, tokenize_all, with_class_names
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.utils.console import say, standard_output
 from sst2.utils.errors import exit_codes
@@ -25,9 +25,10 @@ def main(settings: Settings) -> None:
     """Raises UserError: model or data cannot be had, or do not fit the flags."""
     start_logging(is_main=True)
     settings = replace(settings, stage_dir=None)  # which is of the compute nodes
-    tokenizer = load_tokenizer(settings)
+    tokenizer, sentences = load_tokenizer(settings), load_sentences(settings)
+    settings = with_class_names(settings, sentences["train"])
     model = load_model(settings, tokenizer)
-    splits = tokenize_all(load_sentences(settings), tokenizer, settings)
+    splits = tokenize_all(sentences, tokenizer, settings)
     say(f"model {settings.model_name_or_path}: {model.num_parameters():,} parameters")
     for name, split in splits.items():
         say(f"{name}: {len(split):,} sentences, {len(split.input_ids):,} tokens")

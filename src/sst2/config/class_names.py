@@ -1,4 +1,4 @@
-"""Names of the two classes: which class of a model, a file or a run is which class of another.
+"""Names of the classes: which class of a model, a file or a run is which class of another.
 
 Names are compared without regard to case, and `neg` and `pos` are short for SST-2's.
 """
@@ -6,6 +6,7 @@ Names are compared without regard to case, and `neg` and `pos` are short for SST
 import re
 from collections.abc import Mapping, Sequence
 
+MAX_CLASSES = 1000  # of a run: with more, a confusion matrix has a million numbers and more
 _LONG = {"NEG": "NEGATIVE", "POS": "POSITIVE"}
 
 
@@ -27,6 +28,12 @@ def order_of_classes(names: Sequence[str], wanted: Sequence[str]) -> list[int] |
     return [known.index(canonical(name)) for name in wanted]
 
 
+def number_of_class(names: Sequence[str], wanted: str) -> int | None:
+    """The number of a class by its name; None where there is none of it."""
+    known = [canonical(name) for name in names]
+    return known.index(canonical(wanted)) if canonical(wanted) in known else None
+
+
 def have_positive(names: Sequence[str]) -> bool:
     """Whether a class is named POSITIVE."""
     return "POSITIVE" in map(canonical, names)
@@ -34,8 +41,13 @@ def have_positive(names: Sequence[str]) -> bool:
 
 def positive_class(names: Sequence[str]) -> int:
     """Number of the class named POSITIVE; 1 where none is."""
-    known = [canonical(name) for name in names]
-    return known.index("POSITIVE") if "POSITIVE" in known else 1
+    number = number_of_class(names, "POSITIVE")
+    return 1 if number is None else number
+
+
+def in_words(names: Sequence[str], conjunction: str = "and") -> str:
+    """The names as a sentence has them: `a, b and c`."""
+    return f" {conjunction} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def canonical(name: str) -> str:

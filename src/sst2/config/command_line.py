@@ -14,7 +14,7 @@ from sst2.utils.errors import UserError
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: Any) -> str | None:
-        says_nothing = action.default is None or action.default is False
+        says_nothing = action.default is None or action.default is False or action.default == []
         return action.help if says_nothing else super()._get_help_string(action)
 
 

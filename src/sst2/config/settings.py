@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from sst2.config.class_names import canonical
+from sst2.config.class_names import MAX_CLASSES, canonical
 from sst2.utils.text_files import problem_of
 
 TRACKERS = {"aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"}
@@ -20,6 +20,7 @@ DATA_FILES = ("train_file", "validation_file", "test_file")
 Precision = Literal["no", "fp16", "bf16", "auto"]
 Batching = Literal["packed", "padded"]
 Graphs = Literal["auto", "no"]
+SelectionMetric = Literal["accuracy", "f1_macro", "loss"]
 
 
 def flag(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -68,7 +69,9 @@ class DataArguments:
     sentence_column: str = flag("sentence", "column of the texts, in files and data sets", "NAME")
     label_column: str = flag("label", "column of the labels", "NAME")
     label_names: list[str] = flag(
-        list(LABEL_NAMES), "the two classes as the label column names them, the one that stands for 0 first", "NAME"
+        [],
+        "the classes as the label column names them, the one that stands for 0 first; default: found in the data",
+        "NAME",
     )
     max_length: int = flag(128, "tokens per sentence at most, with [CLS] and [SEP]; longer ones are cut", "TOKENS")
     max_train_samples: int | None = flag(None, "train on the first N sentences", "N")
@@ -109,6 +112,13 @@ class TrainingArguments:
     gradient_compression: Literal["none", "bf16"] = flag(
         "none", "what gradients are rounded to on their way between processes, one of %(choices)s", "NAME"
     )
+    class_weights: list[str] = flag(
+        ["none"],
+        "weights of the classes in the loss: none, balanced for sentences / (classes * sentences of the class), or a "
+        "number for each class in their order",
+        "none|balanced|W",
+    )
+    label_smoothing: float = flag(0.0, "share of a label that is spread evenly over all classes in the loss", "SHARE")
     max_grad_norm: float = flag(1.0, "global L2 norm that gradients are clipped to; 0 does not clip", "NORM")
     mixed_precision: Precision | None = flag(
         None, "no, fp16, bf16, or auto for what the device does well; default: as the launcher says", "MODE"
@@ -131,9 +141,12 @@ class EvaluationArguments:
         512, "sentences in one forward pass of one device; a CPU takes 64 at most", "N"
     )
     eval_steps: int | None = flag(None, "optimizer steps between evaluations; default: once an epoch", "STEPS")
-    load_best_model_at_end: bool = flag(False, "export the most accurate evaluated model instead of the last")
+    load_best_model_at_end: bool = flag(False, "export the best evaluated model instead of the last")
     early_stopping_patience: int | None = flag(
-        None, "stop after this many evaluations in a row without a better accuracy", "N"
+        None, "stop after this many evaluations in a row without a better --metric_for_best_model", "N"
+    )
+    metric_for_best_model: SelectionMetric = flag(
+        "accuracy", "what makes an evaluated model the best, one of %(choices)s; the lower loss decides ties", "NAME"
     )
 
 
@@ -181,6 +194,7 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
     """All flags in one place, checked.
 
     Attributes:
+        label_names: of the classes 0, 1 and so on; empty until the data is read, if no flag names them.
         given: what the command line and the YAML file say, by name, and nothing else.
 
     Raises:
@@ -206,6 +220,9 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
             self.dataset_name = "nyu-mll/glue"
         if self.dataset_name == "nyu-mll/glue" and self.dataset_config_name is None:
             self.dataset_config_name = "sst2"
+        is_sst2 = (self.dataset_name, self.dataset_config_name) == ("nyu-mll/glue", "sst2")
+        if not self.label_names and (self.smoke or is_sst2):
+            self.label_names = list(LABEL_NAMES)
         if self.output_dir is None:
             model = Path(self.model_name_or_path).name or "model"
             self.output_dir = f"runs/{'smoke' if self.smoke else model}-seed{self.seed}"
@@ -213,6 +230,7 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
         _check_ranges(self)
         _check_combinations(self)
         _check_columns(self)
+        _check_class_weights(self)
         _check_files(self)
 
     @property
@@ -235,6 +253,7 @@ def _check_ranges(s: Settings) -> None:
     _require(0 <= s.warmup_ratio <= 1, "warmup_ratio", s.warmup_ratio, "give a share from 0 to 1")
     _require((s.num_warmup_steps or 0) >= 0, "num_warmup_steps", s.num_warmup_steps, "give 0 or more")
     _require(0 <= s.max_grad_norm < float("inf"), "max_grad_norm", s.max_grad_norm, "give 0 (no clipping) or more")
+    _require(0 <= s.label_smoothing < 1, "label_smoothing", s.label_smoothing, "give a share from 0 to below 1")
     _require(s.dropout is None or 0 <= s.dropout < 1, "dropout", s.dropout, "give a probability from 0 to below 1")
     _require(0 <= s.holdout_fraction < 1, "holdout_fraction", s.holdout_fraction, "give a share from 0 to below 1")
     _require(s.max_length >= 3, "max_length", s.max_length, "give at least 3: [CLS], one token, [SEP]")
@@ -247,14 +266,36 @@ def _check_ranges(s: Settings) -> None:
 def _check_columns(s: Settings) -> None:
     if s.sentence_column == s.label_column:
         raise ValueError(f"--sentence_column and --label_column are both {s.label_column}: name two columns")
+    if not s.label_names:
+        return
     s.label_names = [name.strip() for name in s.label_names]
-    known = [canonical(name) for name in s.label_names]
-    if len(known) != 2 or len(set(known)) != 2 or not all(known):
-        raise ValueError(f"--label_names {' '.join(s.label_names)} cannot work: give two different names")
-    if known[0] == "POSITIVE" or known[1] == "NEGATIVE":
-        raise ValueError(f"--label_names {' '.join(s.label_names)} cannot work: name the negative class first")
+    known, given = [canonical(name) for name in s.label_names], " ".join(s.label_names)
+    if len(known) < 2 or len(set(known)) < len(known) or not all(known):
+        raise ValueError(f"--label_names {given} cannot work: give two different names, or more")
+    if len(known) > MAX_CLASSES:
+        raise ValueError(f"--label_names has {len(known)} names: give {MAX_CLASSES} at most")
+    if len(known) == 2 and (known[0] == "POSITIVE" or known[1] == "NEGATIVE"):
+        raise ValueError(f"--label_names {given} cannot work: name the negative class first")
     if s.smoke and tuple(s.label_names) != LABEL_NAMES:
         raise ValueError("--smoke trains on the embedded sample: drop --label_names, or drop --smoke")
+
+
+def _check_class_weights(s: Settings) -> None:
+    if s.class_weights in (["none"], ["balanced"]):
+        return
+    given, names = " ".join(s.class_weights), s.label_names
+    try:
+        are_weights = all(1e-6 <= float(word) <= 1e6 for word in s.class_weights)
+    except ValueError:
+        are_weights = False
+    if not are_weights:
+        way_out = "give none, balanced, or a number from 0.000001 to 1000000 for each class"
+        raise ValueError(f"--class_weights {given} cannot work: {way_out}")
+    if names and len(names) != len(s.class_weights):
+        order = ", ".join(names)
+        raise ValueError(
+            f"--class_weights {given} cannot work: give {len(names)} numbers, one for each class in the order {order}"
+        )
 
 
 def _require(condition: bool, name: str, value: object, way_out: str) -> None:

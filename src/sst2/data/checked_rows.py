@@ -8,14 +8,19 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from sst2.data.file_formats import UNLABELED, Columns, Record, dataset_records, file_records
+from sst2.config.class_names import MAX_CLASSES, canonical, in_words
+from sst2.config.settings import LABEL_NAMES
+from sst2.data.file_formats import UNLABELED, Columns, Record, dataset_records, file_records, named_classes
 from sst2.data.mapped_dataset import mapped_dataset
-from sst2.utils.errors import UserError, quoted
+from sst2.utils.errors import UserError, quoted, shortened
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SST2 = Columns()
+_WORDS_OF_SST2 = {"0", "1", *LABEL_NAMES}
+_INTEGER = re.compile(r"-?\d+")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)?|NAN|[+-]?INF(INITY)?")
 
 
 def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> "Dataset":
@@ -24,14 +29,14 @@ def read_file(path: str, labels_required: bool, columns: Columns = SST2) -> "Dat
     A row without a label is a mistake in training and validation, where `labels_required`, and not in a test.
 
     Returns:
-        The columns `sentence` and `label`: 0 negative, 1 positive, -1 unknown.
+        The columns `sentence` and `label`: the number of the class in `columns.label_names`, -1 unknown.
 
     Raises:
         UserError: a missing column, unknown label, empty or non-UTF-8 sentence, broken row or empty file; or there is
             no room for temporary files.
     """
     records = file_records(path, labels_required, columns)
-    return _require_rows(mapped_dataset(_checked(records, labels_required, columns)), path)
+    return _require_rows(mapped_dataset(_checked(records, labels_required, columns), columns.label_names), path)
 
 
 def read_dataset(dataset: "Dataset", name: str, labels_required: bool, columns: Columns = SST2) -> "Dataset":
@@ -40,7 +45,86 @@ def read_dataset(dataset: "Dataset", name: str, labels_required: bool, columns: 
     The result is a copy: training outlives that somebody writes the folder of the original anew.
     """
     records = dataset_records(dataset.with_format(None), name, labels_required, columns)
-    return _require_rows(mapped_dataset(_checked(records, labels_required, columns)), name)
+    return _require_rows(mapped_dataset(_checked(records, labels_required, columns), columns.label_names), name)
+
+
+def with_classes(columns: Columns, training: "str | Dataset", name: str) -> Columns:
+    """The columns with the classes of the training data, which it is looked through for if no flag has named them.
+
+    A `ClassLabel` names its classes in their order. Otherwise they are the labels that occur: 0 and 1, NEGATIVE and
+    POSITIVE are SST-2's; three integers or more from 0 or 1, without a gap, stand in their order; names are sorted.
+
+    Args:
+        columns: with the names that `--label_names` gives, or none.
+        training: path of a file, or a data set.
+        name: of the source, for messages.
+
+    Raises:
+        UserError: the labels are no such classes; it names the first row with one that does not fit.
+    """
+    if columns.label_names:
+        return columns
+    if named := named_classes(training, columns):
+        words = {_word(name) for name in named}
+        is_sst2 = words in ({"0", "1"}, {*LABEL_NAMES})
+        return columns._replace(label_names=LABEL_NAMES if is_sst2 else tuple(map(str.strip, named)))
+    records = (
+        file_records(training, True, columns)
+        if isinstance(training, str)
+        else dataset_records(training.with_format(None), name, True, columns)
+    )
+    names = _classes_among(_first_of_each_label(records, name), name)
+    return columns._replace(label_names=names, are_numbered=names == LABEL_NAMES)
+
+
+def _first_of_each_label(records: Iterable[Record], source: str) -> dict[str, Record]:
+    """By label as it is compared, in order of appearance. Rows without a label are a mistake that is found later."""
+    first: dict[str, Record] = {}
+    for record in records:
+        if not isinstance(record.label, str | int | float | None):
+            raise _unknown(record, SST2)
+        word = str(int(record.label)) if isinstance(record.label, bool) else _word(record.label)
+        if word not in ("", str(UNLABELED)):
+            first.setdefault(word, record)
+            if len(first) > MAX_CLASSES:
+                raise UserError(
+                    f"{record.place}: label {quoted(record.label)} is one more than the {MAX_CLASSES} classes that a "
+                    f"run may have: name the column of classes in {source} by --label_column"
+                )
+    return first
+
+
+def _classes_among(first: dict[str, Record], source: str) -> tuple[str, ...]:
+    """The classes that these labels are, each given with the first record that has it. Raises as `with_classes`."""
+    words = list(first)
+    if set(words) <= _WORDS_OF_SST2:
+        return LABEL_NAMES
+    if all(map(_INTEGER.fullmatch, words)):
+        start = 0 if "0" in first else 1
+        end = next(number for number in range(start, start + len(words) + 1) if str(number) not in first)
+        numbers = tuple(map(str, range(start, end)))
+        known = Columns(label_names=numbers if len(numbers) > 2 else LABEL_NAMES)
+        odd = [word for word in words if word not in (numbers if len(numbers) > 2 else ("0", "1"))]
+        if odd:
+            raise _unknown(first[odd[0]], known)
+        return numbers
+    numbers_among = [word for word in words if _NUMBER.fullmatch(word)]
+    others = [word for word in words if word not in numbers_among]
+    if not others:  # some are no integers
+        raise _unknown(first[next(word for word in words if not _INTEGER.fullmatch(word))], SST2)
+    if numbers_among:  # what does not come first is what does not fit
+        names = tuple(str(first[word].label).strip() for word in others)
+        begin_with_number = words[0] in numbers_among
+        odd_one = others[0] if begin_with_number else numbers_among[0]
+        named = len(names) > 1 and not begin_with_number
+        raise _unknown(first[odd_one], Columns(label_names=names, are_numbered=False) if named else SST2)
+    if len(words) == 1:
+        only = first[words[0]]
+        raise UserError(
+            f"{only.place}: label {quoted(only.label)} is the only one in {source}: add sentences of another class, or "
+            "name the classes by --label_names"
+        )
+    return tuple(str(first[word].label).strip() for word in sorted(words))
 
 
 def _require_rows(dataset: "Dataset", source: str) -> "Dataset":
@@ -51,8 +135,9 @@ def _require_rows(dataset: "Dataset", source: str) -> "Dataset":
 
 def _checked(records: Iterable[Record], labels_required: bool, columns: Columns) -> Iterator[tuple[str, int]]:
     """Sentences and labels of the records. Raises UserError at the first that cannot be used; it names its place."""
+    numbers = _numbers_of_labels(columns)
     for record in records:
-        yield checked_sentence(record), _checked_label(record, labels_required, columns.label_names)
+        yield checked_sentence(record), _checked_label(record, labels_required, columns, numbers)
 
 
 def checked_sentence(record: Record) -> str:
@@ -77,26 +162,47 @@ def checked_sentence(record: Record) -> str:
     return record.sentence
 
 
-def _checked_label(record: Record, required: bool, names: tuple[str, ...]) -> int:
-    known, word = [_word(name) for name in names], _word(record.label)
-    if word in known:
-        return known.index(word)
-    if isinstance(record.label, bool):
+def _numbers_of_labels(columns: Columns) -> dict[str, int]:
+    """The number of the class that a label, as it is compared, stands for."""
+    numbers = {str(number): number for number in range(len(columns.label_names))}
+    named = {_word(name): number for number, name in enumerate(columns.label_names)}
+    return named | (numbers if _have_numbers(columns) else {})
+
+
+def _have_numbers(columns: Columns) -> bool:
+    """Whether 0, 1 and so on stand for classes: where they are names, they mean what these say, or nothing."""
+    numbers = {"-1", *map(str, range(len(columns.label_names)))}
+    return columns.are_numbered and numbers.isdisjoint(map(_word, columns.label_names))
+
+
+def _checked_label(record: Record, required: bool, columns: Columns, numbers: dict[str, int]) -> int:
+    word = _word(record.label)
+    if word not in numbers and isinstance(record.label, bool):
         word = str(int(record.label))
-    are_numbers = not {"0", "1", "-1"}.isdisjoint(known)  # 0 and 1 then mean what the names say, or nothing
-    if word in ("0", "1") and not are_numbers:
-        return int(word)
-    accepted = " or ".join(names) if are_numbers else f"0 or {names[0].lower()}, 1 or {names[1].lower()}"
+    if word in numbers:
+        return numbers[word]
     if word not in ("", str(UNLABELED)):
-        raise UserError(
-            f"{record.place}: label {quoted(record.label)} is unknown: give {accepted}, or name the classes by "
-            "--label_names"
-        )
+        raise _unknown(record, columns)
     if required:
-        raise UserError(f"{record.place}: there is no label: give {accepted}, or remove the row")
+        raise UserError(f"{record.place}: there is no label: give {_accepted(columns)}, or remove the row")
     return UNLABELED
+
+
+def _unknown(record: Record, columns: Columns) -> UserError:
+    return UserError(
+        f"{record.place}: label {quoted(record.label)} is unknown: give {_accepted(columns)}, or name the classes by "
+        "--label_names"
+    )
+
+
+def _accepted(columns: Columns) -> str:
+    """The labels of the classes, for a message."""
+    names = columns.label_names
+    if not _have_numbers(columns):
+        return shortened(in_words(names, "or"))
+    return shortened(", ".join(f"{number} or {name.lower()}" for number, name in enumerate(names)))
 
 
 def _word(label: object) -> str:
     """A label as it is compared: 1.0 is 1, as which a column of numbers is written where a label is missing."""
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", "" if label is None else str(label).strip().upper())
+    return canonical(re.sub(r"^(-?\d+)\.0+$", r"\1", "" if label is None else str(label).strip()))

@@ -25,14 +25,16 @@ LONG_NAME = 40  # characters: more than a column's name has, fewer than most sen
 
 
 class Columns(NamedTuple):
-    """Where a source has what, and how it calls the classes 0 and 1 (in upper or lower case).
+    """Where a source has what, and how it calls the classes 0, 1 and so on (in upper or lower case).
 
-    `label` is None where labels are not asked for.
+    `label` is None where labels are not asked for. Numbers stand for the classes as well, if they `are_numbered` and no
+    name is a number.
     """
 
     sentence: str = "sentence"
     label: str | None = "label"
     label_names: tuple[str, ...] = LABEL_NAMES
+    are_numbered: bool = True
 
 
 class Record(NamedTuple):
@@ -88,7 +90,7 @@ def dataset_records(dataset: "Dataset", name: str, labels_required: bool, column
         UserError: a column is missing.
     """
     present = _columns_to_read(dataset.column_names, name, labels_required, columns)
-    names = getattr(dataset.features.get(columns.label or ""), "names", [])
+    names = named_classes(dataset, columns)
     yield from _arrow_records(dataset.select_columns(present).iter(READ_BATCH), name, names, columns)
 
 
@@ -104,6 +106,24 @@ def _arrow_records(
             row += 1
             is_named = isinstance(label, int) and 0 <= label < len(names)
             yield Record(f"{source} row {row}", sentence, names[label] if is_named else label)
+
+
+def named_classes(source: "str | Dataset", columns: Columns) -> list[str]:
+    """What the numbers of the label column stand for, where a file or data set that `datasets` has written says so.
+
+    Raises:
+        UserError: the file is no parquet, as its name says.
+    """
+    if not isinstance(source, str):
+        return list(getattr(source.features.get(columns.label or ""), "names", []))
+    if format_of(source) != ".parquet":
+        return []
+    import pyarrow.parquet
+
+    try:
+        return _class_names(pyarrow.parquet.read_schema(source).metadata, columns.label)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source} cannot be read as parquet: {error}") from None
 
 
 def _format_of_pipe(path: str, line: str, columns: Columns, may_be_text: bool) -> str:
@@ -223,7 +243,7 @@ def _true_reasons(rows: Any, path: str, of_row: list[str]) -> Iterator[None]:
 
 def _require_header(header: list[str], path: str, separator: str, columns: Columns) -> None:
     """Raises UserError: the first line is a row."""
-    names = {"0", "1", "-1", *(name.upper() for name in columns.label_names)}
+    names = {"0", "1", "-1", *(name.upper() for name in columns.label_names or LABEL_NAMES)}
     looks_like_a_row = any(field.strip().upper() in names or len(field) > LONG_NAME for field in header)
     if columns.sentence not in header and looks_like_a_row:
         wanted = [name for name in (columns.sentence, columns.label) if name is not None]

@@ -1,12 +1,13 @@
 """Sentences and labels in Arrow, read by pages: they are no part of the process's own memory, however many they are."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sst2.config.settings import LABEL_NAMES
 from sst2.utils.errors import no_room
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 BATCH = 10_000  # rows that pass through memory at a time: few beside a library, enough to be fast
 
 
-def mapped_dataset(rows: Iterable[tuple[str, int]]) -> "Dataset":
-    """A dataset with the columns `sentence` and `label`, mapped from a temporary file.
+def mapped_dataset(rows: Iterable[tuple[str, int]], label_names: Sequence[str] = LABEL_NAMES) -> "Dataset":
+    """A dataset with the columns `sentence` and `label`, a `ClassLabel` of these names, mapped from a temporary file.
 
     The file never has a name, and is gone with the dataset, however the process ends. Nor can the dataset be pickled.
 
@@ -24,9 +25,9 @@ def mapped_dataset(rows: Iterable[tuple[str, int]]) -> "Dataset":
         LocalError: no folder for temporary files can be written, or its disk is full.
     """
     import pyarrow  # half a second, with the next, that a prediction does not wait for
-    from datasets import Dataset
+    from datasets import ClassLabel, Dataset, Features, Value
 
-    schema = pyarrow.schema({"sentence": pyarrow.string(), "label": pyarrow.int8()})
+    schema = Features({"sentence": Value("string"), "label": ClassLabel(names=list(label_names))}).arrow_schema
     rows = iter(rows)
     try:
         with tempfile.TemporaryFile() as file:
@@ -51,6 +52,12 @@ def rows_of(dataset: "Dataset") -> Iterator[tuple[str, int]]:
 
 
 def labels_of(dataset: "Dataset") -> np.ndarray:
-    """(sentences,) int8; 0 negative, 1 positive, -1 unknown."""
-    labels: np.ndarray = dataset.with_format("arrow")["label"][:].to_numpy()
+    """(sentences,) int16, numbers of classes; -1 unknown."""
+    labels: np.ndarray = dataset.with_format("arrow")["label"][:].cast("int16").to_numpy()
     return labels
+
+
+def class_names_of(dataset: "Dataset") -> list[str]:
+    """What the labels 0, 1 and so on stand for."""
+    names: list[str] = dataset.features["label"].names
+    return names

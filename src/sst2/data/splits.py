@@ -13,11 +13,19 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from sst2.config.class_names import in_words
 from sst2.config.settings import LABEL_NAMES, SAMPLE, Settings
-from sst2.data.checked_rows import read_dataset, read_file
+from sst2.data.checked_rows import read_dataset, read_file, with_classes
 from sst2.data.file_formats import Columns
 from sst2.data.hub import reading_from_hub, require_revision
-from sst2.data.mapped_dataset import BATCH, batches_of_sentences, labels_of, mapped_dataset, rows_of
+from sst2.data.mapped_dataset import (
+    BATCH,
+    batches_of_sentences,
+    class_names_of,
+    labels_of,
+    mapped_dataset,
+    rows_of,
+)
 from sst2.data.sample import sample_sentences
 from sst2.data.staging import local_copy
 from sst2.data.tokenization import map_tokens, num_cut, require_tokens
@@ -33,15 +41,15 @@ class Split:
     """One split, tokenized. Token ids lie end to end in one array, so that a batch is an indexing away.
 
     Sentences, token ids and offsets are pages of files, which the kernel reads when they are asked for and takes back
-    when it needs the room: what a process has for itself grows by the label's byte a sentence.
+    when it needs the room: what a process has for itself grows by the label's two bytes a sentence.
 
     Attributes:
         name: `train`, `validation`, `holdout` or `test`.
         sentences: the texts; a slice of them is a list.
-        labels: (sentences,) int8; 0 negative, 1 positive, -1 unknown.
+        labels: (sentences,) int16, numbers of classes; -1 unknown.
         input_ids: (tokens,) int32, with [CLS] and [SEP].
         offsets: (sentences + 1,) int64; sentence i is input_ids[offsets[i]:offsets[i + 1]].
-        label_names: what 0 and 1 stand for.
+        label_names: what 0, 1 and so on stand for.
         num_cut: sentences that had more tokens than are kept.
     """
 
@@ -79,6 +87,8 @@ class Split:
 def load_sentences(settings: Settings) -> dict[str, Dataset]:
     """Read all splits: `train`, then `holdout`, `validation` and `test` where there are any.
 
+    All have the classes of `--label_names`, or those that are found in `train`: `class_names_of` names them.
+
     Raises:
         UserError: data that cannot be had or used, with file and row where there is one.
     """
@@ -89,15 +99,31 @@ def load_sentences(settings: Settings) -> dict[str, Dataset]:
     else:
         splits = _from_dataset(settings)
     splits["train"] = _first(splits["train"], settings.max_train_samples)
-    _warn_of_one_class(splits["train"], settings.label_names)
+    if not settings.label_names:
+        _tell_classes(splits["train"])
+    _warn_of_missing_classes("train", splits["train"])
     if settings.holdout_fraction:
         splits = _cut_holdout(splits, settings.holdout_fraction, settings.seed)
     for name in [name for name in splits if name != "train"]:
         splits[name] = _first(splits[name], settings.max_eval_samples)
         _warn_of_missing_labels(name, splits[name])
+        if name != "test":
+            _warn_of_missing_classes(name, splits[name])
         if name != "holdout":  # which is cut so that it shares none
             _warn_of_shared_sentences(splits["train"], name, splits[name])
     return splits
+
+
+def with_class_names(settings: Settings, train: Dataset) -> Settings:
+    """The settings with the names of the classes of the training data.
+
+    Raises:
+        UserError: two classes have one name, or `--class_weights` are not as many.
+    """
+    try:
+        return replace(settings, label_names=class_names_of(train))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def tokenize_all(
@@ -110,7 +136,7 @@ def tokenize_all(
     splits = {}
     for name, data in sentences.items():
         split = tokenize(name, data, tokenizer, settings.max_length, None, settings.stage_dir, check_stop)
-        splits[name] = replace(split, label_names=settings.label_names)
+        splits[name] = split
         if split.num_cut:
             logger.warning(
                 "%s: %d of %d sentences have more than --max_length %d tokens: their ends are cut off",
@@ -140,12 +166,13 @@ def tokenize(
     folder = require_tokens(name, data, tokenizer, max_length, cache_dir, check_stop)
     if stage_dir is not None:
         folder = local_copy(folder, stage_dir, check_stop=check_stop)
-    return Split(name, data["sentence"], labels_of(data), *map_tokens(folder), num_cut=num_cut(folder))
+    ids, offsets = map_tokens(folder)
+    return Split(name, data["sentence"], labels_of(data), ids, offsets, class_names_of(data), num_cut(folder))
 
 
 def _from_files(settings: Settings) -> dict[str, Dataset]:
     files = {"train": settings.train_file, "validation": settings.validation_file, "test": settings.test_file}
-    columns = _columns(settings)
+    columns = with_classes(_columns(settings), str(settings.train_file), str(settings.train_file))
     return {name: read_file(file, name != "test", columns) for name, file in files.items() if file}
 
 
@@ -168,8 +195,9 @@ def _from_dataset(settings: Settings) -> dict[str, Dataset]:
         raise UserError(f"--dataset_name {name} has no split named train: save a DatasetDict with train and validation")
     if "validation" not in loaded and not settings.holdout_fraction:
         raise UserError(f"--dataset_name {name} has no split named validation: add --holdout_fraction 0.1 to cut one")
+    columns = with_classes(_columns(settings), loaded["train"], f"{name} train")
     splits = {
-        split: read_dataset(loaded[split], f"{name} {split}", split != "test", _columns(settings))
+        split: read_dataset(loaded[split], f"{name} {split}", split != "test", columns)
         for split in ("train", "validation", "test")
         if split in loaded
     }
@@ -194,11 +222,30 @@ def _warn_of_missing_labels(name: str, evaluated: Dataset) -> None:
         logger.warning("%d of %d %s sentences have no label: none is scored", unlabeled, len(evaluated), name)
 
 
-def _warn_of_one_class(train: Dataset, label_names: list[str]) -> None:
-    labels = labels_of(train)
-    if labels.min() == labels.max():
-        name = label_names[labels[0]]
-        logger.warning("all %d training sentences are %s: nothing can be learned of the other class", len(train), name)
+def _tell_classes(train: Dataset) -> None:
+    """Say which classes were found, unless they are SST-2's: a misspelled label is a class of its own."""
+    names = class_names_of(train)
+    if tuple(names) == LABEL_NAMES:
+        return
+    counts = np.bincount(labels_of(train), minlength=len(names))
+    found = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
+    positive = f"; precision, recall and F1 are of {names[1]}: --label_names sets the order" if len(names) == 2 else ""
+    logger.info("%d classes among the training labels: %s%s", len(names), ", ".join(found), positive)
+
+
+def _warn_of_missing_classes(name: str, data: Dataset) -> None:
+    names, labels = class_names_of(data), labels_of(data)
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    missing = [label_name for label_name, count in zip(names, counts, strict=True) if not count]
+    if not missing or len(missing) == len(names):
+        return
+    if name == "train" and len(names) - len(missing) == 1:
+        only, other = names[int(labels[0])], "the other class" if len(names) == 2 else "the other classes"
+        logger.warning("all %d training sentences are %s: nothing can be learned of %s", len(data), only, other)
+    elif name == "train":
+        logger.warning("no training sentence is %s: nothing can be learned of it", in_words(missing, "or"))
+    else:
+        logger.warning("no %s sentence is %s: its metrics say nothing of it", name, in_words(missing, "or"))
 
 
 def _warn_of_shared_sentences(train: Dataset, name: str, evaluated: Dataset) -> None:
@@ -215,7 +262,7 @@ def _warn_of_shared_sentences(train: Dataset, name: str, evaluated: Dataset) -> 
 
 
 def _cut_holdout(splits: dict[str, Dataset], fraction: float, seed: int) -> dict[str, Dataset]:
-    train = splits["train"]
+    train, names = splits["train"], class_names_of(splits["train"])
     size = round(len(train) * fraction)
     is_held = _draw_holdout(train, size, seed)
     if not 0 < is_held.sum() < len(train):
@@ -224,8 +271,8 @@ def _cut_holdout(splits: dict[str, Dataset], fraction: float, seed: int) -> dict
         )
     # copies, since every pass over chosen rows of a dataset costs a second for each 200,000
     parts = {
-        "train": mapped_dataset(compress(rows_of(train), ~is_held)),
-        "holdout": mapped_dataset(compress(rows_of(train), is_held)),
+        "train": mapped_dataset(compress(rows_of(train), ~is_held), names),
+        "holdout": mapped_dataset(compress(rows_of(train), is_held), names),
     }
     return parts | {name: data for name, data in splits.items() if name != "train"}
 

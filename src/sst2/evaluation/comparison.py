@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from sst2.config.settings import NAMES
-from sst2.evaluation.run_results import Run, same_sentences
+from sst2.evaluation.predictions import f1_name
+from sst2.evaluation.run_results import Run, same_classes, same_sentences
 from sst2.evaluation.significance import compare_accuracy, mcnemar, mean_interval
 
 TOO_FEW_SEEDS = 3  # up to which the spread over seeds is little more than a guess
@@ -29,6 +30,8 @@ class Comparison:
             if run.is_finished:
                 configurations.setdefault(run.configuration, []).append(run)
         self._groups = list(configurations.values())  # finished runs that differ by their seed alone
+        # of the class 1 where there are two, else the macro average; a column with both says so
+        self._f1 = " or ".join(sorted({f1_name(run.metrics) for run in runs if run.metrics}))
         self._reference = configurations.get(baseline.configuration, []) if baseline and baseline.is_finished else []
 
     def tables(self) -> dict[str, Table]:
@@ -44,12 +47,12 @@ class Comparison:
         return ", ".join(f"{name} {_word(run.settings.get(name))}" for name in names)
 
     def _each_run(self) -> Table:
-        lines = [["run", *self._differing, "accuracy", "95 % interval", "f1", "loss", "step", "sentences/s"]]
+        lines = [["run", *self._differing, "accuracy", "95 % interval", self._f1, "loss", "step", "sentences/s"]]
         for run in self.runs:
             line = [run.name, *(_word(run.settings.get(name)) for name in self._differing)]
             if metrics := run.metrics:
                 low, high = metrics["accuracy_ci95"]
-                line += [f"{metrics['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{metrics['f1']:.4f}"]
+                line += [f"{metrics['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", f"{metrics[f1_name(metrics)]:.4f}"]
                 line += [f"{metrics['loss']:.4f}", str(metrics["step"]), f"{metrics['sentences_per_second']:.0f}"]
             else:
                 line += ["not finished", *[""] * 5]
@@ -57,20 +60,26 @@ class Comparison:
         return lines
 
     def _configurations(self) -> Table:
-        names = ["configuration", "runs", "accuracy", "95 % interval of the mean", "f1", "loss", "sentences/s"]
+        names = ["configuration", "runs", "accuracy", "95 % interval of the mean", self._f1, "loss", "sentences/s"]
         lines = [names + (["difference to baseline", "95 % interval", "p"] if self._reference else [])]
         for group in self._groups:
             metrics = [run.metrics for run in group if run.metrics]
             _, _, interval = mean_interval([float(values["accuracy"]) for values in metrics])
             line = [self.label(group[0], with_seed=False) or "all", str(len(group)), _mean(metrics, "accuracy", 4)]
             line.append(f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "one seed")
-            line += [_mean(metrics, "f1", 4), _mean(metrics, "loss", 4), _mean(metrics, "sentences_per_second", 0)]
+            line += [
+                _mean(metrics, f1_name(metrics[0]), 4),
+                _mean(metrics, "loss", 4),
+                _mean(metrics, "sentences_per_second", 0),
+            ]
             lines.append(line + (self._against_reference(group) if self._reference else []))
         return lines
 
     def _against_reference(self, group: list[Run]) -> list[str]:
         if group == self._reference:
             return ["baseline", "", ""]
+        if not all(same_classes(run, self._reference[0]) for run in group):
+            return ["other classes", "", ""]
         if not all(same_sentences(run, self._reference[0]) for run in group + self._reference):
             return ["other sentences", "", ""]
         found = compare_accuracy(_correct(group), _correct(self._reference))
@@ -127,6 +136,8 @@ def _correct(group: list[Run]) -> np.ndarray:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,38 +1,56 @@
-"""The evaluation metric: everything that is derived from one logit pair per sentence.
+"""The evaluation metric: everything that is derived from the logits of each sentence.
 
 An `evaluate.Metric` that lives in the project: `evaluate.load("accuracy")` would download a script. Its libraries take
 half a second to import: a run imports this module at its first evaluation.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import confusion_matrix, matthews_corrcoef, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import (
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
+from sst2.config.settings import LABEL_NAMES
 from sst2.evaluation.predictions import log_probabilities
 from sst2.evaluation.significance import wilson_interval
 
 CALIBRATION_BINS = 15  # as in Guo et al. (2017)
 LENGTH_EDGES = (1, 9, 17, 33, 65)  # tokens; the first of each group
 
-_DESCRIPTION = "Accuracy, precision, recall, F1, Matthews, ROC-AUC, loss and calibration of a binary classifier."
+_DESCRIPTION = "Accuracy, precision, recall, F1, Matthews, ROC-AUC, loss and calibration of a classifier."
 _INPUTS = """
 Args:
-    predictions: (sentences, 2) float, logits of NEGATIVE and POSITIVE.
-    references: (sentences,) int, the labels 0 and 1.
+    predictions: (sentences, classes) float, logits.
+    references: (sentences,) int, numbers of classes.
     lengths: (sentences,) int, tokens per sentence.
 Returns:
-    accuracy, precision, recall, f1 (of POSITIVE), matthews, roc_auc (None with one class only), loss (mean
-    cross-entropy in nats), ece, count, accuracy_ci95 (Wilson), confusion_matrix (rows: truth), accuracy_by_length.
+    accuracy, matthews, roc_auc, loss (mean cross-entropy in nats), ece, count, accuracy_ci95 (Wilson), confusion_matrix
+    (rows: truth), accuracy_by_length, and
+    of two classes: precision, recall, f1 (of the class 1, POSITIVE); roc_auc is None with one class only;
+    of more: f1_macro, f1_weighted, precision_macro, recall_macro (over the classes that occur, as label or prediction),
+    per_class (precision, recall, f1 and support, by name); roc_auc is the macro average of each class against the rest,
+    None where a class is missing.
 """
 
 
-class SentimentMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no annotations
-    """Metric over all sentences of a split; see `compute` for what goes in and comes out."""
+class ClassificationMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no annotations
+    """Metric over all sentences of a split; see `compute` for what goes in and comes out.
 
-    def __init__(self) -> None:
+    Args:
+        label_names: of the classes.
+        with_macro_f1: whether two classes have f1_macro as well, which more always have.
+    """
+
+    def __init__(self, label_names: Sequence[str] = LABEL_NAMES, with_macro_f1: bool = False) -> None:
+        self._label_names, self._with_macro_f1 = label_names, with_macro_f1
         # in memory, and no folder outside the cache that the job uses anyway
         super().__init__(keep_in_memory=True, cache_dir=str(datasets.config.HF_DATASETS_CACHE))
 
@@ -43,7 +61,7 @@ class SentimentMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no
             inputs_description=_INPUTS,
             features=datasets.Features(
                 {
-                    "predictions": datasets.List(datasets.Value("float32"), length=2),
+                    "predictions": datasets.List(datasets.Value("float32"), length=len(self._label_names)),
                     "references": datasets.Value("int64"),
                     "lengths": datasets.Value("int64"),
                 }
@@ -53,26 +71,60 @@ class SentimentMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no
     def _compute(self, predictions: list[list[float]], references: list[int], lengths: list[int]) -> dict[str, Any]:
         logits, labels = np.array(predictions, dtype=np.float64), np.array(references)
         logarithms = log_probabilities(logits)
-        positive = np.exp(logarithms[:, 1])
         predicted = logits.argmax(axis=1)
         correct = predicted == labels
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            labels, predicted, average="binary", zero_division=0.0
-        )
+        numbers = list(range(len(self._label_names)))
+        are_all_there = len(set(labels.tolist())) == len(numbers)
+        if len(numbers) == 2:
+            positive = np.exp(logarithms[:, 1])
+            confidence = np.maximum(positive, 1 - positive)
+            roc_auc = float(roc_auc_score(labels, positive)) if are_all_there else None
+            averages = _of_two_classes(labels, predicted, self._with_macro_f1)
+        else:
+            probabilities = np.exp(logarithms)
+            confidence = probabilities.max(axis=1)
+            roc_auc = (
+                float(roc_auc_score(labels, probabilities, multi_class="ovr", labels=numbers))
+                if are_all_there
+                else None
+            )
+            averages = _of_several_classes(labels, predicted, self._label_names)
         return {
             "accuracy": float(correct.mean()),
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
+            **averages,
             "matthews": float(matthews_corrcoef(labels, predicted)),
-            "roc_auc": float(roc_auc_score(labels, positive)) if len(set(labels.tolist())) == 2 else None,
+            "roc_auc": roc_auc,
             "loss": float(-logarithms[np.arange(len(labels)), labels].mean()),
-            "ece": expected_calibration_error(np.maximum(positive, 1 - positive), correct),
+            "ece": expected_calibration_error(confidence, correct),
             "count": len(labels),
             "accuracy_ci95": list(wilson_interval(int(correct.sum()), len(labels))),
-            "confusion_matrix": confusion_matrix(labels, predicted, labels=[0, 1]).tolist(),
+            "confusion_matrix": confusion_matrix(labels, predicted, labels=numbers).tolist(),
             "accuracy_by_length": accuracy_by_length(correct, np.array(lengths)),
         }
+
+
+def _of_two_classes(labels: np.ndarray, predicted: np.ndarray, with_macro_f1: bool) -> dict[str, Any]:
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="binary", zero_division=0.0)
+    of_class_1 = {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+    macro = {"f1_macro": float(f1_score(labels, predicted, average="macro", zero_division=0.0))}
+    return of_class_1 | (macro if with_macro_f1 else {})
+
+
+def _of_several_classes(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0.0)
+    weighted = f1_score(labels, predicted, average="weighted", zero_division=0.0)
+    of_each = precision_recall_fscore_support(labels, predicted, labels=range(len(names)), zero_division=0.0)
+    rows = zip(*(values.tolist() for values in of_each), strict=True)
+    return {
+        "f1_macro": float(f1),
+        "f1_weighted": float(weighted),
+        "precision_macro": float(precision),
+        "recall_macro": float(recall),
+        "per_class": {
+            name: dict(zip(("precision", "recall", "f1", "support"), row, strict=True))
+            for name, row in zip(names, rows, strict=True)
+        },
+    }
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import yaml
 from sst2.config.arguments import OF_ONE_START
 from sst2.config.class_names import order_of_classes
 from sst2.config.settings import LABEL_NAMES, Settings
-from sst2.evaluation.predictions import read_predictions
+from sst2.evaluation.predictions import f1_name, read_predictions
 from sst2.runs.run_folder import RunFolder
 from sst2.utils.errors import UserError
 
@@ -22,7 +22,7 @@ IGNORED = (
     "connect_timeout stage_dir per_device_eval_batch_size per_device_train_batch_size gradient_accumulation_steps "
     "sentence_column label_column label_names cuda_graphs gradient_checkpointing"
 ).split()
-FIGURES = ("accuracy", "accuracy_ci95", "f1", "loss", "step", "sentences_per_second")
+FIGURES = ("accuracy", "accuracy_ci95", "loss", "step", "sentences_per_second")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Run:
     Attributes:
         settings: that decide on the result, the seed among them.
         metrics: as in `metrics.json`.
-        label_names: what it calls the classes 0 and 1.
+        label_names: what it calls the classes 0, 1 and so on.
         sentences: what it was evaluated on, with the labels as numbers.
         correct: (sentences,) bool, whether each prediction is right.
     """
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> Run:
         number = {name.upper(): str(number) for number, name in enumerate(settings["label_names"])}
         sentences = tuple((row["sentence"], number.get(row["label"].upper(), "")) for row in rows)
         correct = np.array([row["label"] == row["prediction"] for row in rows])
-        if missing := [name for name in FIGURES if name not in metrics]:
+        if missing := [name for name in (*FIGURES, f1_name(metrics)) if name not in metrics]:
             raise ValueError(f"{place.metrics.name} lacks {missing[0]}")
         if len(rows) != metrics["count"]:
             raise ValueError(f"{place.predictions.name} has {len(rows)} sentences, metrics.json {metrics['count']}")
@@ -93,8 +93,17 @@ def read_run(folder: Path) -> Run:
 def same_sentences(run: Run, other: Run) -> bool:
     """Whether two runs were evaluated on the same sentences with the same labels.
 
-    Labels are compared by name where both runs name the same two classes, in whatever order, and by number otherwise.
+    Labels are compared by name where both runs name the same classes, in whatever order, and of two other classes each
+    by number.
     """
+    if not same_classes(run, other):
+        return False
     order = order_of_classes(other.label_names, run.label_names) or [0, 1]
-    number = {"0": str(order[0]), "1": str(order[1])}
-    return tuple((sentence, number.get(label, label)) for sentence, label in run.sentences) == other.sentences
+    numbers = {str(number): str(there) for number, there in enumerate(order)}
+    return tuple((sentence, numbers.get(label, label)) for sentence, label in run.sentences) == other.sentences
+
+
+def same_classes(run: Run, other: Run) -> bool:
+    """Whether the classes of two runs can be compared: by name, or by number where each has two."""
+    are_pairs = len(run.label_names) == len(other.label_names) == 2
+    return are_pairs or order_of_classes(other.label_names, run.label_names) is not None

@@ -21,7 +21,7 @@ from transformers import (
 
 from sst2.config.settings import Settings
 from sst2.models.architecture import classifier_class, display_name, tiny
-from sst2.models.model_card import model_card
+from sst2.models.model_card import model_card, placeholder_metrics
 from sst2.models.tokenizer import probes
 from sst2.runs.run_folder import WEIGHTS
 from sst2.utils.atomic_folder import commit
@@ -47,7 +47,7 @@ class Export:
         sentences: some texts; the first `PROBES` of them are classified before and after reloading.
         card: the model card, markdown.
         max_length: tokens that sentences were cut to in training; the tokenizer's own limit if None.
-        expected: (sentences, 2) logits of the trained model in its wrappers, where it ran in float32.
+        expected: (sentences, classes) logits of the trained model in its wrappers, where it ran in float32.
     """
 
     config: PreTrainedConfig
@@ -136,8 +136,6 @@ def rehearse_export(settings: Settings, config: PreTrainedConfig, tokenizer: Pre
         LocalError: the folder for temporary files, $TMPDIR, is full or absent.
     """
     config = tiny(config)
-    names = "accuracy precision recall f1 matthews roc_auc loss ece count split step epoch checkpoint selected".split()
-    metrics = dict.fromkeys(names, 0) | {"accuracy_ci95": (0, 1)}
     weights, texts = classifier_class(config)(config).state_dict(), probes(tokenizer.backend_tokenizer)
     try:
         temporary = tempfile.TemporaryDirectory(prefix="sst2-rehearsal-")
@@ -145,7 +143,7 @@ def rehearse_export(settings: Settings, config: PreTrainedConfig, tokenizer: Pre
         raise no_room(error) from None
     try:
         with temporary as folder:
-            card = model_card(settings, metrics, 0, display_name(config))
+            card = model_card(settings, placeholder_metrics(settings.label_names), 0, display_name(config))
             Export(config, weights, tokenizer, texts, card, settings.max_length).write_files(Path(folder) / "model")
     except Exception as error:  # of libraries that have their own
         disk = disk_error(error)

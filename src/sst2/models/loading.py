@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from sst2.config.class_names import are_generic, names_in_order, order_of_classes
+from sst2.config.class_names import are_generic, in_words, names_in_order, order_of_classes
 from sst2.config.settings import SAMPLE, Settings
 from sst2.data.hub import reading_from_hub
 from sst2.data.sample import sample_config, sample_tokenizer
@@ -58,7 +58,7 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
     """The checkpoint with a head for the run's classes, in float32 whatever it was stored in.
 
     Only safetensors are read and no remote code runs. The head is new, drawn from torch's random state, unless the
-    checkpoint has one of two classes: then its rows are put in the order of the run's classes, by their names.
+    checkpoint has one of as many classes: then its rows are put in the order of the run's classes, by their names.
 
     Without `with_weights`, all weights are drawn, for a run's checkpoint to take their place.
 
@@ -90,15 +90,15 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
 
 
 def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedTokenizerBase]:
-    """A trained classifier of two classes, with its own names of them, in float32; and its tokenizer.
+    """A trained classifier of two classes or more, with its own names of them, in float32; and its tokenizer.
 
     Raises:
         UserError: it cannot be had, or is no such classifier; `flag` is what gave the name.
     """
     config, tokenizer = _read_tokenizer(flag, name, "main")
-    if config.num_labels != 2 or config.problem_type not in (None, "single_label_classification"):
-        kind = KINDS.get(str(config.problem_type)) if config.num_labels == 2 else f"{config.num_labels} classes"
-        raise UserError(f"{flag} {name} is a model of {kind}: give a classifier of two")
+    if len(config.id2label or {}) < 2 or config.problem_type not in (None, "single_label_classification"):
+        kind = KINDS.get(str(config.problem_type), "one class, or of numbers")
+        raise UserError(f"{flag} {name} is a model of {kind}: give a classifier of two classes or more")
     _check_vocabulary(flag, name, config, tokenizer)
     model, fresh, _ = _read_weights(flag, name, "main", {})
     if fresh:
@@ -141,7 +141,7 @@ def _read_tokenizer(flag: str, name: str, revision: str) -> tuple[PreTrainedConf
 
 def _order_classes(model: PackedClassifier, name: str, class_names: list[str], label_names: list[str]) -> None:
     """Put the rows of a trained head, which the checkpoint calls `class_names`, in the order of the run's classes."""
-    mine, own = " and ".join(label_names), " and ".join(class_names)
+    mine, own = in_words(label_names), in_words(class_names)
     if are_generic(class_names):
         logger.warning("%s: its classes have no names (%s): they are taken for %s, by number", name, own, mine)
         return
@@ -150,7 +150,7 @@ def _order_classes(model: PackedClassifier, name: str, class_names: list[str], l
         raise UserError(
             f"--model_name_or_path {name} has a classification head for {own}, where the run's classes are {mine}: "
             "call the run's classes so by --label_names, or rename the checkpoint's in id2label of its config.json "
-            "(LABEL_0 and LABEL_1 go by number)"
+            "(LABEL_0, LABEL_1 and so on go by number)"
         )
     if order != sorted(order):
         logger.info("%s: the rows of its head are for %s: put in the order %s", name, own, mine)

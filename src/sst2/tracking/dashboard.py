@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ import datasets
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from sst2.config.settings import LABEL_NAMES
 from sst2.evaluation.error_analysis import changed_sides, most_confident_mistakes
-from sst2.evaluation.predictions import probability_positive
+from sst2.evaluation.predictions import log_probabilities
 from sst2.utils.device_timing import PHASES
 
 if TYPE_CHECKING:
@@ -21,20 +23,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PICTURE_SHARE = 0.01  # of the run's time that pictures may take
+MOST_CURVES = 20  # of precision and recall: the classes with the most sentences
 FIRST_PICTURES_SECONDS = 1.5  # what those of one evaluation take, before any was drawn: most of it is imports
 
 
 class Dashboard:
     """Writes to a TensorBoard writer, for the one process that has one."""
 
-    def __init__(self, writer: SummaryWriter, selection_split: str) -> None:
+    def __init__(self, writer: SummaryWriter, selection_split: str, label_names: Sequence[str] = LABEL_NAMES) -> None:
         self._writer = writer
         self._shown: set[tuple[str, int]] = set()  # splits and steps
         self._drawn: set[tuple[str, int]] = set()
         self._before: dict[str, tuple[int, np.ndarray]] = {}  # of each split, the last step shown, and probabilities
         self._drawing_seconds = 0.0
         self._pictures_seconds = FIRST_PICTURES_SECONDS
-        writer.add_custom_scalars(layout(selection_split))
+        writer.add_custom_scalars(layout(selection_split, len(label_names)))
 
     def show(self, split: "Split", step: int, logits: np.ndarray, run_seconds: float | None = None) -> None:
         """Show one evaluation: once for each split and step. Without labels, there is only the histogram.
@@ -42,40 +45,54 @@ class Dashboard:
         Args:
             split: with its sentences and labels.
             step: optimizer steps that the model has taken.
-            logits: (sentences, 2), in the order of the split.
+            logits: (sentences, classes), in the order of the split.
             run_seconds: that the run has trained for. Pictures are left out where drawing would take more than
                 `PICTURE_SHARE` of them in all; they are drawn in any case if None.
         """
-        key, positive = (split.name, step), probability_positive(logits)
+        key, probabilities = (split.name, step), np.exp(log_probabilities(logits))
         if key not in self._shown:
             self._shown.add(key)
+            self._write_curves(split, step, probabilities)
+            if split.is_labeled:
+                self._write_texts(split, step, probabilities)
+        if split.is_labeled and key not in self._drawn and self._can_afford_pictures(run_seconds):
+            self._drawn.add(key)
+            self._draw(split, step, probabilities)
+
+    def _write_curves(self, split: "Split", step: int, probabilities: np.ndarray) -> None:
+        """A histogram, and precision over recall where there are labels: of the class 1 of two, else of each."""
+        if probabilities.shape[1] == 2:
+            positive = probabilities[:, 1]
             self._writer.add_histogram(f"{split.name}/probability_positive", positive, step)
             if split.is_labeled:
                 self._writer.add_pr_curve(f"{split.name}/precision_recall", split.labels, positive, step)
-                self._write_texts(split, step, positive)
-        if split.is_labeled and key not in self._drawn and self._can_afford_pictures(run_seconds):
-            self._drawn.add(key)
-            self._draw(split, step, positive)
+            return
+        self._writer.add_histogram(f"{split.name}/probability_predicted", probabilities.max(axis=1), step)
+        if split.is_labeled:
+            counts = np.bincount(split.labels, minlength=probabilities.shape[1])
+            for number in np.argsort(-counts, kind="stable")[:MOST_CURVES]:
+                tag = f"{split.name}/precision_recall/{split.label_names[number]}"
+                self._writer.add_pr_curve(tag, split.labels == number, probabilities[:, number], step)
 
-    def _write_texts(self, split: "Split", step: int, positive: np.ndarray) -> None:
-        texts = {"most_confident_mistakes": most_confident_mistakes(split, positive)}
-        shown, before = self._before.get(split.name, (step, positive))
+    def _write_texts(self, split: "Split", step: int, probabilities: np.ndarray) -> None:
+        texts = {"most_confident_mistakes": most_confident_mistakes(split, probabilities)}
+        shown, before = self._before.get(split.name, (step, probabilities))
         if shown < step:  # at the end, a run may come back to an earlier model
-            texts["changed_sides"] = changed_sides(split, before, positive)
-        self._before[split.name] = step, positive
+            texts["changed_sides"] = changed_sides(split, before, probabilities)
+        self._before[split.name] = step, probabilities
         for name, text in texts.items():
             self._writer.add_text(f"{split.name}/{name}", text, step)
 
     def _can_afford_pictures(self, run_seconds: float | None) -> bool:
         return run_seconds is None or self._drawing_seconds + self._pictures_seconds <= PICTURE_SHARE * run_seconds
 
-    def _draw(self, split: "Split", step: int, positive: np.ndarray) -> None:
+    def _draw(self, split: "Split", step: int, probabilities: np.ndarray) -> None:
         started = time.perf_counter()
         keep_matplotlib_in(Path(datasets.config.HF_DATASETS_CACHE) / "sst2-matplotlib")
         try:
             from sst2.tracking.plots import draw_evaluation  # its libraries take most of a second
 
-            pictures = draw_evaluation(split.labels, positive, split.label_names)
+            pictures = draw_evaluation(split.labels, probabilities, split.label_names)
         except Exception as error:  # whatever it is, no run shall be lost for a picture
             logger.warning("pictures of %s cannot be drawn: %s: %s", split.name, type(error).__name__, error)
             return
@@ -85,7 +102,7 @@ class Dashboard:
         self._drawing_seconds += self._pictures_seconds
 
 
-def layout(selection_split: str) -> dict[str, dict[str, list[Any]]]:
+def layout(selection_split: str, num_classes: int = 2) -> dict[str, dict[str, list[Any]]]:
     """TensorBoard's custom scalars: what belongs together in one chart, for the split evaluated during training."""
 
     def lines(*tags: str) -> list[Any]:
@@ -95,6 +112,13 @@ def layout(selection_split: str) -> dict[str, dict[str, list[Any]]]:
         return [f"{selection_split}/{name}" for name in names]
 
     interval = of_split("accuracy", "accuracy_ci95/0", "accuracy_ci95/1")
+    rates = {"precision, recall, f1": lines(*of_split("precision", "recall", "f1"))}
+    if num_classes > 2:
+        averages = of_split("precision_macro", "recall_macro", "f1_macro", "f1_weighted")
+        rates = {
+            "precision, recall, f1, averages over classes": lines(*averages),
+            "f1 of each class": lines(*of_split("per_class/.*/f1")),
+        }
     shares = [f"train/{name}_share" for name in (*PHASES, "waiting")]
     return {
         "training": {
@@ -103,7 +127,7 @@ def layout(selection_split: str) -> dict[str, dict[str, list[Any]]]:
         },
         "evaluation": {
             "accuracy and its 95 % interval": ["Margin", interval],
-            "precision, recall, f1": lines(*of_split("precision", "recall", "f1")),
+            **rates,
             "calibration error": lines(*of_split("ece")),
         },
         "speed": {

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from sst2.checkpoints.checkpointer import SavedTimes
 from sst2.checkpoints.training_state import TrainingState
+from sst2.config.settings import LABEL_NAMES
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.dashboard import Dashboard
 from sst2.tracking.external_trackers import ExternalTrackers, plain
@@ -30,6 +31,9 @@ HPARAMS = (
     "global_batch_size learning_rate lr_scheduler_type num_train_epochs max_train_steps num_warmup_steps weight_decay "
     "dropout max_grad_norm mixed_precision load_best_model_at_end seed"
 ).split()
+# Likewise, where they are not left at their default.
+LOSS_HPARAMS: dict[str, Any] = {"class_weights": ["none"], "label_smoothing": 0.0, "metric_for_best_model": "accuracy"}
+FINALS = "accuracy precision recall f1 precision_macro recall_macro f1_macro loss".split()  # those that there are
 
 
 class Tracker:
@@ -43,6 +47,7 @@ class Tracker:
             continues its curves where they stood.
         selection_split: name of the split that is evaluated during training; others come at the end, once more after
             a restart.
+        label_names: of the classes.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Tracker:
         trackers: ExternalTrackers,
         state: TrainingState,
         selection_split: str,
+        label_names: Sequence[str] = LABEL_NAMES,
     ) -> None:
         self._is_main = accelerator.is_main_process
         self._trackers = trackers
@@ -69,12 +75,16 @@ class Tracker:
                 _date_before_now(run.tensorboard)
                 # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
                 self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
-                self._dashboard = Dashboard(self._board, selection_split)
+                self._dashboard = Dashboard(self._board, selection_split, label_names)
                 self._event_files = sorted(run.tensorboard.glob("events.*"))[-1:]
 
     def log(self, split: str, step: int, values: dict[str, Any]) -> None:
-        """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names."""
-        scalars = {f"{split}/{name}": value for name, value in flatten(values).items()}
+        """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names.
+
+        A confusion matrix of more than two classes is no curves: it is in metrics.jsonl, and drawn.
+        """
+        curves = {name: value for name, value in values.items() if name != "confusion_matrix" or len(value) == 2}
+        scalars = {f"{split}/{name}": value for name, value in flatten(curves).items()}
         self._trackers.log(scalars, step)
         self._log_scalars(scalars, step)
         if self._is_main:
@@ -121,7 +131,12 @@ class Tracker:
     def log_hparams(self, settings: dict[str, Any], split: str, step: int, metrics: dict[str, Any]) -> None:
         """The run's one line in TensorBoard's HParams table, in the run itself rather than a run of its own."""
         shown = {name: plain(settings[name]) for name in HPARAMS if settings.get(name) is not None}
-        finals = {f"final/{split}_{name}": metrics[name] for name in ("accuracy", "precision", "recall", "f1", "loss")}
+        of_loss = {
+            name: settings[name] for name, default in LOSS_HPARAMS.items() if settings.get(name, default) != default
+        }
+        shown |= {name: plain(" ".join(value) if isinstance(value, list) else value) for name, value in of_loss.items()}
+        names = [name for name in FINALS if name in metrics]
+        finals = {f"final/{split}_{name}": metrics[name] for name in names}
 
         def write(board: SummaryWriter) -> None:
             for summary in hparams(shown, finals):

@@ -87,5 +87,7 @@ def resume_or_start(
         checkpointer=checkpointer,
         stop_requests=stop_requests,
         watchdog=watchdog,
-        tracker=Tracker(accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation"),
+        tracker=Tracker(
+            accelerator, run, trackers, state, "holdout" if "holdout" in splits else "validation", settings.label_names
+        ),
     )

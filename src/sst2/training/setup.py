@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sst2.checkpoints.base_model import BaseModel, checkpoint_for_base_model
 from sst2.checkpoints.resume_compatibility import saved_precision
 from sst2.config.settings import Settings
-from sst2.data.splits import Split, load_sentences, tokenize_all
+from sst2.data.splits import Split, load_sentences, tokenize_all, with_class_names
 from sst2.data.staging import stage
 from sst2.distributed.agreement import require_agreement
 from sst2.distributed.init import init_distributed
@@ -60,7 +60,8 @@ def load_assets(
 ) -> tuple[Assets, Settings]:
     """Load, check and compare everything. All ranks call it. What `check_stop` raises ends waiting and tokenizing.
 
-    The settings come back with the batching that the model can do.
+    The settings come back with the names of the classes, which may have been found in the data, and with the
+    batching that the model can do.
 
     Raises:
         UserError: something cannot be read, does not fit, or differs between ranks.
@@ -69,6 +70,7 @@ def load_assets(
     with local_errors(), ThreadPoolExecutor(max_workers=1) as beside:
         local = stage(settings, checkpoint, check_stop)
         sentences, tokenizer = load_sentences(local), load_tokenizer(local)
+        settings, local = (with_class_names(one, sentences["train"]) for one in (settings, local))
         tokenizing = beside.submit(tokenize_all, sentences, tokenizer, settings, check_stop)
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer, with_weights=checkpoint is None)

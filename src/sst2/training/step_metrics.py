@@ -36,22 +36,22 @@ class StepMetrics:
         self._every = 1 if device.type == "cpu" else STEPS_BETWEEN_READS
         # exact, in any order, for some thousand losses in float32
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(2, dtype=dtype, device=device)  # of the loss, and of the sentences that it is of
+        self._sums = torch.zeros(2, dtype=dtype, device=device)  # of the loss, and of the weights of its sentences
         # skipped steps: in a row now, in a row at most, in all
         self._skipped = torch.tensor([skipped_in_a_row, skipped_in_a_row, 0], device=device)
         self._steps = self._padded_tokens = 0
         self._seconds = 0.0
 
     def count(
-        self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, sentences: int, padded_tokens: int, seconds: float
+        self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, loss_weight: float, padded_tokens: int, seconds: float
     ) -> None:
         """Count one step, for which the host took so many seconds.
 
-        Loss, in nats, sentences and tokens are this rank's; `grad_norm` is of all ranks, and not finite if the step was
-        skipped. Both tensors are ().
+        Loss, in nats, the weight of its sentences (their number without `--class_weights`) and tokens are this rank's;
+        `grad_norm` is of all ranks, and not finite if the step was skipped. Both tensors are ().
         """
         is_finite = grad_norm.isfinite()
-        both = torch.stack([loss_sum.to(self._sums.dtype), torch.full_like(self._sums[0], sentences)])
+        both = torch.stack([loss_sum.to(self._sums.dtype), torch.full_like(self._sums[0], loss_weight)])
         self._sums += torch.where(is_finite, both, 0.0)
         now, most, total = self._skipped
         now = torch.where(is_finite, 0, now + 1)
@@ -85,12 +85,12 @@ class StepMetrics:
         started = time.perf_counter()
         on_host = [self._padded_tokens, self._waiting.take(), *self.phases.take()]
         own = torch.cat([self._sums, self._sums.new_tensor(on_host)])
-        loss_sum, sentences, padded_tokens, *times = self._accelerator.reduce(own, reduction="sum").tolist()
+        loss_sum, loss_weight, padded_tokens, *times = self._accelerator.reduce(own, reduction="sum").tolist()
         times = [seconds / self._accelerator.num_processes for seconds in times]
         now, most, total = map(int, self._skipped.tolist())
         state.add_measured(
             loss_sum,
-            int(sentences),
+            loss_weight,
             int(padded_tokens),
             dict(zip(("waiting", *PHASES), times, strict=True)),
             self._seconds + time.perf_counter() - started,
@@ -115,14 +115,14 @@ def peak_memory_mib(device: torch.device) -> float:
 def pop_averages(state: TrainingState) -> dict[str, float]:
     """Averages since the last call, from the sums in `state`, which begin anew.
 
-    Loss per sentence in nats, speeds, the share of tokens that were padding, by how much the rank with the most
-    tokens had more than the mean, and the shares of time of the phases of a step and of waiting for other ranks,
-    which is part of `backward`.
+    Loss per sentence in nats (the weighted mean with `--class_weights`), speeds, the share of tokens that were padding,
+    by how much the rank with the most tokens had more than the mean, and the shares of time of the phases of a step and
+    of waiting for other ranks, which is part of `backward`.
     """
     sums, times = state.logged, state.logged_times
     state.logged, state.logged_times = {}, {}
     return {
-        "loss": sums["loss"] / sums["loss_sentences"] if sums["loss_sentences"] else float("nan"),
+        "loss": sums["loss"] / sums["loss_weight"] if sums["loss_weight"] else float("nan"),
         "sentences_per_second": sums["sentences"] / sums["seconds"],
         "tokens_per_second": sums["tokens"] / sums["seconds"],
         "padding_share": 1 - sums["tokens"] / sums["padded_tokens"],

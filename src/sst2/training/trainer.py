@@ -29,6 +29,7 @@ from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
 from sst2.training.cuda_graphs import StepRunner, step_runner
 from sst2.training.flops import flop_per_token
+from sst2.training.loss import TrainingLoss
 from sst2.training.step_metrics import StepMetrics, peak_memory_mib, pop_averages
 from sst2.utils.checksums import damage_of
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
@@ -36,9 +37,14 @@ from sst2.utils.waiting import RunningTime
 
 logger = logging.getLogger(__name__)
 
-Evaluation = tuple[dict[str, Any], np.ndarray]  # metrics (none without labels); logits, (sentences, 2)
+Evaluation = tuple[dict[str, Any], np.ndarray]  # metrics (none without labels); logits, (sentences, classes)
 STEPS_BETWEEN_COLLECTIONS = 100  # of Python's garbage: ranks that pause one by one make all others wait each time
 SHORTEST_PATIENCE = 600.0  # seconds for which a slow disk is waited for at least
+SELECTED = {  # in words, by `--metric_for_best_model`
+    "accuracy": "the most accurate",
+    "f1_macro": "the one of the highest macro F1",
+    "loss": "the one of the lowest loss",
+}
 MAX_SKIPPED_STEPS = 10  # non-finite steps in a row after which the run counts as broken down
 
 
@@ -58,6 +64,7 @@ class Trainer:
         step_metrics: of the steps since `state` was last brought up to date, by `sync_to_host`.
         step_runner: runs steps eagerly, or as CUDA graphs.
         flop_per_token: of training, as `sst2.training.flops` counts them.
+        loss: of training; evaluations have the plain cross-entropy.
         last_evaluation: metrics and logits of the last one during training, if this process has made it.
     """
 
@@ -79,10 +86,12 @@ class Trainer:
     step_metrics: StepMetrics = field(init=False)
     step_runner: StepRunner = field(init=False)
     flop_per_token: int = field(init=False)
+    loss: TrainingLoss = field(init=False)
     last_evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
         self.step_metrics = StepMetrics(self.accelerator, self.strategy.waiting, self.state.skipped_in_a_row)
+        self.loss = TrainingLoss(self.settings, self.splits["train"], self.strategy.device)
         lengths = self.splits["train"].lengths()
         self.step_runner = step_runner(self.strategy, self.settings, lengths, self.start_phase)
         self.flop_per_token = flop_per_token(self.model_config)
@@ -118,8 +127,9 @@ class Trainer:
         self.step_metrics.phases.end()
         tokens = [int(self.splits["train"].lengths(shard).sum()) for shard in shards]
         self.state.count_step(sum(map(len, shards)), sum(tokens), max(tokens) * len(tokens))
-        own, seconds = len(shards[self.accelerator.process_index]), time.perf_counter() - started
-        self.step_metrics.count(loss_sum, grad_norm, own, padded_tokens, seconds)
+        own = self.splits["train"].labels[shards[self.accelerator.process_index]]
+        seconds = time.perf_counter() - started
+        self.step_metrics.count(loss_sum, grad_norm, self.loss.weight_of(own), padded_tokens, seconds)
         if self.step_metrics.is_due:
             self.sync_to_host()
         if self.state.step % STEPS_BETWEEN_COLLECTIONS == 0:
@@ -183,6 +193,12 @@ class Trainer:
         patience = self.settings.early_stopping_patience
         return self.state.is_over(self.plan.total_steps, patience) and not self.is_evaluation_due
 
+    def selection_score(self, metrics: dict[str, Any]) -> float:
+        """What an evaluation is worth by `--metric_for_best_model`: the more, the better."""
+        name = self.settings.metric_for_best_model
+        score: float = -metrics["loss"] if name == "loss" else metrics[name]
+        return score
+
     @property
     def reported_split(self) -> Split:
         """What `metrics.json` speaks of: validation where there is one, else the hold-out."""
@@ -207,7 +223,8 @@ class Trainer:
             logger.warning("the best model, %s, is not at hand (%s): taking the last", place, damage)
             return self.state.step, "the last one"
         load_weights(place, self.strategy)
-        selected = f"the most accurate on the {self.selection_split.name} split of all that were evaluated"
+        best = SELECTED[self.settings.metric_for_best_model]
+        selected = f"{best} on the {self.selection_split.name} split of all that were evaluated"
         if self.selection_split is self.reported_split:
             selected += ", which flatters these figures"
         return self.state.best_step, selected

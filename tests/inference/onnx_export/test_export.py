@@ -250,7 +250,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     run: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unfinished = Path(shutil.copytree(run, tmp_path / "unfinished", ignore=shutil.ignore_patterns("model")))
-    three = write_run(tmp_path / "three", num_labels=3) / "model"
+    one = write_run(tmp_path / "one", num_labels=1) / "model"
     spam = write_run(tmp_path / "spam", id2label={0: "HAM", 1: "SPAM"}, label2id={"HAM": 0, "SPAM": 1}) / "model"
     bert = Path(shutil.copytree(run / "model", tmp_path / "bert"))
     (bert / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -274,7 +274,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
         (tmp_path / "full",): "has no config.json",
         (bert,): "weights of a BERT, bert.embeddings.LayerNorm.bias for one",
         (tiny_model, "--output_dir", tmp_path / "x"): "has no trained classification head",
-        (three,): "is a model of 3 classes: give a classifier of two",
+        (one,): "is a model of one class, or of numbers: give a classifier of two classes or more",
         (spam, "--validation_file", tmp_path / "words.csv"): "label 'positive' is unknown: give 0 or ham, 1 or spam",
         (spam, "--validation_file", tmp_path / "words.csv", "--sentence_column", "text"): "has no column 'text'",
         (broken,): "logits that are not finite",

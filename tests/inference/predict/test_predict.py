@@ -311,8 +311,8 @@ def an_encoder(folder: Path, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, folder)
 
 
-def three_classes(folder: Path, tiny_model: Path) -> None:
-    DistilBertForSequenceClassification.from_pretrained(tiny_model, num_labels=3).save_pretrained(folder)
+def one_class(folder: Path, tiny_model: Path) -> None:
+    DistilBertForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(folder)
 
 
 def several_labels(folder: Path, tiny_model: Path) -> None:
@@ -346,7 +346,7 @@ def cut_short(folder: Path, tiny_model: Path) -> None:
     [
         (without_config, "has no config.json"),
         (an_encoder, "has no trained classification head"),
-        (three_classes, "is a model of 3 classes"),
+        (one_class, "is a model of one class, or of numbers"),
         (several_labels, "is a model of several labels at once"),
         (a_tagger, "has no trained classification head"),
         (a_decoder, "is a bert model whose tokens see none after them"),

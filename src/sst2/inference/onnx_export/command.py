@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sst2.config.class_names import are_generic, names_in_order, order_of_classes
+from sst2.config.class_names import are_generic, in_words, names_in_order, order_of_classes
 from sst2.config.command_line import OneLineParser
 from sst2.config.settings import LABEL_NAMES
 from sst2.data.checked_rows import SST2, read_file
@@ -49,9 +49,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--label_column", default=SST2.label, metavar="NAME", help="that column of the file")
     parser.add_argument(
         "--label_names",
-        nargs=2,
+        nargs="+",
         metavar="NAME",
-        help="the classes 0 and 1 in the file; default: NEGATIVE POSITIVE, or the model's where they are others",
+        help="the classes 0, 1 and so on in the file; default: NEGATIVE POSITIVE, or the model's where they are others",
     )
     parser.add_argument(
         "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: as in training"
@@ -123,25 +123,31 @@ def check_output_dir(folder: Path, overwrite: bool) -> None:
 def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> "tuple[str, Dataset] | None":
     """Name and sentences of the file, if one is given, labeled by the numbers of the model's classes.
 
-    The file's numbers 0 and 1 stand for the names of `--label_names`, else for SST-2's, else, where the model's classes
-    are others, for the model's. Which class of the model a name means is decided by the names alone; where the two sets
-    of names differ, 0 and 1 are the model's, which is said. Raises UserError: a row cannot be used.
+    The file's numbers 0, 1 and so on stand for the names of `--label_names`, else for SST-2's, else, where the model's
+    classes are others, for the model's. Which class of the model a name means is decided by the names alone; where the
+    two sets of names differ, 0, 1 and so on are the model's, which is said. Raises UserError: a row cannot be used, or
+    `--label_names` are not as many as the model's classes.
     """
     if arguments.validation_file is None:
         return None
-    is_sentiment = are_generic(classes) or order_of_classes(classes, LABEL_NAMES) is not None
+    if arguments.label_names and len(arguments.label_names) != len(classes):
+        given = " ".join(arguments.label_names)
+        raise UserError(
+            f"--label_names {given} cannot work: give {len(classes)} names, as the model's classes are "
+            f"{in_words(classes)}"
+        )
+    is_sentiment = (len(classes) == 2 and are_generic(classes)) or order_of_classes(classes, LABEL_NAMES) is not None
     names = arguments.label_names or (LABEL_NAMES if is_sentiment else classes)
     columns = Columns(arguments.sentence_column, arguments.label_column, tuple(names))
     data = read_file(arguments.validation_file, labels_required=True, columns=columns)
     name = Path(arguments.validation_file).name
     order = order_of_classes(classes, names)
     if order is None:
-        logger.warning(
-            "%s is taken for the model's class %s, %s for %s: their names do not tell",
-            *(names[0], classes[0], names[1], classes[1]),
-        )
+        pairs = [f"{own} is taken for the model's class {its}" for own, its in zip(names, classes, strict=True)]
+        logger.warning("%s: their names do not tell", ", ".join(pairs))
         return name, data
-    return name, mapped_dataset((sentence, order[label]) for sentence, label in rows_of(data))
+    rows = ((sentence, order[label]) for sentence, label in rows_of(data))
+    return name, mapped_dataset(rows, classes)
 
 
 def export(source: str, title: str, output_dir: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def figures_of(
         tokenizer: of the model.
         data: all of it labeled by the model's classes; the sample's first sentences, without labels, if None.
         rounds: of measuring latency.
-        positive: number of the positive class, for F1.
+        positive: of two classes, number of the positive one, for F1; more have the macro average.
 
     Raises:
         RuntimeError: a logit is not finite.
@@ -136,16 +136,19 @@ def _logits(name: str, classify: Classify, tokenizer: PreTrainedTokenizerBase, s
 
 
 def _accuracy(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray, positive: int) -> dict[str, Any]:
-    from sst2.evaluation.metrics import SentimentMetric  # half a second that is only needed here
+    from sst2.evaluation.metrics import ClassificationMetric  # half a second that is only needed here
+    from sst2.evaluation.predictions import f1_name
     from sst2.evaluation.significance import compare_accuracy
 
-    if positive == 0:  # the metric's positive class is 1
+    classes = logits.shape[1]
+    if classes == 2 and positive == 0:  # the metric's positive class is 1
         logits, reference, labels = logits[:, ::-1], reference[:, ::-1], 1 - labels
     lengths = np.ones(len(labels), dtype=np.int64)  # of which only accuracy by length would speak
-    metrics = SentimentMetric().compute(predictions=logits, references=labels, lengths=lengths)
+    metric = ClassificationMetric([str(number) for number in range(classes)])
+    metrics = metric.compute(predictions=logits, references=labels, lengths=lengths)
     right, expected = (values.argmax(axis=1) == labels for values in (logits, reference))
     found = compare_accuracy(right[None], expected[None])
     difference = {"value": found.value, "ci95": [found.low, found.high], "p": found.p_value}
-    return {name: metrics[name] for name in ("accuracy", "accuracy_ci95", "f1", "loss", "count")} | {
+    return {name: metrics[name] for name in ("accuracy", "accuracy_ci95", f1_name(metrics), "loss", "count")} | {
         "accuracy_difference_to_torch": difference
     }

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sst2.config.class_names import in_words
+
 FILES = {"onnx_float32": "model.onnx", "onnx_int8": "model_int8.onnx"}  # by form
 NAMES = {"torch_float32": "torch, float32", "onnx_float32": "ONNX, float32", "onnx_int8": "ONNX, int8"}
 HEADER = """---
@@ -32,11 +34,11 @@ def onnx_card(report: dict[str, Any]) -> str:
     parts = [
         HEADER.format(tag=architecture.lower()),
         f"# {report['model']}, ONNX",
-        f"A {architecture} classifier with the classes {' and '.join(labels)}. It needs onnxruntime 1.20 or later and "
+        f"A {architecture} classifier with the classes {in_words(labels)}. It needs onnxruntime 1.20 or later and "
         "tokenizers, neither torch nor transformers. In this folder:",
         USAGE.format(max_length=report["max_length"], file=file, labels=tuple(labels)),
         f"ONNX opset {report['opset']}; inputs `input_ids` and `attention_mask`, int64, (sentences, length), checked "
-        f"with up to {report['max_length']} tokens; output `logits`, float32, (sentences, 2).",
+        f"with up to {report['max_length']} tokens; output `logits`, float32, (sentences, {len(labels)}).",
         "## Checked",
         *_checked(report["probes"], variants),
         "## Measured",

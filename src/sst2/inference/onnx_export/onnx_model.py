@@ -21,7 +21,7 @@ OPSET = 20  # the first with Gelu as one operator
 INPUTS = ("input_ids", "attention_mask")
 
 Inputs = dict[str, np.ndarray]  # by name: (sentences, longest) int64
-Classify = Callable[[Inputs], np.ndarray]  # to logits, (sentences, 2) float32
+Classify = Callable[[Inputs], np.ndarray]  # to logits, (sentences, classes) float32
 
 
 def require_onnx() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sst2.config.class_names import names_in_order, positive_class
+from sst2.config.class_names import names_in_order
 from sst2.config.settings import Precision
 from sst2.data.packing import Pack, send
 from sst2.data.tokenization import encode, encoder_of
@@ -26,8 +26,7 @@ class Classifier:
     """Sentences to logits.
 
     Attributes:
-        labels: names of the classes 0 and 1, as the model's configuration has them.
-        positive: number of the class whose probability is reported: the one named POSITIVE, else 1.
+        labels: names of the classes 0, 1 and so on, as the model's configuration has them.
         limit: tokens that the model takes.
         max_length: tokens that a sentence is cut to, [CLS] and [SEP] included.
         num_cut: sentences that were, so far.
@@ -66,7 +65,6 @@ class Classifier:
         self.tokenizer = tokenizer
         id2label: Any = model.config.id2label
         self.labels = tuple(names_in_order(id2label))
-        self.positive = positive_class(self.labels)
         self._device = device
         self._tokens = TOKENS_ON_CPU if device.type == "cpu" else TOKENS_ON_GPU
         self._autocast = AUTOCAST.get(precision)
@@ -81,7 +79,7 @@ class Classifier:
             done: called with the number of sentences of each forward pass. On a GPU they are only on their way then.
 
         Returns:
-            (sentences, 2) float32, in the order of the sentences.
+            (sentences, classes) float32, in the order of the sentences.
 
         Raises:
             UserError: a logit is not finite.
@@ -103,7 +101,7 @@ class Classifier:
                 inputs = self._inputs(input_ids[tokens], position_ids[tokens], lengths[batch])
                 parts.append(self.model(**inputs).logits)
                 done(batch.stop - batch.start)
-        logits = np.empty((len(ids), 2), np.float32)
+        logits = np.empty((len(ids), len(self.labels)), np.float32)
         logits[order] = torch.cat(parts).float().cpu().numpy()
         if not np.isfinite(logits).all():
             raise UserError("the model gives logits that are not finite: its weights are damaged")

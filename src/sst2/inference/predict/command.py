@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from sst2.config.class_names import have_positive
+from sst2.config.class_names import have_positive, in_words, number_of_class, order_of_classes
 from sst2.config.command_line import OneLineParser
+from sst2.config.settings import LABEL_NAMES
 from sst2.evaluation.predictions import log_probabilities
 from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.inference.predict.formatters import Answer, answer_writer
@@ -67,7 +68,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--max_length", type=int, metavar="TOKENS", help="longer sentences are cut; default: as in training"
     )
     parser.add_argument("--mixed_precision", choices=["auto", "no", "bf16"], default="no", help="no is exact")
+    parser.add_argument("--top_k", type=int, metavar="K", help="the K likeliest classes, with their probabilities")
     parser.add_argument("--explain", action="store_true", help="what each word did for the prediction (needs captum)")
+    parser.add_argument("--explain_class", metavar="NAME", help="with --explain: what each word did for this class")
     parser.add_argument("--html", metavar="FILE", help="with --explain: a page of the sentences in color")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.file is not None:
@@ -81,19 +84,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise UserError("--sentence_column needs --file beside it: --file /dev/stdin reads a table from a pipe")
         if format_of(arguments.file) == ".txt":
             raise UserError(f"--sentence_column names no column of --file {arguments.file}: a txt is a sentence a line")
-    if arguments.html is not None and not arguments.explain:
-        raise UserError("--html needs --explain beside it")
+    _check_what_is_told(arguments)
     places = [Path(file).expanduser().resolve() for file in (arguments.html, arguments.output) if file is not None]
     if len(places) > len(set(places)):
         raise UserError(f"--html and --output both name {arguments.html}: give two files")
-    if arguments.explain and importlib.util.find_spec("captum") is None:
-        raise UserError("--explain needs captum: pip install captum")
     if arguments.format is None:
         suffix = Path(arguments.output or "").suffix
         if suffix not in SUFFIX_FORMATS:
             raise UserError(f"--output {arguments.output}: no format has the suffix {suffix}: give --format as well")
         arguments.format = SUFFIX_FORMATS[suffix]
     return arguments
+
+
+def _check_what_is_told(arguments: argparse.Namespace) -> None:
+    for flag in ("html", "explain_class"):
+        if getattr(arguments, flag) is not None and not arguments.explain:
+            raise UserError(f"--{flag} needs --explain beside it")
+    if arguments.top_k is not None and arguments.top_k < 1:
+        raise UserError(f"--top_k {arguments.top_k} cannot work: give at least 1")
+    if arguments.explain and importlib.util.find_spec("captum") is None:
+        raise UserError("--explain needs captum: pip install captum")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -113,12 +123,14 @@ def main(argv: Sequence[str]) -> None:
         parts = chunks(sentences_of(arguments.sentences, arguments.file, arguments.sentence_column), size)
         first = next(parts)  # a mistake in it is answered before the seconds that the model takes
         classifier = load(name, arguments.max_length, arguments.mixed_precision)
-        if arguments.format != "text" and not have_positive(classifier.labels):
+        class_explained = check_classes(arguments, classifier.labels)
+        is_positive_told = arguments.format != "text" and arguments.top_k is None and len(classifier.labels) == 2
+        if is_positive_told and not have_positive(classifier.labels):
             told = f"no class of the model is named POSITIVE: probability_positive is that of {classifier.labels[1]}"
             print_line(f"{PROGRAM}: {told}")
         hidden = True if by_hand or arguments.sentences else None  # None: where stderr is no terminal
         bar = stack.enter_context(tqdm(unit=" sentences", unit_scale=True, disable=hidden))
-        answers = answer(chain([first], parts), classifier, arguments.explain, bar.update)
+        answers = answer(chain([first], parts), classifier, arguments.explain, bar.update, class_explained)
         write(answers, classifier.labels, arguments, output, page)
     if classifier.num_cut:
         remedy = f": --max_length takes up to {classifier.limit}" if classifier.max_length < classifier.limit else ""
@@ -126,6 +138,25 @@ def main(argv: Sequence[str]) -> None:
             f"{PROGRAM}: {classifier.num_cut} sentences have more than {classifier.max_length} tokens, their ends are "
             f"cut off{remedy}"
         )
+
+
+def check_classes(arguments: argparse.Namespace, labels: tuple[str, ...]) -> int | None:
+    """Check the flags against the model's classes.
+
+    Returns:
+        The number of the class of `--explain_class`; None for the predicted one.
+
+    Raises:
+        UserError: the model has no such class, or fewer than `--top_k`.
+    """
+    if arguments.top_k is not None and arguments.top_k > len(labels):
+        raise UserError(f"--top_k {arguments.top_k} cannot work: the model has {len(labels)} classes")
+    if arguments.explain_class is None:
+        return None
+    number = number_of_class(labels, arguments.explain_class)
+    if number is None:
+        raise UserError(f"--explain_class {arguments.explain_class}: the model has the classes {in_words(labels)}")
+    return number
 
 
 @contextmanager
@@ -149,7 +180,7 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
     """The classifier, on the device that a run would take.
 
     Raises:
-        UserError: it is no classifier of two classes, or cannot be had, or the device cannot do the precision.
+        UserError: it is no classifier of classes, or cannot be had, or the device cannot do the precision.
     """
     import torch
 
@@ -174,9 +205,16 @@ def load(name: str, max_length: int | None, mixed_precision: "Precision") -> "Cl
 
 
 def answer(
-    parts: Iterable[list[str]], classifier: "Classifier", explained: bool, done: Callable[[int], object]
+    parts: Iterable[list[str]],
+    classifier: "Classifier",
+    explained: bool,
+    done: Callable[[int], object],
+    class_explained: int | None = None,
 ) -> Iterator[list[Answer]]:
-    """Answers to some sentences at a time, in their order; `done` is called with numbers of sentences that are."""
+    """Answers to some sentences at a time, in their order; `done` is called with numbers of sentences that are.
+
+    What each word did is of the class `class_explained`, or of the predicted one if None.
+    """
     if explained:
         from sst2.inference.predict.explain import Explainer
 
@@ -184,15 +222,15 @@ def answer(
     for sentences in parts:
         logits = classifier.logits(sentences, (lambda _: None) if explained else done)
         probabilities, predicted = np.exp(log_probabilities(logits)), logits.argmax(axis=1).tolist()
-        likelier = probabilities.max(axis=1).tolist()
-        positive = probabilities[:, classifier.positive].tolist()
+        of_each = probabilities.tolist()
         answers = []
         for row, sentence in enumerate(sentences):
             words = None
             if explained:
-                words = explainer.explain(sentence, predicted[row]).words
+                target = predicted[row] if class_explained is None else class_explained
+                words = explainer.explain(sentence, target).words
                 done(1)
-            answers.append(Answer(sentence, classifier.labels[predicted[row]], likelier[row], positive[row], words))
+            answers.append(Answer(sentence, of_each[row], predicted[row], words))
         yield answers
 
 
@@ -212,15 +250,16 @@ def write(
 
     first = next(answers)  # before anything is written: a model that gives none leaves nothing
     in_color = not arguments.output and wants_color(1)
-    write_answer = answer_writer(arguments.format, output, labels, arguments.explain, in_color)
+    write_answer = answer_writer(arguments.format, output, labels, arguments.explain, in_color, arguments.top_k)
     if page:
-        page.write(page_start(f"Sentiment by {arguments.model}"))
+        what = "Sentiment" if order_of_classes(labels, LABEL_NAMES) else "Classes"
+        page.write(page_start(f"{what} by {arguments.model}", arguments.explain_class))
     for some in chain([first], answers):
         with tqdm.external_write_mode():  # the bar makes room for lines on the same terminal
             for one in some:
                 write_answer(one)
                 if page and one.words is not None:
-                    page.write(page_row(one.prediction, one.probability, one.sentence, one.words))
+                    page.write(page_row(labels[one.predicted], one.probability, one.sentence, one.words))
             output.flush()
     if page:
         page.write(PAGE_END)

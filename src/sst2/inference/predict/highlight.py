@@ -28,7 +28,7 @@ td:last-child {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
 </head>
 <body>
 <h1>{title}</h1>
-<p>Words that speak <span class="for" style="--share:.5">for</span> the prediction and
+<p>Words that speak <span class="for" style="--share:.5">for</span> {subject} and
 <span class="against" style="--share:.5">against</span> it, by integrated gradients: point at a word for its share of
 the logit.</p>
 <table>
@@ -72,9 +72,10 @@ def in_color(sentence: str, words: Sequence[Word]) -> str:
     return _marked(sentence, words, printable, mark)
 
 
-def page_start(title: str) -> str:
-    """The beginning of a page that needs no other file."""
-    return _PAGE.format(title=html.escape(title))
+def page_start(title: str, explained: str | None = None) -> str:
+    """The beginning of a page that needs no other file; words are of the class `explained`, else of the prediction."""
+    subject = "the prediction" if explained is None else f"the class {explained}"
+    return _PAGE.format(title=html.escape(title), subject=html.escape(subject))
 
 
 def page_row(label: str, probability: float, sentence: str, words: Sequence[Word]) -> str:
