@@ -1,4 +1,4 @@
-# Each target is plain python3, pip and one command: the README shows them without make.
+# Each target is plain python3, pip and one command.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
