@@ -14,12 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for train_sst2.py
 
@@ -35,7 +33,6 @@ from sst2.utils.atomic_file import write_json
 
 EMA_SPAN = 0.1  # share of the run over which an exponential average reaches back
 LAST_SHARE, LAST_SNAPSHOTS = 5, 30  # a uniform average: over the last fifth, every thirtieth of the run
-SMOOTHING = 0.1
 LAYER_DECAY = 0.9
 
 
@@ -112,27 +109,6 @@ class LastAverage(Averaged):
         return 1 / (self.taken + 1) if is_taken else 0.0
 
 
-class LabelSmoothing(Alteration):
-    """The loss that is trained on, and not the one that is reported of an evaluation."""
-
-    def __init__(self) -> None:
-        self._is_used = False
-
-    def before_setup(self) -> None:
-        """Have train_sst2 compute its loss with smoothed labels."""
-        names = vars(F) | {"cross_entropy": self._smoothed}
-        vars(train_sst2)["F"] = SimpleNamespace(**names)
-
-    def after_fit(self, _trainer: Trainer) -> None:
-        """Raises RuntimeError: nothing was smoothed."""
-        if not self._is_used:
-            raise RuntimeError("train_sst2 has its loss from elsewhere now: nothing was smoothed")
-
-    def _smoothed(self, logits: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
-        self._is_used = True
-        return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=SMOOTHING)
-
-
 class LayerWiseDecay(Alteration):
     """Lower layers, which hold what is common to all tasks, learn more slowly."""
 
@@ -181,7 +157,6 @@ ALTERATIONS: dict[str, type[Alteration]] = {
     "none": Alteration,
     "ema": ExponentialAverage,
     "last_average": LastAverage,
-    "label_smoothing": LabelSmoothing,
     "layer_decay": LayerWiseDecay,
 }
 

@@ -107,7 +107,7 @@ RECIPES: dict[str, Recipe] = {
     "ema": Recipe(alteration="ema"),
     "last_average": Recipe(alteration="last_average"),
     "constant_with_last_average": Recipe({"lr_scheduler_type": "constant_with_warmup"}, alteration="last_average"),
-    "label_smoothing_0.1": Recipe(alteration="label_smoothing"),
+    "label_smoothing_0.1": Recipe({"label_smoothing": 0.1}),
     "layer_decay_0.9": Recipe(alteration="layer_decay"),
     "without_copies": Recipe(usable=without_copies),
     "without_conflicts": Recipe(usable=without_conflicts),

@@ -140,7 +140,7 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "not UTF-8": (with_file("a.csv", b"sentence,label\ncaf\xe9,1\n"), "a.csv line 2: the sentence is not UTF-8"),
     "empty file": (with_file("a.csv", b"sentence,label\n"), "a.csv holds no sentences"),
     "no validation split": (saved_without_validation, "has no split named validation"),
-    "another architecture": (with_model(as_bert), "is a bert model"),
+    "another architecture": (with_model(as_bert), "weights of a BERT"),
     "no model config": (with_model(lambda model: (model / "config.json").unlink()), "has no config.json"),
     "a run for a model": (with_model(as_run), "is a run: give "),
     "no vocabulary": (with_model(without_vocabulary), "holds no vocabulary"),
