@@ -31,11 +31,13 @@ def sentences_of(counts: Mapping[str, int], seed: int) -> list[tuple[str, str]]:
     return rows
 
 
-def write_csv(file: Path, rows: list[tuple[str, str]], labeled: bool = True) -> Path:
-    """A file with the columns `sentence` and `label`; the labels are left empty where they are not to be known."""
+def write_csv(
+    file: Path, rows: list[tuple[str, str]], labeled: bool = True, columns: tuple[str, str] = ("sentence", "label")
+) -> Path:
+    """A file with these columns; the labels are left empty where they are not to be known."""
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["sentence", "label"])
+        writer.writerow(columns)
         writer.writerows((sentence, topic if labeled else "") for sentence, topic in rows)
     return file
 

@@ -19,10 +19,11 @@ from sst2.config.arguments import read_settings
 from sst2.data.sample import Split, sample_sentences
 from tests.support.hub_server import HubServer
 from tests.support.running import REPOSITORY
+from tests.support.topics import sentences_of, write_csv
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # What other programs do: installing, watching, showing. Their names alone are looked at.
-OTHERS = {"cd", "export", "git", "jupyter", "pip", "python3", "sbatch", "tensorboard"}
+OTHERS = {"cd", "export", "git", "head", "jupyter", "pip", "python3", "sbatch", "tensorboard"}
 
 
 def blocks(language: str) -> list[str]:
@@ -53,6 +54,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "dev.csv", ("sentence", "label"), ("0", "1"), "validation", 0, 70)
     write(tmp_path / "test.csv", ("sentence", "label"), ("0", "1"), "validation", 70, 30)
     write(tmp_path / "mails.csv", ("text", "verdict"), ("ham", "spam"), "train", 0, 300)
+    topics = sentences_of({"sport": 100, "politics": 60, "science": 40}, seed=0)
+    write_csv(tmp_path / "news.csv", topics, columns=("text", "topic"))
     write(tmp_path / "reviews.csv", ("sentence", "label"), ("0", "1"), "validation", 0, 50)
     (tmp_path / "reviews.txt").write_text("\n".join(sample_sentences("validation")[0][:50]) + "\n", encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
