@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import DistilBertForSequenceClassification
 
 from sst2.config.settings import Settings
 from sst2.data.batch_plan import split_by_tokens
@@ -16,7 +17,7 @@ from sst2.data.collation import collate, micro_batches_of
 from sst2.data.sample import sample_config
 from sst2.data.splits import Split
 from sst2.distributed.strategies import prepare
-from sst2.models.packed_classifier import PackedClassifier
+from sst2.models.packed_classifier import PackedClassifier, pack_classifier
 from sst2.training.loss import TrainingLoss
 from sst2.training.optimizer import build_optimizer
 from tests.support.processes import free_port, start
@@ -40,7 +41,7 @@ def classifier() -> PackedClassifier:
     config: Any = sample_config(300)
     config.update({"id2label": dict(enumerate(NAMES)), "dropout": 0.0, "attention_dropout": 0.0})
     config.update({"seq_classif_dropout": 0.0})
-    return PackedClassifier(config)
+    return pack_classifier(DistilBertForSequenceClassification(config))
 
 
 def gradient_of_a_rank(rank: int, world_size: int, port: int, micro_batch_size: int) -> dict[str, np.ndarray]:

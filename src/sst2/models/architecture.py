@@ -88,11 +88,13 @@ def dropouts(config: PreTrainedConfig) -> list[str]:
 
 
 def tiny(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same architecture with two narrow layers; or as it is, if its config does not come so small."""
+    """The same architecture with two narrow layers, or one of each type; as it is, if its config comes not so small."""
     small = TINY | {config.attribute_map[name]: size for name, size in TINY.items() if name in config.attribute_map}
     values = plain_config(config).to_dict()
     values |= {name: size for name, size in small.items() if values.get(name) is not None}
-    values |= {"layer_types": values["layer_types"][:2]} if values.get("layer_types") else {}
+    if types := values.get("layer_types"):
+        values["layer_types"] = [*dict.fromkeys(types)] if len({*types}) > 1 else types[:2]
+        values["num_hidden_layers"] = len(values["layer_types"])
     try:
         return type(config)(**values)
     except Exception:  # whatever a config says of sizes that do not fit each other
