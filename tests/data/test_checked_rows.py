@@ -63,7 +63,7 @@ def test_sentences_may_span_lines_in_csv_and_errors_count_lines(tmp_path: Path) 
         (".csv", b"sentence,label\ncaf\xe9,1\n", "line 2: the sentence is not UTF-8"),
         (".csv", b"sentence,label\ngood, really,1\n", "line 2 has 3 fields where the header has 2"),
         (".csv", b'sentence,label\n"good"film,1\n', "line 2 is not valid csv"),
-        (".csv", b"sentence,label\ngood,-1\n", "line 2: there is no label"),
+        (".csv", b"sentence,label\ngood,-1\n", "line 2: label -1 stands for none"),
         (".csv", b"sentence,label\n", "holds no sentences"),
         (".csv", b"", "is empty"),
         (".tsv", b"sentence\tlabel\ngood\n", "line 2 has 1 fields where the header has 2"),

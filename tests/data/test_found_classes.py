@@ -64,12 +64,25 @@ def test_classes_are_found_and_stand_in_an_order_that_follows_from_their_names(
 @pytest.mark.parametrize(
     ("suffix", "labels", "message"),
     [
-        (".csv", [1, 2], r"train\.csv line 3: label '2' is unknown: give 0 or negative, 1 or positive, or name the"),
+        (
+            ".csv",
+            [1, 2],
+            r"train\.csv line 3: label '2' is unknown: give names, or integers from 0 or 1 without a gap,",
+        ),
         (".csv", [0, 1, 2, 22], r"train\.csv line 5: label '22' is unknown: give 0, 1 or 2, or name the classes by"),
         (".csv", [18, 35, 70], r"train\.csv line 2: label '18' is unknown"),
         (".csv", [0.5, 1.25], r"train\.csv line 2: label '0.5' is unknown"),
-        (".csv", [1, 0, 0.5], r"train\.csv line 4: label '0.5' is unknown"),
-        (".csv", [1, "maybe"], r"train\.csv line 3: label 'maybe' is unknown: give 0 or negative, 1 or positive"),
+        (
+            ".csv",
+            [1, 0, 0.5],
+            r"train\.csv line 4: label '0.5' is unknown: give names, or integers from 0 or 1 without a gap",
+        ),
+        (
+            ".csv",
+            [-1, 0, 1],
+            r"train\.csv line 2: label -1 stands for none: give 0 or negative, 1 or positive, or remove",
+        ),
+        (".csv", [1, "maybe"], r"train\.csv line 3: label 'maybe' is unknown: give names, or integers from 0 or 1"),
         (".csv", ["ham", "spam", 1], r"train\.csv line 4: label '1' is unknown: give ham or spam, or name the classes"),
         (
             ".csv",
@@ -177,3 +190,44 @@ def test_weights_are_as_many_as_the_classes_that_were_found(tmp_path: Path) -> N
     settings = settings_of(tmp_path, ["a", "b", "c"], ["a", "b", "c"], class_weights=["1", "2"])
     with pytest.raises(UserError, match=r"--class_weights 1 2 cannot work: give 3 numbers, .* in the order a, b, c"):
         with_class_names(settings, load_sentences(settings)["train"])
+
+
+def test_one_class_in_several_spellings_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels: list[object] = ["US", "IT", "us", "cafe\u0301", "caf\u00e9", "it", "it", "I\u200bT", " IT "]
+    splits = load_sentences(settings_of(tmp_path, labels, ["us"]))
+    assert class_names_of(splits["train"]) == ["cafe\u0301", "IT", "US"]
+    told = [message.split(": ", 1)[1] for message in caplog.messages if "is taken for the class" in message]
+    assert told == [
+        f"label 'us' is taken for the class that is 'US' in {tmp_path / 'train.csv'} line 2",
+        f"label 'caf\u00e9' is taken for the class that is 'cafe\u0301' in {tmp_path / 'train.csv'} line 5",
+        f"label 'it' is taken for the class that is 'IT' in {tmp_path / 'train.csv'} line 3",
+    ]
+    caplog.clear()
+    load_sentences(settings_of(tmp_path, ["Positive", "neg", "POS", 1], [0, 1]))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("names", [["a", "A", "b"], ["only"]])
+def test_a_class_label_of_names_that_cannot_be_told_apart_is_refused(names: list[str], tmp_path: Path) -> None:
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    split = datasets.Dataset.from_dict({"sentence": ["x", "y"], "label": [0, 0]}, features=features)
+    datasets.DatasetDict({"train": split, "validation": split}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"saved train: its ClassLabel names .*, which are not two or more different"):
+        load_sentences(Settings(output_dir="/nonexistent", dataset_name=str(tmp_path / "saved")))
+
+
+def test_a_class_that_the_holdout_takes_whole_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sst2")
+    labels = ["a", "b"] * 20 + ["rare"]
+    for seed in range(20):
+        caplog.clear()
+        settings = settings_of(tmp_path, [*labels], ["a", "b"], seed=seed, holdout_fraction=0.3)
+        rare = content_of(load_sentences(settings)["train"])[1].count(2)
+        assert ("no training sentence is rare: nothing can be learned of it" in caplog.messages) == (rare == 0)
+        assert f"rare ({rare})" in " ".join(caplog.messages)
+
+
+def test_of_a_thousand_classes_a_line_names_some(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sst2")
+    load_sentences(settings_of(tmp_path, [f"class {number}" for number in range(1000)], ["class 1"]))
+    assert max(map(len, caplog.messages)) < 1200

@@ -17,7 +17,8 @@ from sst2.data.collation import collate, micro_batches_of
 from sst2.data.sample import sample_config
 from sst2.data.splits import Split
 from sst2.distributed.strategies import prepare
-from sst2.models.packed_classifier import PackedClassifier, pack_classifier
+from sst2.models.packed_classifier import PackedClassifier
+from sst2.models.trial import pack_classifier
 from sst2.training.loss import TrainingLoss
 from sst2.training.optimizer import build_optimizer
 from tests.support.processes import free_port, start

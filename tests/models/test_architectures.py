@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AttentionInterface
 
 from sst2.config.settings import Settings
 from sst2.data.collation import Batch, collate
 from sst2.data.splits import Split
-from sst2.models.architecture import dropouts, first_position, max_positions
+from sst2.models.architecture import dropouts, encoder_blocks, first_position, max_positions
 from sst2.models.loading import load_model, load_tokenizer
-from sst2.models.packed_classifier import pack_classifier
+from sst2.models.trial import pack_classifier
 from sst2.training.flops import flop_per_token
-from sst2.utils.errors import UserError
+from sst2.training.setup import checkpoint_gradients
 from tests.support.architectures import PACKED, PADDED, classifier_of, config_of, write_encoder
 
 CLASSES = 5
@@ -79,7 +78,32 @@ def test_packed_logits_and_gradients_are_the_padded_ones(variant: str, lengths: 
 @pytest.mark.parametrize("name", PACKED)
 def test_the_last_layer_is_computed_for_first_tokens_alone_where_its_block_is_known(name: str) -> None:
     ours = pack_classifier(classifier_of(name))
-    assert ours._first_tokens_only == (name not in ("albert", "modernbert", "eurobert"))
+    assert ours.first_tokens_only == (name not in ("albert", "modernbert", "eurobert"))
+
+
+@pytest.mark.parametrize("name", ["albert", "modernbert", "eurobert"])
+def test_attention_has_dropout_where_all_layers_are_whole(name: str) -> None:
+    places = dropouts(config_of(name))
+    for probability in (0.0, 0.5):
+        changes = {place: probability if place.startswith("attention") else 0.0 for place in places}
+        model = pack_classifier(classifier_of(name, **changes)).train()
+        split, pad = split_of([13, 3, 40], model.config.vocab_size), model.config.pad_token_id
+        batch = collate(split, np.arange(3), pad, "packed")
+        first, second = (model(**batch.inputs).logits for _ in range(2))
+        assert torch.equal(first, second) == (probability == 0)
+
+
+@pytest.mark.parametrize("name", [name for name in PACKED if name != "albert"])  # which the library cannot
+def test_gradient_checkpointing_computes_each_block_again(name: str) -> None:
+    model = pack_classifier(classifier_of(name)).train()
+    checkpoint_gradients(model)
+    calls: list[int] = []
+    for block in encoder_blocks(model):  # forward is wrapped by the library: what is within is counted
+        layer = next(module for module in block.modules() if isinstance(module, torch.nn.Linear))
+        layer.register_forward_hook(lambda *args, block=block: calls.append(id(block)))
+    split, pad = split_of([13, 3, 40], model.config.vocab_size), model.config.pad_token_id
+    model(**collate(split, np.arange(3), pad, "packed").inputs).logits.sum().backward()
+    assert {calls.count(id(block)) for block in encoder_blocks(model)} == {2}
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -101,18 +125,6 @@ def test_trying_leaves_the_random_state_and_the_mode_alone(name: str) -> None:
     flop_per_token(model.config)
     max_positions(model.config)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_model_whose_packed_logits_are_others_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sst2.models import packed_classifier
-
-    # as of a model that hands its attention function no pack
-    def without_pack(*args: Any, pack: object = None, **kwargs: Any) -> Any:
-        return packed_classifier.packed_attention(*args, **kwargs)
-
-    functions = AttentionInterface._global_mapping
-    monkeypatch.setitem(functions, packed_classifier.ATTENTION, without_pack)
-    assert not pack_classifier(classifier_of("modernbert")).can_pack
 
 
 @pytest.mark.parametrize("name", [*PACKED, *PADDED])
@@ -158,20 +170,3 @@ def test_a_text_that_names_the_padding_has_the_stock_positions(name: str) -> Non
 )
 def test_the_arithmetic_of_a_token_is_that_of_all_layers(name: str, of_a_layer: int, layers: int) -> None:
     assert flop_per_token(config_of(name)) == 3 * 2 * of_a_layer * layers
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "reason"),
-    [
-        ("t5", {}, "is a t5 model, an encoder with a decoder: give an encoder"),
-        ("gpt2", {}, "is a gpt2 model whose tokens see none after them: give an encoder"),
-        ("bert", {"is_decoder": True}, "is a bert model whose tokens see none after them: give an encoder"),
-        ("vit", {}, "is a vit model, of which transformers has no sequence classifier: give an encoder"),
-    ],
-)
-def test_what_is_no_encoder_is_refused(name: str, changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    from transformers import AutoConfig
-
-    AutoConfig.for_model(name, **changes).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"--model_name_or_path {tmp_path} {reason}"):
-        load_tokenizer(Settings(output_dir="/nonexistent", model_name_or_path=str(tmp_path)))

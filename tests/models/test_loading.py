@@ -19,6 +19,7 @@ from sst2.data.sample import sample_tokenizer
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.utils.errors import UserError
+from tests.support.architectures import classifier_of, tokenizer_of
 from tests.support.running import Bomb
 
 
@@ -27,7 +28,7 @@ def settings(model: Path, **flags: Any) -> Settings:
 
 
 def load(model: Path, **flags: Any) -> Any:
-    return load_model(settings(model, **flags), load_tokenizer(settings(model)))
+    return load_model(settings(model, **flags), load_tokenizer(settings(model, **flags)))
 
 
 @pytest.fixture
@@ -266,3 +267,42 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match="the tokenizer has 601 entries, the model 600: they do not belong together"):
         load(folder)
+
+
+def test_positions_are_counted_from_the_padding_of_the_config_whatever_the_tokenizers_is(tmp_path: Path) -> None:
+    """As ChemBERTa's are: its tokenizer pads with another token than its config says."""
+    tokenizer = tokenizer_of("WordPiece uncased")
+    stock = classifier_of("roberta", vocab_size=len(tokenizer), pad_token_id=3, max_position_embeddings=68)
+    stock.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer.pad_token_id != 3
+    model = load(tmp_path, max_length=64).eval()
+    assert model.config.pad_token_id == 3
+    for ids in (tokenizer("a gripping film", return_tensors="pt"), {"input_ids": torch.full((1, 64), 7)}):
+        assert torch.equal(model(input_ids=ids["input_ids"]).logits, stock(input_ids=ids["input_ids"]).logits)
+    with pytest.raises(UserError, match="--max_length 65 is more than the 64 positions"):
+        load_tokenizer(settings(tmp_path, max_length=65))
+
+
+def test_weights_within_the_layers_that_the_architecture_has_not_are_refused(tmp_path: Path) -> None:
+    """As of a BERT with relative positions, which transformers no longer has."""
+    classifier_of("bert").save_pretrained(tmp_path)
+    tokenizer_of("WordPiece uncased").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    place = "bert.encoder.layer.1.attention.self.distance_embedding.weight"
+    save_file(weights | {place: torch.randn(9, 8)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"has weights that transformers' BERT does without, {place} for one"):
+        load(tmp_path)
+
+
+def test_a_head_without_its_pooler_is_ordered_by_the_names_of_its_classes(tmp_path: Path, log: list[str]) -> None:
+    names = {0: "c", 1: "b", 2: "a"}
+    stock = classifier_of("bert", id2label=names, label2id={name: number for number, name in names.items()})
+    stock.save_pretrained(tmp_path)
+    tokenizer_of("WordPiece uncased").save_pretrained(tmp_path)
+    weights = {name: weight for name, weight in stock.state_dict().items() if "pooler" not in name}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = load(tmp_path, label_names=["a", "b", "c"])
+    assert torch.equal(model.classifier.weight, stock.classifier.weight.flip(0))
+    assert model.drawn == {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert "with its classification head, but for bert.pooler.dense.bias and the like, which are new" in " ".join(log)

@@ -9,7 +9,8 @@ from transformers import DistilBertForSequenceClassification
 from sst2.data.collation import Batch, collate, pack
 from sst2.data.sample import sample_config
 from sst2.data.splits import Split
-from sst2.models.packed_classifier import PackedClassifier, pack_classifier
+from sst2.models.packed_classifier import PackedClassifier
+from sst2.models.trial import pack_classifier
 from sst2.training.cuda_graphs import pad_to_bucket
 
 VOCABULARY = 300
@@ -118,13 +119,20 @@ def test_no_sentence_sees_another() -> None:
     torch.testing.assert_close(together, alone[[2, 0, 1]], rtol=1e-5, atol=1e-6)
 
 
-def test_dropout_is_drawn_everywhere_attention_included() -> None:
+PLACES = ("dropout", "attention_dropout", "seq_classif_dropout")
+
+
+@pytest.mark.parametrize(
+    ("place", "layers"),
+    # one layer is the last, of first tokens alone
+    [*((place, 2) for place in PLACES), ("attention_dropout", 1)],
+)
+def test_dropout_is_drawn_everywhere_attention_included(place: str, layers: int) -> None:
     torch.manual_seed(0)
     batch = pack(split_of([13, 3, 40]), np.arange(3))
-    for place in ("dropout", "attention_dropout", "seq_classif_dropout"):
-        config = sample_config(VOCABULARY)
-        config.update(dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), 0.0) | {place: 0.5})
-        model = pack_classifier(DistilBertForSequenceClassification(config)).train()
-        assert not torch.equal(model(**batch).logits, model(**batch).logits), place
-        model.eval()
-        assert torch.equal(model(**batch).logits, model(**batch).logits), place
+    config = sample_config(VOCABULARY)
+    config.update(dict.fromkeys(PLACES, 0.0) | {place: 0.5, "n_layers": layers})
+    model = pack_classifier(DistilBertForSequenceClassification(config)).train()
+    assert not torch.equal(model(**batch).logits, model(**batch).logits)
+    model.eval()
+    assert torch.equal(model(**batch).logits, model(**batch).logits)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceC
 
 from tests.support.odd_checkpoints import BERT, ROBERTA, trained
 
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 BASE = SHAPE | {"max_position_embeddings": 512, "initializer_range": 0.2}
 # By model_type: the kind of tokenizer, and the config. RoBERTa's kind counts positions from its padding's id + 1.
 ROBERTA_LIKE = BASE | {"max_position_embeddings": 514, "type_vocab_size": 1}

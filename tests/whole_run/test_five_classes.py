@@ -173,6 +173,17 @@ def test_a_run_is_resumed_as_if_it_had_not_stopped(weighted: Path, flags: list[o
     assert "resuming from" in (stopped / "train.log").read_text()
 
 
+def test_the_logged_loss_is_the_weighted_mean(
+    flags: list[object], tmp_path: Path, train_here: Callable[..., Finished]
+) -> None:
+    few = [*flags, "--max_train_steps", 4, "--logging_steps", 2, "--dropout", 0]
+    plain = train_here(*few, run_dir=tmp_path / "plain")
+    alike = train_here(*few, "--class_weights", *[7] * 5, run_dir=tmp_path / "alike")  # of which no mean depends
+    losses = [[line["loss"] for line in run.logged("train")] for run in (plain, alike)]
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_classes_and_loss_are_fixed_when_a_run_goes_on(
     weighted: Path, flags: list[object], tmp_path: Path, train_here: Callable[..., Finished]
 ) -> None:

@@ -42,7 +42,11 @@ from sst2.checkpoints.folders import (
 from sst2.checkpoints.host_copy import HostCopy
 from sst2.checkpoints.random_states import random_state, restore_random_state
 from sst2.checkpoints.rescue import WriteFiles, save_or_rescue
-from sst2.checkpoints.resume_compatibility import refuse_another_length, refuse_another_run
+from sst2.checkpoints.resume_compatibility import (
+    refuse_another_length,
+    refuse_another_run,
+    refuse_another_version,
+)
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
@@ -228,8 +232,9 @@ class Checkpointer:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         content = run_on_main(self.accelerator, lambda: read_state(place))
         try:
-            state = TrainingState(**content["training_state"])
             settings, fingerprints = dict(content["settings"]), dict(content["fingerprints"])
+            refuse_another_version(place, settings, content["training_state"])
+            state = TrainingState(**content["training_state"])
             before, base = (content["world_size"], content["threads"]), content[FINGERPRINT]
             refuse_another_run(place, settings, self.settings)
         except UNREADABLE as error:

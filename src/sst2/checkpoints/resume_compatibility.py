@@ -2,10 +2,12 @@
 
 import json
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from sst2.checkpoints.folders import newest_checkpoint
+from sst2.checkpoints.training_state import TrainingState
 from sst2.config.settings import Precision, Settings
 from sst2.utils.errors import UserError
 
@@ -21,6 +23,16 @@ LENGTHS_FIXED_ON_RESUME = {
     "max_train_steps": ("max_train_steps", "num_train_epochs"),
     "num_warmup_steps": ("num_warmup_steps", "warmup_ratio"),
 }
+
+
+def refuse_another_version(place: Path, saved: dict[str, Any], state: dict[str, Any]) -> None:
+    """Raises UserError: a checkpoint's settings or training state are not those that this version knows."""
+    known = {field.name for field in fields(TrainingState)}
+    if not known == state.keys() or not saved.keys() >= {*FIXED_ON_RESUME}:
+        raise UserError(
+            f"--resume_from_checkpoint: {place} was written by another version of this project: finish the run with "
+            "that one, or start a new run in another --output_dir"
+        )
 
 
 def refuse_another_run(place: Path, saved: dict[str, Any], settings: Settings) -> None:

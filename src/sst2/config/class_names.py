@@ -1,9 +1,11 @@
 """Names of the classes: which class of a model, a file or a run is which class of another.
 
-Names are compared without regard to case, and `neg` and `pos` are short for SST-2's.
+Names are compared without regard to case and to what cannot be seen (accents that are characters of their own, spaces
+without width), and `neg` and `pos` are short for SST-2's.
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 MAX_CLASSES = 1000  # of a run: with more, a confusion matrix has a million numbers and more
@@ -52,5 +54,7 @@ def in_words(names: Sequence[str], conjunction: str = "and") -> str:
 
 def canonical(name: str) -> str:
     """The name by which a class is compared with others."""
+    if not name.isascii():
+        name = "".join(char for char in unicodedata.normalize("NFC", name) if unicodedata.category(char) != "Cf")
     name = name.strip().upper()
     return _LONG.get(name, name)

@@ -4,6 +4,7 @@ Every source becomes a stream of records that know where they stand, so that one
 is named by file and row.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -17,7 +18,10 @@ from sst2.utils.errors import UserError, quoted, shortened
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 SST2 = Columns()
+ANY_CLASSES = SST2._replace(label_names=())  # of which none is known
 _WORDS_OF_SST2 = {"0", "1", *LABEL_NAMES}
 _INTEGER = re.compile(r"-?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)?|NAN|[+-]?INF(INITY)?")
@@ -66,6 +70,11 @@ def with_classes(columns: Columns, training: "str | Dataset", name: str) -> Colu
         return columns
     if named := named_classes(training, columns):
         words = {_word(name) for name in named}
+        if len(words) < len(named) or len(words) < 2 or "" in words:
+            raise UserError(
+                f"{name}: its ClassLabel names {shortened(in_words(named))}, which are not two or more different names "
+                "(in upper or lower case): name its classes otherwise"
+            )
         is_sst2 = words in ({"0", "1"}, {*LABEL_NAMES})
         return columns._replace(label_names=LABEL_NAMES if is_sst2 else tuple(map(str.strip, named)))
     records = (
@@ -78,14 +87,25 @@ def with_classes(columns: Columns, training: "str | Dataset", name: str) -> Colu
 
 
 def _first_of_each_label(records: Iterable[Record], source: str) -> dict[str, Record]:
-    """By label as it is compared, in order of appearance. Rows without a label are a mistake that is found later."""
+    """By label as it is compared, in order of appearance. Rows without a label are a mistake that is found later.
+
+    Names of one class that are written in several ways are told: they might be two.
+    """
     first: dict[str, Record] = {}
+    told: set[str] = set()
     for record in records:
         if not isinstance(record.label, str | int | float | None):
-            raise _unknown(record, SST2)
+            raise _unknown(record, ANY_CLASSES)
         word = str(int(record.label)) if isinstance(record.label, bool) else _word(record.label)
         if word not in ("", str(UNLABELED)):
-            first.setdefault(word, record)
+            known = first.setdefault(word, record)
+            is_name = word not in _WORDS_OF_SST2 and not _NUMBER.fullmatch(word)
+            if is_name and word not in told and str(record.label).strip() != str(known.label).strip():
+                told.add(word)
+                logger.warning(
+                    "%s: label %s is taken for the class that is %s in %s",
+                    *(record.place, quoted(record.label), quoted(known.label), known.place),
+                )
             if len(first) > MAX_CLASSES:
                 raise UserError(
                     f"{record.place}: label {quoted(record.label)} is one more than the {MAX_CLASSES} classes that a "
@@ -103,7 +123,7 @@ def _classes_among(first: dict[str, Record], source: str) -> tuple[str, ...]:
         start = 0 if "0" in first else 1
         end = next(number for number in range(start, start + len(words) + 1) if str(number) not in first)
         numbers = tuple(map(str, range(start, end)))
-        known = Columns(label_names=numbers if len(numbers) > 2 else LABEL_NAMES)
+        known = Columns(label_names=numbers) if len(numbers) > 2 else ANY_CLASSES
         odd = [word for word in words if word not in (numbers if len(numbers) > 2 else ("0", "1"))]
         if odd:
             raise _unknown(first[odd[0]], known)
@@ -111,13 +131,13 @@ def _classes_among(first: dict[str, Record], source: str) -> tuple[str, ...]:
     numbers_among = [word for word in words if _NUMBER.fullmatch(word)]
     others = [word for word in words if word not in numbers_among]
     if not others:  # some are no integers
-        raise _unknown(first[next(word for word in words if not _INTEGER.fullmatch(word))], SST2)
+        raise _unknown(first[next(word for word in words if not _INTEGER.fullmatch(word))], ANY_CLASSES)
     if numbers_among:  # what does not come first is what does not fit
         names = tuple(str(first[word].label).strip() for word in others)
         begin_with_number = words[0] in numbers_among
         odd_one = others[0] if begin_with_number else numbers_among[0]
         named = len(names) > 1 and not begin_with_number
-        raise _unknown(first[odd_one], Columns(label_names=names, are_numbered=False) if named else SST2)
+        raise _unknown(first[odd_one], Columns(label_names=names, are_numbered=False) if named else ANY_CLASSES)
     if len(words) == 1:
         only = first[words[0]]
         raise UserError(
@@ -184,7 +204,8 @@ def _checked_label(record: Record, required: bool, columns: Columns, numbers: di
     if word not in ("", str(UNLABELED)):
         raise _unknown(record, columns)
     if required:
-        raise UserError(f"{record.place}: there is no label: give {_accepted(columns)}, or remove the row")
+        lacks = "there is no label" if word == "" else f"label {UNLABELED} stands for none"
+        raise UserError(f"{record.place}: {lacks}: give {_accepted(columns)}, or remove the row")
     return UNLABELED
 
 
@@ -198,6 +219,8 @@ def _unknown(record: Record, columns: Columns) -> UserError:
 def _accepted(columns: Columns) -> str:
     """The labels of the classes, for a message."""
     names = columns.label_names
+    if not names:
+        return "names, or integers from 0 or 1 without a gap"
     if not _have_numbers(columns):
         return shortened(in_words(names, "or"))
     return shortened(", ".join(f"{number} or {name.lower()}" for number, name in enumerate(names)))

@@ -29,9 +29,11 @@ from sst2.data.mapped_dataset import (
 from sst2.data.sample import sample_sentences
 from sst2.data.staging import local_copy
 from sst2.data.tokenization import map_tokens, num_cut, require_tokens
-from sst2.utils.errors import UserError, first_line, quoted
+from sst2.utils.errors import UserError, first_line, quoted, shortened
 
 logger = logging.getLogger(__name__)
+
+MOST_TOLD = 1000  # characters of a list of classes
 
 GLUE_SST2 = {"train": 67_349, "validation": 872}  # sentences that the published data set has
 
@@ -99,11 +101,11 @@ def load_sentences(settings: Settings) -> dict[str, Dataset]:
     else:
         splits = _from_dataset(settings)
     splits["train"] = _first(splits["train"], settings.max_train_samples)
+    if settings.holdout_fraction:
+        splits = _cut_holdout(splits, settings.holdout_fraction, settings.seed)
     if not settings.label_names:
         _tell_classes(splits["train"])
     _warn_of_missing_classes("train", splits["train"])
-    if settings.holdout_fraction:
-        splits = _cut_holdout(splits, settings.holdout_fraction, settings.seed)
     for name in [name for name in splits if name != "train"]:
         splits[name] = _first(splits[name], settings.max_eval_samples)
         _warn_of_missing_labels(name, splits[name])
@@ -230,7 +232,9 @@ def _tell_classes(train: Dataset) -> None:
     counts = np.bincount(labels_of(train), minlength=len(names))
     found = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
     positive = f"; precision, recall and F1 are of {names[1]}: --label_names sets the order" if len(names) == 2 else ""
-    logger.info("%d classes among the training labels: %s%s", len(names), ", ".join(found), positive)
+    logger.info(
+        "%d classes among the training labels: %s%s", len(names), shortened(", ".join(found), MOST_TOLD), positive
+    )
 
 
 def _warn_of_missing_classes(name: str, data: Dataset) -> None:
@@ -239,13 +243,14 @@ def _warn_of_missing_classes(name: str, data: Dataset) -> None:
     missing = [label_name for label_name, count in zip(names, counts, strict=True) if not count]
     if not missing or len(missing) == len(names):
         return
+    told = shortened(in_words(missing, "or"), MOST_TOLD)
     if name == "train" and len(names) - len(missing) == 1:
         only, other = names[int(labels[0])], "the other class" if len(names) == 2 else "the other classes"
         logger.warning("all %d training sentences are %s: nothing can be learned of %s", len(data), only, other)
     elif name == "train":
-        logger.warning("no training sentence is %s: nothing can be learned of it", in_words(missing, "or"))
+        logger.warning("no training sentence is %s: nothing can be learned of it", told)
     else:
-        logger.warning("no %s sentence is %s: its metrics say nothing of it", name, in_words(missing, "or"))
+        logger.warning("no %s sentence is %s: its metrics say nothing of it", name, told)
 
 
 def _warn_of_shared_sentences(train: Dataset, name: str, evaluated: Dataset) -> None:

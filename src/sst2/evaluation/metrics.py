@@ -23,6 +23,7 @@ from sst2.evaluation.predictions import log_probabilities
 from sst2.evaluation.significance import wilson_interval
 
 CALIBRATION_BINS = 15  # as in Guo et al. (2017)
+MOST_IN_MATRIX = 100  # classes: the matrix of 1,000 is ten megabytes of text, at each evaluation
 LENGTH_EDGES = (1, 9, 17, 33, 65)  # tokens; the first of each group
 
 _DESCRIPTION = "Accuracy, precision, recall, F1, Matthews, ROC-AUC, loss and calibration of a classifier."
@@ -33,7 +34,7 @@ Args:
     lengths: (sentences,) int, tokens per sentence.
 Returns:
     accuracy, matthews, roc_auc, loss (mean cross-entropy in nats), ece, count, accuracy_ci95 (Wilson), confusion_matrix
-    (rows: truth), accuracy_by_length, and
+    (rows: truth; up to 100 classes), accuracy_by_length, and
     of two classes: precision, recall, f1 (of the class 1, POSITIVE); roc_auc is None with one class only;
     of more: f1_macro, f1_weighted, precision_macro, recall_macro (over the classes that occur, as label or prediction),
     per_class (precision, recall, f1 and support, by name); roc_auc is the macro average of each class against the rest,
@@ -89,6 +90,7 @@ class ClassificationMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate h
                 else None
             )
             averages = _of_several_classes(labels, predicted, self._label_names)
+        matrix = {"confusion_matrix": confusion_matrix(labels, predicted, labels=numbers).tolist()}
         return {
             "accuracy": float(correct.mean()),
             **averages,
@@ -98,7 +100,7 @@ class ClassificationMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate h
             "ece": expected_calibration_error(confidence, correct),
             "count": len(labels),
             "accuracy_ci95": list(wilson_interval(int(correct.sum()), len(labels))),
-            "confusion_matrix": confusion_matrix(labels, predicted, labels=numbers).tolist(),
+            **(matrix if len(numbers) <= MOST_IN_MATRIX else {}),
             "accuracy_by_length": accuracy_by_length(correct, np.array(lengths)),
         }
 

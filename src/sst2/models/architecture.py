@@ -6,6 +6,7 @@ without memory for its weights (`skeleton`).
 
 import copy
 import inspect
+import json
 import re
 import sys
 from dataclasses import fields, is_dataclass
@@ -49,22 +50,18 @@ def classifier_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return kind
 
 
-def require_encoder(who: str, config: PreTrainedConfig) -> None:
-    """Raises UserError: this is no encoder with a sequence classifier, or has a size that no model has."""
+def require_classifier(who: str, config: PreTrainedConfig) -> None:
+    """Raises UserError: transformers has no sequence classifier of it alone, or it has a size that no model has."""
     kind = config.model_type
     if config.is_encoder_decoder:
         raise UserError(f"{who} is a {kind} model, an encoder with a decoder: give an encoder, such as BERT")
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(f"{who} is a {kind} model, of which transformers has no sequence classifier: give an encoder")
+    values = config.to_dict()
     for name in (config.attribute_map.get(size, size) for size in SIZES):
-        value = getattr(config, name, None)
+        value = values.get(name)
         if isinstance(value, int) and value < 1:
             raise UserError(f"{who}: its config.json has {name} {value}")
-    is_causal = getattr(plain_config(config), "is_decoder", False) or any(
-        getattr(module, "is_causal", False) is True for module in skeleton(tiny(config)).modules()
-    )
-    if is_causal:
-        raise UserError(f"{who} is a {kind} model whose tokens see none after them: give an encoder, such as BERT")
 
 
 def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -82,30 +79,59 @@ def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return kind(**own, id2label=config.id2label, label2id=config.label2id)
 
 
+def pads_with_a_token(config: PreTrainedConfig) -> bool:
+    """Whether its padding is a token of its vocabulary."""
+    return config.pad_token_id is not None and 0 <= config.pad_token_id < config.vocab_size
+
+
 def dropouts(config: PreTrainedConfig) -> list[str]:
     """Names of the probabilities of dropout that a classifier has; `qa_dropout` is another head's."""
-    return [name for name in sorted(_arguments(type(config))) if "dropout" in name and not name.startswith("qa_")]
+    names = (name for name in sorted(_arguments(type(config))) if "dropout" in name and not name.startswith("qa_"))
+    return [name for name in names if not isinstance(getattr(config, name, None), bool)]  # which is a switch
+
+
+def content_of(config: PreTrainedConfig) -> str:
+    """All of a config, as JSON."""
+    text: str = config.to_json_string(use_diff=False)
+    return text
 
 
 def tiny(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same architecture with two narrow layers, or one of each type; as it is, if its config comes not so small."""
-    small = TINY | {config.attribute_map[name]: size for name, size in TINY.items() if name in config.attribute_map}
-    values = plain_config(config).to_dict()
-    values |= {name: size for name, size in small.items() if values.get(name) is not None}
+    """The same architecture with two narrow layers, or one of each type; as it is, if it does not run so small.
+
+    Torch's random state stays what it is.
+    """
+    kind: Any = type(config)
+    plain = plain_config(config)
+    if not pads_with_a_token(plain):  # as a run replaces it by the tokenizer's
+        plain.pad_token_id = 0
+    return copy.deepcopy(_tiny(kind, content_of(plain)))
+
+
+@lru_cache(maxsize=8)
+def _tiny(kind: Any, content: str) -> PreTrainedConfig:
+    values = json.loads(content)
+    whole: PreTrainedConfig = kind(**values)
+    small = TINY | {whole.attribute_map[name]: size for name, size in TINY.items() if name in whole.attribute_map}
+    depth = whole.num_hidden_layers
+    layers = [*range(min(2, depth))]
     if types := values.get("layer_types"):
-        values["layer_types"] = [*dict.fromkeys(types)] if len({*types}) > 1 else types[:2]
-        values["num_hidden_layers"] = len(values["layer_types"])
+        layers = [types.index(one) for one in dict.fromkeys(types)] if len({*types}) > 1 else layers
+        small["num_hidden_layers"] = len(layers)
+    of_layers = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == depth}
+    values |= {name: size for name, size in small.items() if values.get(name) is not None}
+    values |= {name: [value[layer] for layer in layers] for name, value in of_layers.items()}
     try:
-        return type(config)(**values)
-    except Exception:  # whatever a config says of sizes that do not fit each other
-        return plain_config(config)
+        with torch.random.fork_rng(devices=[]):
+            config: PreTrainedConfig = kind(**values)
+            classifier_class(config)(copy.deepcopy(config)).eval()(torch.ones((1, 3), dtype=torch.int64))
+    except Exception:  # whatever a config or model says of sizes that do not fit each other
+        return whole
+    return config
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The stock classifier without memory for its weights; torch's random state stays what it is."""
-    if (config.pad_token_id or 0) >= config.vocab_size:  # as a run replaces it by the tokenizer's
-        config = copy.deepcopy(config)
-        config.pad_token_id = None
     with torch.device("meta"):
         return classifier_class(config)(config)
 
@@ -113,7 +139,9 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 def max_positions(config: PreTrainedConfig) -> int:
     """The tokens that a sentence may have."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    return UNLIMITED if positions is None else positions - first_position(skeleton(tiny(config)))
+    if positions is None or positions < 1:  # XLNet says -1
+        return UNLIMITED
+    return positions - first_position(skeleton(tiny(config)))
 
 
 def first_position(model: PreTrainedModel) -> int:
@@ -126,8 +154,12 @@ def first_position(model: PreTrainedModel) -> int:
 
 def encoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The blocks of the encoder; a model that shares weights between layers has fewer of them than layers."""
-    lists = (module for module in model.base_model.modules() if isinstance(module, nn.ModuleList))
-    return next(lists, nn.ModuleList())
+    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=_num_weights, default=nn.ModuleList())  # embeddings may be a list as well
+
+
+def _num_weights(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def is_of_head(model: PreTrainedModel, name: str) -> bool:
@@ -140,6 +172,12 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
     """The layer whose outputs are the logits, one a class."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return next(layer for layer in reversed(layers) if layer.out_features == model.config.num_labels)
+
+
+def output_weights(model: PreTrainedModel) -> set[str]:
+    """The names of its weights."""
+    own = {id(parameter) for parameter in output_layer(model).parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 def _looked_up(config: PreTrainedConfig) -> set[str]:

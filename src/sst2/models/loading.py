@@ -20,18 +20,24 @@ from sst2.models.architecture import (
     classifier_class,
     display_name,
     dropouts,
+    first_position,
     is_of_head,
     max_positions,
     output_layer,
+    output_weights,
+    pads_with_a_token,
     plain_config,
-    require_encoder,
+    skeleton,
+    tiny,
 )
-from sst2.models.packed_classifier import PackedClassifier, pack_classifier
+from sst2.models.packed_classifier import PackedClassifier
 from sst2.models.tokenizer import panics_as_errors, read_tokenizer
+from sst2.models.trial import pack_classifier, require_encoder
 from sst2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+OF_LAYER = r"\.layers?\.(\d+)\."  # in the name of a weight
 KINDS = {"multi_label_classification": "several labels at once", "regression": "numbers"}  # by `problem_type`
 
 
@@ -69,7 +75,7 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
     options: dict[str, Any] = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     if settings.dropout is not None:
         options["dropout"] = settings.dropout
-    options["pad_token_id"] = tokenizer.pad_token_id  # whose embedding alone is not trained
+    options["pad_token_id"] = tokenizer.pad_token_id
     name = settings.model_name_or_path
     if name == SAMPLE or not with_weights:
         config: PreTrainedConfig = (
@@ -83,8 +89,11 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
     else:
         model, fresh, class_names = _read_weights("--model_name_or_path", name, settings.model_revision, options)
         model.drawn = frozenset(fresh)
-        logger.info("%s: %s", name, "a new classification head" if fresh else "with its classification head")
-        if not fresh:
+        head = "with its classification head" if not fresh else "a new classification head"
+        if fresh and fresh.isdisjoint(output_weights(model)):
+            head = f"with its classification head, but for {sorted(fresh)[0]} and the like, which are new"
+        logger.info("%s: %s", name, head)
+        if fresh.isdisjoint(output_weights(model)):
             _order_classes(model, name, class_names, settings.label_names)
     return model
 
@@ -102,7 +111,9 @@ def load_classifier(flag: str, name: str) -> tuple[PackedClassifier, PreTrainedT
     _check_vocabulary(flag, name, config, tokenizer)
     model, fresh, _ = _read_weights(flag, name, "main", {})
     if fresh:
-        raise UserError(f"{flag} {name} has no trained classification head ({fresh[0]} is missing): fine-tune it first")
+        raise UserError(
+            f"{flag} {name} has no trained classification head ({min(fresh)} is missing): fine-tune it first"
+        )
     return model, tokenizer
 
 
@@ -112,10 +123,16 @@ def num_bytes(model: torch.nn.Module) -> int:
 
 
 def _with_options(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedConfig:
-    """The config with these values; `dropout` stands for every probability of dropout."""
+    """The config with these values; `dropout` stands for every probability of dropout.
+
+    The embedding of `pad_token_id` alone is not trained, so it is the tokenizer's. Where positions are counted from the
+    config's, it stays.
+    """
     values = dict(options)
     if "dropout" in values:
         values |= dict.fromkeys(dropouts(config), values.pop("dropout"))
+    if "pad_token_id" in values and pads_with_a_token(config) and first_position(skeleton(tiny(config))):
+        del values["pad_token_id"]
     config.update(values)
     return config
 
@@ -161,7 +178,7 @@ def _order_classes(model: PackedClassifier, name: str, class_names: list[str], l
 
 def _read_weights(
     flag: str, name: str, revision: str, options: dict[str, Any]
-) -> tuple[PackedClassifier, list[str], list[str]]:
+) -> tuple[PackedClassifier, set[str], list[str]]:
     """The model, the names of the weights of its head that the checkpoint lacks, and what it calls its classes.
 
     `options` of its config take the place of the checkpoint's.
@@ -189,10 +206,16 @@ def _read_weights(
     lost = sorted(key for key in fresh if not is_of_head(model, key))
     if lost:
         raise UserError(f"{flag} {name} lacks {len(lost)} weights of a {display_name(config)}, {lost[0]} for one")
-    if idle := [key for key in report["unexpected_keys"] if re.search(r"\.layers?\.\d", key)]:
-        layers = config.num_hidden_layers
-        logger.warning("%s: %d weights of more layers than the %d of its config", name, len(idle), layers)
-    return pack_classifier(model), sorted(fresh), class_names
+    layers = config.num_hidden_layers
+    of_layers = {key: int(found[1]) for key in report["unexpected_keys"] if (found := re.search(OF_LAYER, key))}
+    if unknown := sorted(key for key, layer in of_layers.items() if layer < layers):
+        raise UserError(
+            f"{flag} {name} has weights that transformers' {display_name(config)} does without, {unknown[0]} for one: "
+            "it would not be the model that was trained"
+        )
+    if of_layers:
+        logger.warning("%s: %d weights of more layers than the %d of its config", name, len(of_layers), layers)
+    return pack_classifier(model), fresh, class_names
 
 
 def _require_own_safetensors(flag: str, name: str, revision: str) -> None:

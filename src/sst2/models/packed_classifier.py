@@ -6,12 +6,10 @@ head, the packed hidden states are pooled to one for each sentence. Of the last 
 sentence reaches the head, so where its block is of a known kind, queries, output projection, feed-forward network and
 norms are computed for those alone. All of it is exact.
 
-That a model gives the padded logits so is found out by trying with a tiny one of its config, when it is loaded. One
-that does not is padded.
+Whether a model gives the padded logits so is found out by `sst2.models.trial` when it is loaded. One that does not is
+padded.
 """
 
-import copy
-import logging
 from typing import Any
 
 import torch
@@ -24,39 +22,35 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sst2.data.packing import Pack
 from sst2.models.architecture import (
-    classifier_class,
-    display_name,
     encoder_blocks,
     first_position,
     output_layer,
-    tiny,
 )
 from sst2.models.attention import attend, mean_of_sentences
 from sst2.models.last_block import compute_first_tokens_only
 
-logger = logging.getLogger(__name__)
-
 CPU_TOKENS = 64  # a packed batch has a multiple of it on a CPU
 ATTENTION = "sst2_packed"  # its name among transformers' attention functions
 FIRST_TOKEN = ("cls", "bos")  # names of the pooling that takes a sentence's first token
-TRIED_LENGTHS = (9, 3, 1)  # tokens of the sentences that a model is tried with
-TOLERANCE = 1e-4  # of the padded logits' size: what float32 leaves is a hundredth of it
 
 
 class PackedClassifier(PreTrainedModel):
     """A stock classifier, weight for weight, that takes packed batches as well as padded ones.
 
-    `pack_classifier` makes one of a stock model, whose class then comes after this one.
+    `sst2.models.trial.pack_classifier` makes one of a stock model, whose class then comes after this one.
 
     Attributes:
         drawn: names of the weights that come from torch's random state, not from a checkpoint.
+        idle: names of the weights that no logit depends on, which get no gradient.
         can_pack: whether it takes packed batches.
+        first_tokens_only: whether its last layer is computed for the first token of each sentence alone.
     """
 
     drawn: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
     can_pack: bool = False
+    first_tokens_only: bool = False
     _first_position: int = 0
-    _first_tokens_only: bool = False
     _pooling: str = FIRST_TOKEN[0]
     _pack: Pack | None = None  # of the batch on its way, until it is pooled
 
@@ -109,7 +103,7 @@ class PackedClassifier(PreTrainedModel):
         if self._pooling == "mean":
             pooled = mean_of_sentences(hidden[0], pack)
         else:
-            pooled = hidden[0] if self._first_tokens_only else hidden[0, pack.cls_indices]
+            pooled = hidden[0] if self.first_tokens_only else hidden[0, pack.cls_indices]
         output.last_hidden_state = pooled[:, None]
         return output
 
@@ -118,34 +112,17 @@ class PackedClassifier(PreTrainedModel):
         return output if self._pack is None else mean_of_sentences(output[0], self._pack)[:, None]
 
 
-def pack_classifier(model: PreTrainedModel) -> PackedClassifier:
-    """Have a stock classifier take packed batches, if its architecture then gives the logits of padded ones.
+def as_packed(model: PreTrainedModel, first_tokens_only: bool) -> PackedClassifier:
+    """Have a stock classifier take packed batches, in place, whether its logits are right then or not.
 
-    It is changed in place. That is found out by trying with a tiny model of the same config; torch's random state stays
-    what it is.
+    `first_tokens_only` asks for the last layer of first tokens alone, which only a block of a known kind computes.
     """
-    can_pack, first_tokens_only = _what_works(model.config)
-    if can_pack:
-        return _packed(model, first_tokens_only)
-    return _of_class(model)
-
-
-def _of_class(model: PreTrainedModel) -> PackedClassifier:
-    """The model with `PackedClassifier` before its class."""
-    model.__class__ = type(f"Packed{type(model).__name__}", (PackedClassifier, type(model)), {})
-    assert isinstance(model, PackedClassifier)
-    model._no_split_modules = [type(block).__name__ for block in encoder_blocks(model)][:1]  # for FSDP2
-    return model
-
-
-def _packed(model: PreTrainedModel, first_tokens_only: bool) -> PackedClassifier:
-    """The model with everything that packed batches need, whether it is right or not."""
-    packed = _of_class(model)
+    packed = as_padded_only(model)
     packed.can_pack = True
     packed.config._attn_implementation = ATTENTION
+    packed.first_tokens_only = first_tokens_only and compute_first_tokens_only(encoder_blocks(packed))
     packed._first_position = first_position(packed)
     packed._pooling = _pooling_of(packed.config)
-    packed._first_tokens_only = first_tokens_only and compute_first_tokens_only(encoder_blocks(packed))
     if packed._pooling == "late":
         output_layer(packed).register_forward_hook(packed._pool_logits)
     else:
@@ -154,49 +131,21 @@ def _packed(model: PreTrainedModel, first_tokens_only: bool) -> PackedClassifier
     return packed
 
 
+def as_padded_only(model: PreTrainedModel) -> PackedClassifier:
+    """Have a stock classifier called as packed ones are, in place. It takes padded batches alone."""
+    model.__class__ = type(f"Packed{type(model).__name__}", (PackedClassifier, type(model)), {})
+    assert isinstance(model, PackedClassifier)
+    model._no_split_modules = [type(block).__name__ for block in encoder_blocks(model)][:1]  # for FSDP2
+    return model
+
+
+def pools_first_token(config: PreTrainedConfig) -> bool:
+    """Whether a classifier's head reads the first token of a sentence, as its config says."""
+    return _pooling_of(config) in FIRST_TOKEN
+
+
 def _pooling_of(config: PreTrainedConfig) -> str:
     return getattr(config, "classifier_pooling", None) or FIRST_TOKEN[0]
-
-
-def _what_works(config: PreTrainedConfig) -> tuple[bool, bool]:
-    """Whether models of this config may be packed, and have their last layer computed for first tokens only."""
-    small = tiny(config)
-    for first_tokens_only in (_pooling_of(config) in FIRST_TOKEN, False):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = _packed(classifier_class(small)(copy.deepcopy(small)), first_tokens_only)
-        if gives_padded_logits(model):
-            if not model._first_tokens_only:
-                logger.debug("%s: its last layer is computed for every token", display_name(config))
-            return True, model._first_tokens_only
-    return False, False
-
-
-@torch.no_grad()
-def gives_padded_logits(model: PackedClassifier) -> bool:
-    """Whether packed sentences, one of them longer than a sliding window, have the logits that they have padded."""
-    config = model.config
-    lengths = [*TRIED_LENGTHS]
-    if window := getattr(config, "sliding_window", None):
-        lengths.append(min(window + TRIED_LENGTHS[0], config.max_position_embeddings))
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (len(lengths), max(lengths)), generator=generator)
-    pad = config.pad_token_id or 0
-    ids[ids == pad] = 0 if pad else 1
-    is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    positions = torch.arange(max(lengths)).expand_as(ids)
-    model.eval()
-    try:
-        padded = model(ids.masked_fill(~is_token, pad), attention_mask=is_token.long()).logits
-        pack = Pack.of(is_token.sum(1).numpy())
-        packed = model(ids[is_token], position_ids=positions[is_token], pack=pack).logits
-    except Exception as error:  # whatever a model says that is called as none of its kind is
-        logger.debug("%s cannot be packed: %s", type(model).__name__, error)
-        return False
-    size = padded.abs().max().item()
-    return packed.shape == padded.shape and torch.allclose(
-        packed, padded, rtol=0, atol=TOLERANCE * size if size < float("inf") else 0.0, equal_nan=True
-    )
 
 
 def packed_attention(

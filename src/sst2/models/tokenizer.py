@@ -101,7 +101,7 @@ def probes(encoder: Tokenizer) -> list[str]:
 def _require_same_ids(who: str, tokenizer: PreTrainedTokenizerBase, file: Path | None) -> None:
     """Raises UserError: `pipeline`, this project and `tokenizer.json` do not read all sentences alike."""
     encoder, kind = _uncut(copy.deepcopy(tokenizer.backend_tokenizer)), type(tokenizer).__name__
-    if not encoder.encode("").ids:
+    if len({tuple(encoder.encode(text).ids[:1]) for text in ("", *TEXTS)}) > 1 or not encoder.encode("").ids:
         raise UserError(
             f"{who}: its tokenizer puts no token such as [CLS] before a sentence, by which it is classified"
         )

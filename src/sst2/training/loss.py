@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from sst2.config.settings import Settings
-from sst2.data.splits import Split
+from sst2.data.splits import MOST_TOLD, Split
+from sst2.utils.errors import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -68,5 +69,5 @@ def class_weights(settings: Settings, train: Split) -> np.ndarray | None:
     counts = np.bincount(train.labels, minlength=len(settings.label_names))
     weights = np.where(counts > 0, len(train) / (len(counts) * np.maximum(counts, 1)), 1.0)
     told = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(settings.label_names, weights, strict=True))
-    logger.info("balanced weights of the classes in the loss: %s", told)
+    logger.info("balanced weights of the classes in the loss: %s", shortened(told, MOST_TOLD))
     return weights

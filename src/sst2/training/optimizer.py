@@ -27,9 +27,10 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: Settings) -> LRSc
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of parameters: matrices, which decay, and biases and norms, which do not."""
+    """Two groups of parameters: matrices, which decay, and biases, norms and what no logit depends on, which do not."""
+    idle: frozenset[str] = getattr(model, "idle", frozenset())
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        (decayed if parameter.ndim > 1 else exempt).append(parameter)
+    for name, parameter in model.named_parameters():
+        (decayed if parameter.ndim > 1 and name not in idle else exempt).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]

@@ -75,7 +75,7 @@ def load_assets(
         set_seed(settings.seed)  # every rank draws the same new head
         model = load_model(local, tokenizer, with_weights=checkpoint is None)
         if settings.gradient_checkpointing:
-            _checkpoint_gradients(model)
+            checkpoint_gradients(model)
         splits = tokenizing.result()
     base_model = BaseModel.of(model, tokenizer, checkpoint)
     run_on_main(accelerator, lambda: rehearse_export(settings, base_model.config, tokenizer))
@@ -83,15 +83,15 @@ def load_assets(
     require_agreement(accelerator, settings, base_model.fingerprint, splits)
     if settings.batching == "packed" and not model.can_pack:
         logger.warning(
-            "%s models cannot be packed (their attention does not keep sentences apart): batches are padded",
+            "%s models cannot be packed, as a trial with a tiny one has shown: batches are padded",
             display_name(model.config),
         )
         settings = replace(settings, batching="padded")
     return Assets(tokenizer, model, base_model, splits), settings
 
 
-def _checkpoint_gradients(model: PackedClassifier) -> None:
-    """Raises UserError: transformers cannot do it for this architecture."""
+def checkpoint_gradients(model: PackedClassifier) -> None:
+    """Have blocks computed again in the backward pass. Raises UserError: transformers cannot do it for its kind."""
     if not model.supports_gradient_checkpointing:
         raise UserError(
             f"--gradient_checkpointing does not work with {display_name(model.config)} models: leave it out"

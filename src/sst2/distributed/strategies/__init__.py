@@ -2,7 +2,7 @@
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
 
 from sst2.distributed.cpu import limit_threads
@@ -20,6 +20,8 @@ def prepare(
     groups = [{"params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
     if accelerator.device.type == "cpu":
         limit_threads(bare_model)
+    if getattr(bare_model, "idle", None):
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     model, prepared = accelerator.prepare(bare_model, optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from sst2.distributed.strategies.deepspeed_zero import DeepSpeedStrategy  # not every host has DeepSpeed
