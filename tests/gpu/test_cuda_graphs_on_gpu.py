@@ -1,6 +1,6 @@
 """Steps that are recorded and launched whole do what steps do that are launched operation by operation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,14 +14,15 @@ from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
 from sst2.training.cuda_graphs import CudaGraphRunner, StepRunner
 from sst2.training.trainer import Trainer
+from tests.support.architectures import write_encoder
 from train_sst2 import setup, train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
 
 @contextmanager
-def trainer_of(folder: Path, *flags: object) -> Iterator[Trainer]:
-    command = ["--smoke", "--mixed_precision", "bf16", "--output_dir", folder, *flags]
+def trainer_of(folder: Path, *flags: object, source: Sequence[object] = ("--smoke",)) -> Iterator[Trainer]:
+    command = [*source, "--mixed_precision", "bf16", "--output_dir", folder, *flags]
     settings = parse_arguments([*map(str, command)])
     try:
         with RunFolder(settings.run_dir) as run, setup(settings, StopRequests(), run) as trainer:
@@ -39,16 +40,28 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
     return found
 
 
+FLAGS = ["--dropout", 0, "--max_train_steps", 60, "--global_batch_size", 32, "--learning_rate", "3e-4"]
+
+
 @pytest.mark.parametrize("of_loss", ["", "--class_weights 1 9 --label_smoothing 0.1"])
 def test_losses_are_those_of_steps_operation_by_operation(of_loss: str, tmp_path: Path) -> None:
-    flags = ["--dropout", 0, "--max_train_steps", 60, "--global_batch_size", 32, "--learning_rate", "3e-4"]
-    flags += of_loss.split()
-    with trainer_of(tmp_path / "recorded", *flags) as trainer:
+    assert_recorded_steps_are_plain_ones(tmp_path, ["--smoke"], [*FLAGS, *of_loss.split()])
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "albert", "modernbert", "eurobert"])
+def test_so_are_those_of_other_architectures(name: str, tmp_path: Path, tsv_files: tuple[Path, Path]) -> None:
+    model = write_encoder(name, tmp_path / "encoder", hidden_size=128)
+    source = ["--model_name_or_path", model, "--train_file", tsv_files[0], "--validation_file", tsv_files[1]]
+    assert_recorded_steps_are_plain_ones(tmp_path, source, [*FLAGS, "--max_length", 64])
+
+
+def assert_recorded_steps_are_plain_ones(tmp_path: Path, source: list[object], flags: list[object]) -> None:
+    with trainer_of(tmp_path / "recorded", *flags, source=source) as trainer:
         recorded = losses(trainer, 60)
         assert isinstance(trainer.step_runner, CudaGraphRunner)
         assert trainer.step_runner.captured >= 2
         weights = trainer.strategy.weights()
-    with trainer_of(tmp_path / "plain", *flags) as trainer:
+    with trainer_of(tmp_path / "plain", *flags, source=source) as trainer:
         trainer.step_runner = StepRunner()
         plain = losses(trainer, 60)
         expected = trainer.strategy.weights()

@@ -34,15 +34,19 @@ def inputs(pack: Pack, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, 
     [[13, 3, 40, 7], [1], [512], [512, 1, 511, 2], [1] * 9, list(range(1, 129))],
     ids=lambda lengths: f"{len(lengths)}-{max(lengths)}",
 )
-@pytest.mark.parametrize("one_each", [False, True], ids=["all queries", "first queries"])
-def test_flash_attention_gives_what_grids_give(lengths: list[int], dtype: torch.dtype, one_each: bool) -> None:
-    assert flash_works(torch.device("cuda"), dtype, WIDTH)
+@pytest.mark.parametrize(
+    ("one_each", "window"), [(False, None), (True, None), (False, 8)], ids=["all queries", "first queries", "a window"]
+)
+def test_flash_attention_gives_what_grids_give(
+    lengths: list[int], dtype: torch.dtype, one_each: bool, window: int | None
+) -> None:
+    assert flash_works(torch.device("cuda"), dtype, WIDTH, is_windowed=window is not None)
     pack = Pack.of(np.array(lengths)).to(torch.device("cuda"))
     query, key, value = tensors = inputs(pack, dtype)
     found = []
     for attention in (by_flash, in_grids):
         queries = query[pack.cls_indices] if one_each else query
-        mixed = attention(queries, key, value, pack, 0.0, SCALING)
+        mixed = attention(queries, key, value, pack, 0.0, SCALING, window)
         found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), tensors)])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)
