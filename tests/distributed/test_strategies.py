@@ -57,10 +57,10 @@ def assert_same_course(run_dir: Path, expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "processes"), [*(("multi_cpu", processes) for processes in (2, 3, 4)), *((name, 2) for name in ZERO)]
 )
-def test_every_way_to_launch_takes_the_course_of_one_process(
-    name: str, processes: int, on_one: dict[str, Any], train: Train
+def test_every_configuration_takes_the_course_of_one_process(
+    name: str, processes: int, on_one: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = train(*SAMPLE, launcher=launcher(name, processes))
+    run = train_ranks(SAMPLE, tmp_path / "run", name, processes)
     assert run.code == 0, run.stderr
     assert_same_course(run.run_dir, on_one)
     environment = json.loads((run.run_dir / "environment.json").read_text())
@@ -109,7 +109,7 @@ def test_gradients_sent_in_bf16_change_little(name: str, on_one: dict[str, Any],
 
 
 def test_killed_under_one_strategy_a_run_goes_on_under_any(on_one: dict[str, Any], tmp_path: Path) -> None:
-    # Each strategy loads what another has saved, saves, and is killed; the number of processes changes as well.
+    # Each strategy is launched, loads what another has saved, saves, and is killed; the number of processes changes.
     run_dir, step = tmp_path / "run", 0
     flags = [*SAMPLE, "--checkpointing_steps", 3]
     for way in ((name, 2) for name in ("multi_cpu", *ZERO)):

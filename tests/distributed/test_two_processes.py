@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.ranks import train_ranks
 from tests.support.running import Finished
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ def test_two_processes_train_like_one(
     # 71 sentences a step, which two processes cannot share evenly, and a last step of 16 in every epoch.
     flags = [*small_job, "--dropout", 0, "--global_batch_size", 71, "--per_device_train_batch_size", 20]
     flags += ["--log_sample_ids", "--per_device_eval_batch_size", 16]
-    one = train(*flags, run_dir=tmp_path / "one")
+    one = train_ranks(flags, tmp_path / "one")
     two = train(*flags, run_dir=tmp_path / "two", launcher=list(map(str, LAUNCHERS[launcher])))
     assert two.code == 0, two.stderr
     assert json.loads((two.run_dir / "environment.json").read_text())["world_size"] == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.gpu_runs import assert_went_on
-from tests.support.jobs import running
+from tests.support.jobs import PYTHON, running
 from tests.support.running import REPOSITORY, Finished
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -32,7 +32,7 @@ def test_a_stopped_run_goes_on(precision: str, train: Callable[..., Finished], t
     flags = ["--smoke", "--mixed_precision", precision, "--logging_steps", 1, "--log_sample_ids", "--dropout", 0]
     flags += ["--max_train_steps", 60]  # over 100, sums in another order are enough to change single losses by 15 %
     whole = train(*flags, run_dir=tmp_path / "whole")
-    with running(flags, tmp_path / "stopped") as job:
+    with running(flags, tmp_path / "stopped", PYTHON) as job:
         job.wait_for_step(20)
         job.process.terminate()
         assert job.wait().code == 75

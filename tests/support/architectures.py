@@ -10,21 +10,21 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceC
 
 from tests.support.odd_checkpoints import BERT, ROBERTA, trained
 
-SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 BASE = SHAPE | {"max_position_embeddings": 512, "initializer_range": 0.2}
 # By model_type: the kind of tokenizer, and the config. RoBERTa's kind counts positions from its padding's id + 1.
 ROBERTA_LIKE = BASE | {"max_position_embeddings": 514, "type_vocab_size": 1}
 PACKED: dict[str, tuple[str, dict[str, Any]]] = {
     "distilbert": (
         "WordPiece uncased",
-        {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48, "initializer_range": 0.2},
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "initializer_range": 0.2},
     ),
     "bert": ("WordPiece uncased", BASE),
     "roberta": ("byte-level BPE", ROBERTA_LIKE),
     "xlm-roberta": ("Unigram", ROBERTA_LIKE),
     "camembert": ("Unigram", ROBERTA_LIKE),
     "electra": ("WordPiece uncased", BASE | {"embedding_size": 16}),
-    "albert": ("Unigram", BASE | {"embedding_size": 16, "num_hidden_layers": 4}),
+    "albert": ("Unigram", BASE | {"embedding_size": 16}),
     # a token sees 8 to each side, in all layers but the first and the fourth
     "modernbert": ("byte-level BPE", BASE | {"num_hidden_layers": 4, "local_attention": 16}),
     "eurobert": ("byte-level BPE", BASE | {"num_key_value_heads": 2}),

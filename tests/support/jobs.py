@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from tests.support.processes import CONTEXT
 from tests.support.running import SCRIPT, Finished, without_times
 
 PYTHON = (sys.executable,)
@@ -55,10 +57,53 @@ fcntl.flock = lambda file, operation: refuse(errno.ENOSYS)
 """
 
 
+def train_as_script(words: list[str], variables: dict[str, str], output: Path) -> None:
+    """Be `train_sst2.py` with these words and variables, in a process that has the libraries imported."""
+    from sst2.config.arguments import PROGRAM, parse_arguments
+    from sst2.distributed.ranks import exit_codes_of_rank
+    from sst2.distributed.stop_requests import StopRequests
+    from train_sst2 import main
+
+    os.environ.clear()
+    os.environ.update(variables)
+    with output.open("a") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+    stop_requests = StopRequests().listen()
+    settings = parse_arguments(words)
+    with exit_codes_of_rank(PROGRAM), stop_requests.stop_explains_errors():
+        main(settings, stop_requests)
+
+
+class Forked:
+    """A process that is `train_as_script`, with what tests use of `subprocess.Popen`."""
+
+    def __init__(self, words: list[str], output: Path) -> None:
+        self._process = CONTEXT.Process(target=train_as_script, args=(words, dict(os.environ), output), daemon=True)
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if (code := self.poll()) is None:
+            raise subprocess.TimeoutExpired("train_sst2.py", timeout or 0)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
 class Job:
     """`train_sst2.py`, running."""
 
-    def __init__(self, process: subprocess.Popen[bytes], run_dir: Path, output: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | Forked, run_dir: Path, output: Path) -> None:
         self.process = process
         self.run_dir = run_dir
         self._output = output
@@ -117,15 +162,28 @@ def is_alive(process: psutil.Process) -> bool:
 
 @contextmanager
 def running(
-    flags: Sequence[object], run_dir: Path, launcher: Sequence[str] = PYTHON, **variables: str
+    flags: Sequence[object], run_dir: Path, launcher: Sequence[str] | None = None, **variables: str
 ) -> Iterator[Job]:
-    """Start a job; kill what is left of it at the end."""
-    command = [*launcher, str(SCRIPT), *map(str, flags), "--output_dir", str(run_dir)]
+    """Start a job; kill what is left of it at the end.
+
+    It is one process that has the libraries imported already, unless there is a `launcher`, `PYTHON` for example, or
+    there are variables, which libraries read when they are imported.
+    """
+    words = [*map(str, flags), "--output_dir", str(run_dir)]
     output = run_dir.with_name(f"{run_dir.name}.output")
-    with output.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, env=os.environ | variables, start_new_session=True
-        )
+    output.write_text("")
+    process: subprocess.Popen[bytes] | Forked
+    if launcher is None and not variables:
+        process = Forked(words, output)
+    else:
+        with output.open("w", encoding="utf-8") as stream:
+            process = subprocess.Popen(
+                [*(launcher or PYTHON), str(SCRIPT), *words],
+                stdout=stream,
+                stderr=stream,
+                env=os.environ | variables,
+                start_new_session=True,
+            )
     job = Job(process, run_dir, output)
     try:
         yield job

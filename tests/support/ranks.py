@@ -12,7 +12,7 @@ from accelerate.utils.launch import (
     prepare_simple_launcher_cmd_env,
 )
 
-from tests.support.jobs import results
+from tests.support.jobs import results, train_as_script
 from tests.support.processes import CONTEXT, free_port
 from tests.support.running import REPOSITORY, SCRIPT, Finished
 
@@ -36,7 +36,7 @@ def train_ranks(
     ranks = []
     for rank in range(processes):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        ranks.append(CONTEXT.Process(target=_train, args=(words, variables | place, output), daemon=True))
+        ranks.append(CONTEXT.Process(target=train_as_script, args=(words, variables | place, output), daemon=True))
     for process in ranks:
         process.start()
     for process in ranks:
@@ -78,21 +78,3 @@ def _variables_of_launcher(configuration: str, processes: int, precision: str) -
     by_torchrun = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
     by_torchrun |= {"MASTER_PORT": arguments.main_process_port, "TORCHELASTIC_RUN_ID": "none"}
     return variables | {name: str(value) for name, value in by_torchrun.items()}
-
-
-def _train(words: list[str], variables: dict[str, str], output: Path) -> None:
-    """Be one rank: what `train_sst2.py` does as a script."""
-    from sst2.config.arguments import PROGRAM, parse_arguments
-    from sst2.distributed.ranks import exit_codes_of_rank
-    from sst2.distributed.stop_requests import StopRequests
-    from train_sst2 import main
-
-    os.environ.clear()
-    os.environ.update(variables)
-    with output.open("a") as stream:
-        for descriptor in (1, 2):
-            os.dup2(stream.fileno(), descriptor)
-    stop_requests = StopRequests().listen()
-    settings = parse_arguments(words)
-    with exit_codes_of_rank(PROGRAM), stop_requests.stop_explains_errors():
-        main(settings, stop_requests)
