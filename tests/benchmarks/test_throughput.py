@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from benchmarks.profile_steps import STEPS, by_class, kernel_class
-from benchmarks.throughput import DEFAULTS, VARIANTS, describe
+from benchmarks.throughput import DEFAULTS, MODELS, VARIANTS, describe, model_config
 from benchmarks.turns import Loop, Maker, Round, Step, Turns, add_arguments, measure
 from benchmarks.whole_job import by_latest
+from sst2.models.architecture import skeleton
 
 
 def stepwise(folder: Path, batch_size: int) -> Step:
@@ -42,6 +43,7 @@ def never(folder: Path, batch_size: int) -> Step:
 def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser, rounds=2, steps=3)
+    parser.add_argument("--model", default="modernbert")
     return parser.parse_args([*words, "--small", "--warm_up", "2"])
 
 
@@ -98,6 +100,14 @@ def test_trainer_is_there_grouped_and_rebalanced_compiled_and_not() -> None:
         for precision in ("fp32", "bf16"):
             names = {f"trainer_{precision}_{sampling}", f"trainer_{precision}_{sampling}_compiled"}
             assert names <= set(DEFAULTS) <= set(VARIANTS)
+
+
+@pytest.mark.parametrize(("model", "millions"), [*zip(MODELS, (67, 109, 150), strict=True)])
+def test_models_are_of_base_size_and_tiny_ones_of_the_same_kind(model: str, millions: int) -> None:
+    base, small = model_config(model, small=False), model_config(model, small=True)
+    assert round(sum(weight.numel() for weight in skeleton(base).parameters()) / 1e6) == millions
+    assert (type(small), small.vocab_size) == (type(base), base.vocab_size)
+    assert small.hidden_size < base.hidden_size
 
 
 def test_a_moment_counts_for_the_part_that_began_last() -> None:
