@@ -9,9 +9,9 @@ both. This job is `train_step` of train_sst2.py with `--batching packed`. All tr
 or `--model`, on sentences of SST-2's lengths (benchmarks/data/sst2_lengths.json) and take turns: each is a process of
 its own that rests while another one works.
 
-Speeds are compared by real tokens, since batches grouped by length differ in their tokens. They go through each 50
-batches from long to short sentences: `--steps` of a multiple of 50 gives every round the same share of both. Compiling,
-and capturing CUDA graphs, is over when the steps of `--warm_up` are, whose seconds are reported apart.
+Speeds are compared by real tokens, since batches grouped by length differ in their tokens. `--steps` of a multiple of
+10 gives every round the same share of long and short ones. Compiling, and capturing CUDA graphs, is over when the steps
+of `--warm_up` are, whose seconds are reported apart.
 """
 
 import argparse

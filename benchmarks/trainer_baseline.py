@@ -74,6 +74,13 @@ def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
     return step
 
 
+def mixed(indices: list[int], batch_size: int) -> list[int]:
+    """The same batches in another order: of each 50 from long to short, any ten in a row have one of every five."""
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    order = (start + number % 10 * 5 + number // 10 for start in range(0, len(batches), 50) for number in range(50))
+    return [index for place in order for index in (batches[place] if place < len(batches) else [])]
+
+
 def trainer(
     folder: Path,
     batch_size: int,
@@ -85,8 +92,8 @@ def trainer(
     """The Trainer of transformers, with all that makes it faster and leaves what is computed as it is.
 
     That is its default fused AdamW, no look at the loss in each step, and on a GPU pinned batches that other processes
-    prepare. `group_by_length` goes through each 50 batches from long to short sentences: only rounds of a multiple of
-    50 steps compare. `batch_rebalance` splits a step evenly over ranks and micro-batches, of which there is one here.
+    prepare. `group_by_length` makes 50 batches at a time, from long to short sentences, which here come in the order of
+    `mixed`. `batch_rebalance` splits a step evenly over ranks and micro-batches, of which there is one here.
 
     Args:
         folder: of `write_inputs`.
@@ -131,6 +138,10 @@ def trainer(
     counts: list[tuple[Count, Count]] = []
 
     class CountingTrainer(Trainer):
+        def _get_train_sampler(self, *words: Any) -> Any:
+            sampler = super()._get_train_sampler(*words)
+            return mixed(list(sampler or ()), batch_size) if sampling == "group_by_length" else sampler
+
         def training_step(self, model: Any, inputs: Any, *more: Any, **options: Any) -> Any:
             counts.append((len(inputs["labels"]), inputs["attention_mask"].sum()))
             return super().training_step(model, inputs, *more, **options)

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.profile_steps import STEPS, by_class, kernel_class
 from benchmarks.throughput import DEFAULTS, MODELS, VARIANTS, describe, model_config
+from benchmarks.trainer_baseline import mixed
 from benchmarks.turns import Loop, Maker, Round, Step, Turns, add_arguments, measure
 from benchmarks.whole_job import by_latest
 from sst2.models.architecture import skeleton
@@ -100,6 +101,18 @@ def test_trainer_is_there_grouped_and_rebalanced_compiled_and_not() -> None:
         for precision in ("fp32", "bf16"):
             names = {f"trainer_{precision}_{sampling}", f"trainer_{precision}_{sampling}_compiled"}
             assert names <= set(DEFAULTS) <= set(VARIANTS)
+
+
+def test_batches_grouped_by_length_come_mixed_and_stay_as_they_are() -> None:
+    indices = [*range(4 * 120 - 1)]  # from long to short in each 50 batches of four
+    order = mixed(indices, 4)
+    assert sorted(order) == indices
+    starts = order[: 4 * 50 : 4]
+    assert sorted(starts) == [*range(0, 4 * 50, 4)]
+    assert [order[place : place + 4] for place in range(0, 4 * 50, 4)] == [[*range(one, one + 4)] for one in starts]
+    for first in range(41):
+        ten = sorted(start // 4 for start in starts[first : first + 10])
+        assert all(place // 5 == number for number, place in enumerate(ten)), ten
 
 
 @pytest.mark.parametrize(("model", "millions"), [*zip(MODELS, (67, 109, 150), strict=True)])
