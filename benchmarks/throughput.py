@@ -10,7 +10,7 @@ or `--model`, on sentences of SST-2's lengths (benchmarks/data/sst2_lengths.json
 its own that rests while another one works.
 
 Speeds are compared by real tokens, since batches grouped by length differ in their tokens. `--steps` of a multiple of
-10 gives every round the same share of long and short ones. Compiling, and capturing CUDA graphs, is over when the steps
+5 gives every round the same share of long and short ones. Compiling, and capturing CUDA graphs, is over when the steps
 of `--warm_up` are, whose seconds are reported apart.
 """
 

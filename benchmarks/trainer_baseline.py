@@ -75,9 +75,9 @@ def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
 
 
 def mixed(indices: list[int], batch_size: int) -> list[int]:
-    """The same batches in another order: of each 50 from long to short, any ten in a row have one of every five."""
+    """The same batches in another order: of each 50 from long to short, any five in a row have one of every ten."""
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    order = (start + number % 10 * 5 + number // 10 for start in range(0, len(batches), 50) for number in range(50))
+    order = (start + number % 5 * 10 + number // 5 for start in range(0, len(batches), 50) for number in range(50))
     return [index for place in order for index in (batches[place] if place < len(batches) else [])]
 
 
