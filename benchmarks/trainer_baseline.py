@@ -24,12 +24,14 @@ def tokenized(folder: Path, **options: Any) -> Any:
     return Dataset.from_dict({**encoded, "labels": [*map(int, labels)]}), tokenizer
 
 
-def classifier(folder: Path) -> Any:
-    """The stock model, in float32."""
+def classifier(folder: Path, attention: str | None = None) -> Any:
+    """The stock model, in float32, with the attention that transformers chooses, or another of its own."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=2, dtype=torch.float32)
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder / "model", num_labels=2, dtype=torch.float32, attn_implementation=attention
+    )
 
 
 def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
@@ -88,6 +90,7 @@ def trainer(
     sampling: Sampling,
     compiled: Literal["default", "reduce-overhead"] | None = None,
     backend: str = "inductor",
+    attention: str | None = None,
 ) -> Loop:
     """The Trainer of transformers, with all that makes it faster and leaves what is computed as it is.
 
@@ -103,6 +106,7 @@ def trainer(
         compiled: the argument `torch_compile_mode`; None for no compilation. With `reduce-overhead`, which captures a
             CUDA graph for each shape, batches are padded to a multiple of 8 tokens: some nine shapes.
         backend: the argument `torch_compile_backend`; one that is no compiler is soon done, and gains nothing.
+        attention: the model's `attn_implementation`; None for the default.
     """
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
@@ -156,7 +160,7 @@ def trainer(
     def run(after_step: Callable[[Count, Count], None]) -> None:
         multiple = 8 if compiled == "reduce-overhead" else None
         CountingTrainer(
-            model=classifier(folder),
+            model=classifier(folder, attention),
             args=arguments,
             train_dataset=data,
             data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple),
