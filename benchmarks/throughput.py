@@ -209,7 +209,10 @@ def describe(turns: Turns, arguments: argparse.Namespace) -> dict[str, Any]:
             "graphs_compiled_before_and_in_the_rounds": [warm_up.compiled, rounds[-1].compiled - warm_up.compiled],
             "peak_memory_mib": rounds[-1].memory_mib,
             "tokens_per_second_by_round": by_round,
+            "tokens_per_cpu_second_by_round": [each.tokens / each.cpu_seconds for each in rounds],
         }
+    work = {name: figures[name]["tokens_per_cpu_second_by_round"] for name in speeds}
+    figures["ratios_by_cpu_seconds"] = ratios(work)["ratios"]
     return figures | ratios(speeds) | ({"failed": turns.failed} if turns.failed else {})
 
 

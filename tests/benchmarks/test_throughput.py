@@ -75,7 +75,7 @@ def test_ways_take_turns_and_those_that_fail_are_left_out(tmp_path: Path) -> Non
 
 def test_ratios_are_of_real_tokens_and_the_strongest_baseline_is_named() -> None:
     def rounds(*seconds: float) -> list[Round]:
-        return [Round(each, 100, 1000, 1.0, 0) for each in seconds]
+        return [Round(each, 100, 1000, 1.0, 0, cpu_seconds=1.0) for each in seconds]
 
     turns = Turns(
         {
@@ -86,11 +86,12 @@ def test_ratios_are_of_real_tokens_and_the_strongest_baseline_is_named() -> None
         },
         failed={"trainer_bf16_grouped_compiled": "exit code 1"},
     )
-    turns.warm_up = {name: Round(9.0, 0, 0, 0.0, 2) for name in turns.rounds}
+    turns.warm_up = {name: Round(9.0, 0, 0, 0.0, 2, 1.0) for name in turns.rounds}
     turns.peaks = {"float32": [1e9], "bfloat16": [1e9]}
     figures = describe(turns, arguments())
     assert figures["ratios"]["this_job_bf16_packed / plain_bf16"]["by_round"] == [4.0, 4.0]
     assert figures["ratios"]["this_job_bf16_packed / trainer_bf16_grouped"]["median"] == 1.5
+    assert figures["ratios_by_cpu_seconds"]["this_job_bf16_packed / plain_bf16"]["by_round"] == [1.0, 1.0]
     assert figures["strongest_baseline_bf16"] == "trainer_bf16_grouped"
     assert figures["failed"] == turns.failed
     assert figures["trainer_bf16_grouped"]["warm_up_seconds_beyond_its_steps"] == pytest.approx(9 - 2 * 2 / 3)
