@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--small", action="store_true", help="a tiny model: a trial of the benchmark, not a figure")
+    parser.add_argument("--model", default="distilbert", help="one that benchmarks/throughput.py takes")
     parser.add_argument("--output", type=Path, help="text file for the tables")
     parser.add_argument("--trace", type=Path, help="JSON file for chrome://tracing")
     arguments = parser.parse_args()
@@ -64,7 +65,7 @@ def profile(folder: Path, arguments: argparse.Namespace) -> str:
     from benchmarks.throughput import circumstances, this_job, write_inputs
     from benchmarks.turns import synchronize
 
-    write_inputs(folder, small=arguments.small)
+    write_inputs(folder, small=arguments.small, model=arguments.model)
     step = this_job(folder, arguments.batch_size, "bf16", "packed")
     on_gpu = torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"

@@ -5,13 +5,13 @@
 The plain loop is written after the transformers example without a Trainer: stock model, DataCollatorWithPadding,
 DataLoader, accelerate; batches padded to their longest sentence, or to 128 tokens. The strongest that a user could pick
 instead is transformers' Trainer, with batches grouped by length, compiled or not: benchmarks/trainer_baseline.py has
-both. This job is `train_step` of train_sst2.py with `--batching packed`. All train DistilBERT-base with random weights
-on sentences of SST-2's lengths (benchmarks/data/sst2_lengths.json) and take turns: each is a process of its own that
-rests while another one works.
+both. This job is `train_step` of train_sst2.py with `--batching packed`. All train DistilBERT-base with random weights,
+or `--model`, on sentences of SST-2's lengths (benchmarks/data/sst2_lengths.json) and take turns: each is a process of
+its own that rests while another one works.
 
-Speeds are compared by real tokens, since batches grouped by length differ in their tokens. They go through each 50
-batches from long to short sentences: `--steps` of a multiple of 50 gives every round the same share of both. Compiling,
-and capturing CUDA graphs, is over when the steps of `--warm_up` are, whose seconds are reported apart.
+Speeds are compared by real tokens, since batches grouped by length differ in their tokens. `--steps` of a multiple of
+5 gives every round the same share of long and short ones. Compiling, and capturing CUDA graphs, is over when the steps
+of `--warm_up` are, whose seconds are reported apart.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from benchmarks.trainer_baseline import Sampling, plain, trainer
 from benchmarks.turns import Maker, Step, Turns, add_arguments, measure
 
 LENGTHS = Path(__file__).parent / "data" / "sst2_lengths.json"
+MODELS = ("distilbert", "bert", "modernbert")
 SENTENCES, EPOCHS = 67_349, 3  # of SST-2, and of the usual recipe
 
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, rounds=5, steps=10)
     parser.add_argument("--only", nargs="+", choices=sorted(VARIANTS), help="some of the ways to train")
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], help="of base size; default: %(default)s")
     parser.add_argument("--output", type=Path, help="JSON file for the figures, written after each round")
     arguments = parser.parse_args()
 
@@ -51,7 +53,7 @@ def main() -> None:
             arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # killed processes may still close files
-        write_inputs(Path(folder), small=arguments.small)
+        write_inputs(Path(folder), small=arguments.small, model=arguments.model)
         makers = {name: VARIANTS[name] for name in arguments.only or DEFAULTS}
         for name in [name for name in makers if arguments.small and "compiled" in name]:
             make: Any = VARIANTS[name]
@@ -62,22 +64,25 @@ def main() -> None:
         sys.exit(f"failed: {', '.join(turns.failed)}")
 
 
-def write_inputs(folder: Path, small: bool = False, validation_sentences: int | None = 64) -> None:
-    """DistilBERT-base with random weights, and sentences of SST-2's lengths, as files that all read.
+def write_inputs(
+    folder: Path, small: bool = False, validation_sentences: int | None = 64, model: str = MODELS[0]
+) -> None:
+    """A model of base size with random weights, and sentences of SST-2's lengths, as files that all read.
 
     Args:
         folder: gets `model`, `train.tsv` and `validation.tsv`.
         small: a tiny model and few sentences, to try a benchmark.
         validation_sentences: None for all.
+        model: one of `MODELS`.
     """
     import torch
-    from transformers import DistilBertModel
+    from transformers import AutoModel
 
     from sst2.data.sample import sample_sentences, sample_tokenizer
 
     torch.manual_seed(0)
     tokenizer = sample_tokenizer()
-    DistilBertModel(model_config(small)).save_pretrained(folder / "model")
+    AutoModel.from_config(model_config(model, small)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     words = sorted({word for sentence in sample_sentences("train")[0] for word in sentence.split() if word.isalpha()})
     words = [word for word in words if len(tokenizer.tokenize(word)) == 1]
@@ -93,11 +98,14 @@ def write_inputs(folder: Path, small: bool = False, validation_sentences: int | 
         (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(lines), encoding="utf-8")
 
 
-def model_config(small: bool) -> Any:
-    """Of DistilBERT-base, or of something tiny with the same vocabulary."""
-    from transformers import DistilBertConfig
+def model_config(model: str, small: bool) -> Any:
+    """The defaults of its config, which are those of its base size; or something tiny with the same vocabulary."""
+    from transformers import AutoConfig
 
-    return DistilBertConfig(dim=64, hidden_dim=128, n_layers=2, n_heads=2) if small else DistilBertConfig()
+    from sst2.models.architecture import tiny
+
+    config = AutoConfig.for_model(model)
+    return tiny(config) if small else config
 
 
 def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> Step:
@@ -135,11 +143,14 @@ def variants(precision: str, name: str) -> dict[str, Maker]:
         ways[f"trainer_{name}_{word}"] = way
         ways[f"trainer_{name}_{word}_compiled"] = partial(way, compiled="default")
         ways[f"trainer_{name}_{word}_compiled_graphs"] = partial(way, compiled="reduce-overhead")
-    return ways
+    # in 16 bits and without dropout, the backward pass of torch's fused attention, the default, is slow on a CPU
+    eager = partial(trainer, precision=precision, sampling="group_by_length", attention="eager")
+    return ways | {f"trainer_{name}_grouped_eager": eager}
 
 
 VARIANTS: dict[str, Maker] = variants("no", "fp32") | variants("bf16", "bf16")
-DEFAULTS = [name for name in VARIANTS if not name.endswith("graphs")]  # which need a GPU, and room for many graphs
+# without those that need a GPU, and room for many graphs, or are for a CPU
+DEFAULTS = [name for name in VARIANTS if not name.endswith(("graphs", "eager"))]
 
 
 def circumstances() -> dict[str, Any]:
@@ -163,13 +174,15 @@ def circumstances() -> dict[str, Any]:
 
 def describe(turns: Turns, arguments: argparse.Namespace) -> dict[str, Any]:
     """Medians over the rounds; ratios are of each round, so that a noisy moment strikes both sides."""
+    from sst2.models.architecture import display_name
     from sst2.training.flops import flop_per_token
 
-    per_token = flop_per_token(model_config(arguments.small))
+    config = model_config(arguments.model, arguments.small)
+    per_token = flop_per_token(config)
     histogram = json.loads(LENGTHS.read_text(encoding="utf-8"))["train"]
     all_tokens = EPOCHS * sum(int(length) * count for length, count in histogram.items())
     peaks = {dtype: statistics.median(rates) for dtype, rates in turns.peaks.items() if rates}
-    model = "a tiny model, for a trial alone" if arguments.small else "DistilBERT-base with random weights"
+    model = "a tiny model, for a trial alone" if arguments.small else f"{display_name(config)}-base with random weights"
     figures: dict[str, Any] = {
         "what": f"training throughput, {model}, sentences of SST-2's lengths",
         **circumstances(),
@@ -196,7 +209,10 @@ def describe(turns: Turns, arguments: argparse.Namespace) -> dict[str, Any]:
             "graphs_compiled_before_and_in_the_rounds": [warm_up.compiled, rounds[-1].compiled - warm_up.compiled],
             "peak_memory_mib": rounds[-1].memory_mib,
             "tokens_per_second_by_round": by_round,
+            "tokens_per_cpu_second_by_round": [each.tokens / each.cpu_seconds for each in rounds],
         }
+    work = {name: figures[name]["tokens_per_cpu_second_by_round"] for name in speeds}
+    figures["ratios_by_cpu_seconds"] = ratios(work)["ratios"]
     return figures | ratios(speeds) | ({"failed": turns.failed} if turns.failed else {})
 
 

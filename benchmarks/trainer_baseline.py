@@ -24,12 +24,14 @@ def tokenized(folder: Path, **options: Any) -> Any:
     return Dataset.from_dict({**encoded, "labels": [*map(int, labels)]}), tokenizer
 
 
-def classifier(folder: Path) -> Any:
-    """The stock model, in float32."""
+def classifier(folder: Path, attention: str | None = None) -> Any:
+    """The stock model, in float32, with the attention that transformers chooses, or another of its own."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=2, dtype=torch.float32)
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder / "model", num_labels=2, dtype=torch.float32, attn_implementation=attention
+    )
 
 
 def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
@@ -74,6 +76,13 @@ def plain(folder: Path, batch_size: int, precision: str, padding: str) -> Step:
     return step
 
 
+def mixed(indices: list[int], batch_size: int) -> list[int]:
+    """The same batches in another order: of each 50 from long to short, any five in a row have one of every ten."""
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    order = (start + number % 5 * 10 + number // 5 for start in range(0, len(batches), 50) for number in range(50))
+    return [index for place in order for index in (batches[place] if place < len(batches) else [])]
+
+
 def trainer(
     folder: Path,
     batch_size: int,
@@ -81,12 +90,13 @@ def trainer(
     sampling: Sampling,
     compiled: Literal["default", "reduce-overhead"] | None = None,
     backend: str = "inductor",
+    attention: str | None = None,
 ) -> Loop:
     """The Trainer of transformers, with all that makes it faster and leaves what is computed as it is.
 
     That is its default fused AdamW, no look at the loss in each step, and on a GPU pinned batches that other processes
-    prepare. `group_by_length` goes through each 50 batches from long to short sentences: only rounds of a multiple of
-    50 steps compare. `batch_rebalance` splits a step evenly over ranks and micro-batches, of which there is one here.
+    prepare. `group_by_length` makes 50 batches at a time, from long to short sentences, which here come in the order of
+    `mixed`. `batch_rebalance` splits a step evenly over ranks and micro-batches, of which there is one here.
 
     Args:
         folder: of `write_inputs`.
@@ -96,6 +106,7 @@ def trainer(
         compiled: the argument `torch_compile_mode`; None for no compilation. With `reduce-overhead`, which captures a
             CUDA graph for each shape, batches are padded to a multiple of 8 tokens: some nine shapes.
         backend: the argument `torch_compile_backend`; one that is no compiler is soon done, and gains nothing.
+        attention: the model's `attn_implementation`; None for the default.
     """
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
@@ -131,6 +142,10 @@ def trainer(
     counts: list[tuple[Count, Count]] = []
 
     class CountingTrainer(Trainer):
+        def _get_train_sampler(self, *words: Any) -> Any:
+            sampler = super()._get_train_sampler(*words)
+            return mixed(list(sampler or ()), batch_size) if sampling == "group_by_length" else sampler
+
         def training_step(self, model: Any, inputs: Any, *more: Any, **options: Any) -> Any:
             counts.append((len(inputs["labels"]), inputs["attention_mask"].sum()))
             return super().training_step(model, inputs, *more, **options)
@@ -145,7 +160,7 @@ def trainer(
     def run(after_step: Callable[[Count, Count], None]) -> None:
         multiple = 8 if compiled == "reduce-overhead" else None
         CountingTrainer(
-            model=classifier(folder),
+            model=classifier(folder, attention),
             args=arguments,
             train_dataset=data,
             data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple),

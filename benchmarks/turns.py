@@ -35,13 +35,18 @@ Maker = Callable[[Path, int], Step | Loop]  # of inputs and batch size
 
 
 class Round(NamedTuple):
-    """What one way to train has done in its turn; memory is the peak so far, of the device or of the process."""
+    """What one way to train has done in its turn; memory is the peak so far, of the device or of the process.
+
+    CPU seconds are those of all its threads. Other programs that want the same cores add to them little, where they may
+    double the other seconds.
+    """
 
     seconds: float
     sentences: int
     tokens: int
     memory_mib: float
     compiled: int  # graphs of torch.compile, so far
+    cpu_seconds: float
 
 
 @dataclass
@@ -72,7 +77,7 @@ class Worker:
     def __init__(self, connection: Connection, warm_up: int) -> None:
         self._connection = connection
         self._left, self._counts = warm_up, list[tuple[Count, Count]]()
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def count(self, sentences: Count, tokens: Count) -> None:
         """A step is done. At the end of a turn, this returns when the next one begins."""
@@ -81,14 +86,14 @@ class Worker:
         if self._left:
             return
         synchronize()
-        seconds = time.perf_counter() - self._started
+        seconds, cpu_seconds = time.perf_counter() - self._started, time.process_time() - self._cpu_started
         sentences, tokens = (sum(map(int, counts)) for counts in zip(*self._counts, strict=True))
-        self._connection.send(Round(seconds, sentences, tokens, _peak_memory_mib(), _compiled_graphs()))
+        self._connection.send(Round(seconds, sentences, tokens, _peak_memory_mib(), _compiled_graphs(), cpu_seconds))
         self._left, self._counts = self._connection.recv(), []
         if not self._left:
             os._exit(0)
         synchronize()
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
 
 def work(connection: Connection, make: Maker, folder: Path, batch_size: int, warm_up: int) -> None:

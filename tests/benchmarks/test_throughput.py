@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from benchmarks.profile_steps import STEPS, by_class, kernel_class
-from benchmarks.throughput import DEFAULTS, VARIANTS, describe
+from benchmarks.throughput import DEFAULTS, MODELS, VARIANTS, describe, model_config
+from benchmarks.trainer_baseline import mixed
 from benchmarks.turns import Loop, Maker, Round, Step, Turns, add_arguments, measure
 from benchmarks.whole_job import by_latest
+from sst2.models.architecture import skeleton
 
 
 def stepwise(folder: Path, batch_size: int) -> Step:
@@ -42,6 +44,7 @@ def never(folder: Path, batch_size: int) -> Step:
 def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser, rounds=2, steps=3)
+    parser.add_argument("--model", default="modernbert")
     return parser.parse_args([*words, "--small", "--warm_up", "2"])
 
 
@@ -72,7 +75,7 @@ def test_ways_take_turns_and_those_that_fail_are_left_out(tmp_path: Path) -> Non
 
 def test_ratios_are_of_real_tokens_and_the_strongest_baseline_is_named() -> None:
     def rounds(*seconds: float) -> list[Round]:
-        return [Round(each, 100, 1000, 1.0, 0) for each in seconds]
+        return [Round(each, 100, 1000, 1.0, 0, cpu_seconds=1.0) for each in seconds]
 
     turns = Turns(
         {
@@ -83,11 +86,12 @@ def test_ratios_are_of_real_tokens_and_the_strongest_baseline_is_named() -> None
         },
         failed={"trainer_bf16_grouped_compiled": "exit code 1"},
     )
-    turns.warm_up = {name: Round(9.0, 0, 0, 0.0, 2) for name in turns.rounds}
+    turns.warm_up = {name: Round(9.0, 0, 0, 0.0, 2, 1.0) for name in turns.rounds}
     turns.peaks = {"float32": [1e9], "bfloat16": [1e9]}
     figures = describe(turns, arguments())
     assert figures["ratios"]["this_job_bf16_packed / plain_bf16"]["by_round"] == [4.0, 4.0]
     assert figures["ratios"]["this_job_bf16_packed / trainer_bf16_grouped"]["median"] == 1.5
+    assert figures["ratios_by_cpu_seconds"]["this_job_bf16_packed / plain_bf16"]["by_round"] == [1.0, 1.0]
     assert figures["strongest_baseline_bf16"] == "trainer_bf16_grouped"
     assert figures["failed"] == turns.failed
     assert figures["trainer_bf16_grouped"]["warm_up_seconds_beyond_its_steps"] == pytest.approx(9 - 2 * 2 / 3)
@@ -98,6 +102,25 @@ def test_trainer_is_there_grouped_and_rebalanced_compiled_and_not() -> None:
         for precision in ("fp32", "bf16"):
             names = {f"trainer_{precision}_{sampling}", f"trainer_{precision}_{sampling}_compiled"}
             assert names <= set(DEFAULTS) <= set(VARIANTS)
+
+
+def test_batches_grouped_by_length_come_mixed_and_stay_as_they_are() -> None:
+    indices = [*range(4 * 120 - 1)]  # from long to short in each 50 batches of four
+    order = mixed(indices, 4)
+    assert sorted(order) == indices
+    starts = order[: 4 * 50 : 4]
+    assert sorted(starts) == [*range(0, 4 * 50, 4)]
+    assert [order[place : place + 4] for place in range(0, 4 * 50, 4)] == [[*range(one, one + 4)] for one in starts]
+    for first in range(46):
+        assert sorted(start // 40 for start in starts[first : first + 5]) == [0, 1, 2, 3, 4]  # one of every ten batches
+
+
+@pytest.mark.parametrize(("model", "millions"), [*zip(MODELS, (67, 109, 150), strict=True)])
+def test_models_are_of_base_size_and_tiny_ones_of_the_same_kind(model: str, millions: int) -> None:
+    base, small = model_config(model, small=False), model_config(model, small=True)
+    assert round(sum(weight.numel() for weight in skeleton(base).parameters()) / 1e6) == millions
+    assert (type(small), small.vocab_size) == (type(base), base.vocab_size)
+    assert small.hidden_size < base.hidden_size
 
 
 def test_a_moment_counts_for_the_part_that_began_last() -> None:
