@@ -17,7 +17,15 @@ from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.trial import pack_classifier
 from sst2.training.flops import flop_per_token
 from sst2.training.setup import checkpoint_gradients
-from tests.support.architectures import PACKED, PADDED, classifier_of, config_of, write_encoder
+from tests.support.architectures import (
+    COUNTED_FROM_PADDING,
+    PACKED,
+    PADDED,
+    WHOLE_LAST_LAYER,
+    classifier_of,
+    config_of,
+    write_encoder,
+)
 
 CLASSES = 5
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in PACKED} | {
@@ -78,10 +86,29 @@ def test_packed_logits_and_gradients_are_the_padded_ones(variant: str, lengths: 
 @pytest.mark.parametrize("name", PACKED)
 def test_the_last_layer_is_computed_for_first_tokens_alone_where_its_block_is_known(name: str) -> None:
     ours = pack_classifier(classifier_of(name))
-    assert ours.first_tokens_only == (name not in ("albert", "modernbert", "eurobert"))
+    assert ours.first_tokens_only == (name not in WHOLE_LAST_LAYER)
 
 
-@pytest.mark.parametrize("name", ["albert", "modernbert", "eurobert"])
+@pytest.mark.parametrize("name", [name for name in PACKED if name not in WHOLE_LAST_LAYER])
+def test_each_dropout_of_a_block_of_first_tokens_is_drawn(name: str) -> None:
+    """The trial has none."""
+    model = pack_classifier(classifier_of(name)).train()
+    split, pad = split_of([13, 3, 40], model.config.vocab_size), model.config.pad_token_id
+    batch = collate(split, np.arange(3), pad, "packed")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    own = [module for module in encoder_blocks(model)[-1].modules() if isinstance(module, torch.nn.Dropout)]
+    assert len(own) >= 2
+    for probability in (0.0, 0.5):
+        for dropout in own:
+            dropout.p = probability
+            first, second = (model(**batch.inputs).logits for _ in range(2))
+            assert torch.equal(first, second) == (probability == 0)
+            dropout.p = 0.0
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE_LAST_LAYER))
 def test_attention_has_dropout_where_all_layers_are_whole(name: str) -> None:
     places = dropouts(config_of(name))
     for probability in (0.0, 0.5):
@@ -152,14 +179,14 @@ def test_the_checkpoint_of_a_language_model_gets_a_head_and_keeps_its_encoder(na
     assert {getattr(model.config, place) for place in dropouts(model.config)} == {0.3}
 
 
-@pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "camembert", "mpnet"])
+@pytest.mark.parametrize("name", COUNTED_FROM_PADDING)
 def test_positions_are_counted_from_the_padding(name: str) -> None:
     model = classifier_of(name)
     assert first_position(model) == model.config.pad_token_id + 1
     assert max_positions(model.config) == 514 - model.config.pad_token_id - 1
 
 
-@pytest.mark.parametrize("name", ["roberta", "xlm-roberta"])
+@pytest.mark.parametrize("name", [name for name in COUNTED_FROM_PADDING if name in PACKED])
 def test_a_text_that_names_the_padding_has_the_stock_positions(name: str) -> None:
     stock = classifier_of(name)
     ours, pad = pack_classifier(copy.deepcopy(stock)), stock.config.pad_token_id

@@ -64,18 +64,19 @@ def test_a_model_whose_packed_logits_are_others_is_padded(monkeypatch: pytest.Mo
 
 def test_a_window_that_packed_sentences_do_not_have_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_attention(monkeypatch, keywords={"sliding_window": None})
-    assert not findings_of(config_of("modernbert")).can_pack
+    assert findings_of(config_of("modernbert")).why_padded.startswith("packed logits differ from padded ones by ")
 
 
 def test_packed_gradients_that_are_others_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_attention(monkeypatch, query=torch.Tensor.detach)  # whose logits are right
-    assert not findings_of(config_of("modernbert")).can_pack
+    why = findings_of(config_of("modernbert")).why_padded
+    assert why.startswith("the packed gradient of model.")
 
 
 def test_rules_for_special_tokens_are_found() -> None:
     """ESM scales its embeddings by how many <mask> a sentence has."""
     values = SHAPE | {"vocab_size": 300, "mask_token_id": 4, "pad_token_id": 1, "position_embedding_type": "rotary"}
-    assert not findings_of(AutoConfig.for_model("esm", **values, token_dropout=True)).can_pack
+    assert findings_of(AutoConfig.for_model("esm", **values, token_dropout=True)).why_padded
     assert dropouts(AutoConfig.for_model("esm", **values)) == [
         "attention_probs_dropout_prob",
         "hidden_dropout_prob",

@@ -46,6 +46,8 @@ PADDED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mpnet": ("byte-level BPE", ROBERTA_LIKE),
 }
+WHOLE_LAST_LAYER = {"albert", "modernbert", "eurobert"}  # whose last block is of no known kind
+COUNTED_FROM_PADDING = [name for name, (_, values) in (PACKED | PADDED).items() if values == ROBERTA_LIKE]
 NO_DROPOUT = {
     "dropout": 0.0,
     "attention_dropout": 0.0,

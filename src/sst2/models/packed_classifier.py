@@ -43,12 +43,14 @@ class PackedClassifier(PreTrainedModel):
         drawn: names of the weights that come from torch's random state, not from a checkpoint.
         idle: names of the weights that no logit depends on, which get no gradient.
         can_pack: whether it takes packed batches.
+        why_padded: why not, for a person.
         first_tokens_only: whether its last layer is computed for the first token of each sentence alone.
     """
 
     drawn: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
     can_pack: bool = False
+    why_padded: str = ""
     first_tokens_only: bool = False
     _first_position: int = 0
     _pooling: str = FIRST_TOKEN[0]

@@ -6,7 +6,6 @@ with random weights tells as well as a trained one.
 """
 
 import copy
-import logging
 import re
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from sst2.data.packing import Pack
 from sst2.models.architecture import (
     classifier_class,
     content_of,
-    display_name,
     dropouts,
     plain_config,
     require_classifier,
@@ -26,9 +24,7 @@ from sst2.models.architecture import (
     tiny,
 )
 from sst2.models.packed_classifier import PackedClassifier, as_packed, as_padded_only, pools_first_token
-from sst2.utils.errors import UserError
-
-logger = logging.getLogger(__name__)
+from sst2.utils.errors import UserError, shortened
 
 LENGTHS = (9, 3, 1)  # tokens of the sentences that a model is tried with
 TOLERANCE = 1e-4  # of the size of padded logits and gradients: what float32 leaves is a hundredth of it
@@ -44,14 +40,14 @@ class Findings:
     Attributes:
         is_causal: whether the first token sees none after it.
         sees_padding: whether a sentence's logits depend on the padding beside it.
-        can_pack: whether packed sentences have the logits and gradients of padded ones.
+        why_padded: why packed sentences cannot have the logits and gradients of padded ones; empty where they have.
         first_tokens_only: whether they have them also with the last layer computed for first tokens alone.
         idle: patterns of the names of weights that no logit depends on.
     """
 
     is_causal: bool
     sees_padding: bool
-    can_pack: bool
+    why_padded: str
     first_tokens_only: bool
     idle: frozenset[str]
 
@@ -83,7 +79,8 @@ def pack_classifier(model: PreTrainedModel) -> PackedClassifier:
     It is changed in place; torch's random state stays what it is.
     """
     found = findings_of(model.config)
-    packed = as_packed(model, found.first_tokens_only) if found.can_pack else as_padded_only(model)
+    packed = as_padded_only(model) if found.why_padded else as_packed(model, found.first_tokens_only)
+    packed.why_padded = found.why_padded
     packed.idle = frozenset(name for name, _ in model.named_parameters() if _pattern(name) in found.idle)
     return packed
 
@@ -112,13 +109,15 @@ def _try_out(config: PreTrainedConfig) -> Findings:
     ids, is_token = _sentences(config)
     gradients = _gradients(model, logits := model(input_ids=ids, attention_mask=is_token.long()).logits)
     sees_padding = not _are_close(_logits_alone(model, ids, is_token), logits.detach())
-    ways = (as_packed(copy.deepcopy(model), first_only) for first_only in (pools_first_token(config), False))
-    works = next((way for way in ways if _gives(way, ids, is_token, logits.detach(), gradients)), None)
+    for first_only in (pools_first_token(config), False):
+        packed = as_packed(copy.deepcopy(model), first_only)
+        if not (why_padded := _difference(packed, ids, is_token, logits.detach(), gradients)):
+            break
     return Findings(
         is_causal=_is_causal(model, ids[:1, : LENGTHS[0]]),
         sees_padding=sees_padding,
-        can_pack=works is not None,
-        first_tokens_only=works is not None and works.first_tokens_only,
+        why_padded=why_padded,
+        first_tokens_only=not why_padded and packed.first_tokens_only,
         idle=frozenset(_pattern(name) for name, _ in model.named_parameters()) - {_pattern(name) for name in gradients},
     )
 
@@ -169,29 +168,31 @@ def _is_causal(model: PreTrainedModel, sentence: torch.Tensor) -> bool:
     return torch.allclose(first, second, rtol=0, atol=TOLERANCE * float(first.abs().max()))
 
 
-def _gives(
+def _difference(
     model: PackedClassifier,
     ids: torch.Tensor,
     is_token: torch.Tensor,
     logits: torch.Tensor,
     gradients: dict[str, torch.Tensor],
-) -> bool:
-    """Whether a packed batch of the sentences has these logits and gradients."""
+) -> str:
+    """What a packed batch of the sentences has that differs from these logits and gradients; nothing if none does."""
     positions = torch.arange(ids.shape[1]).expand_as(ids)
     try:
         pack = Pack.of(is_token.sum(1).numpy())
         found = model(ids[is_token], position_ids=positions[is_token], pack=pack).logits
-        if found.shape != logits.shape or not _are_close(found, logits):
-            logger.debug("%s: packed sentences have other logits than padded ones", display_name(model.config))
-            return False
+        if found.shape != logits.shape:
+            return f"a packed batch has logits of shape {tuple(found.shape)} instead of {tuple(logits.shape)}"
+        if not _are_close(found, logits):
+            return f"packed logits differ from padded ones by {float((found.detach() - logits).abs().max()):.2g}"
         found_gradients = _gradients(model, found)
     except Exception as error:  # whatever a model says that is called as none of its kind is
-        logger.debug("%s cannot be packed: %s", display_name(model.config), error)
-        return False
+        return shortened(" ".join(f"{type(error).__name__}: {error}".split()))
     floor = NO_GRADIENT * max(float(gradient.abs().max()) for gradient in gradients.values())
-    return found_gradients.keys() == gradients.keys() and all(
-        _are_close(found_gradients[name], gradient, floor) for name, gradient in gradients.items()
-    )
+    for name in sorted(found_gradients.keys() | gradients.keys()):
+        pair = found_gradients.get(name), gradients.get(name)
+        if pair[0] is None or pair[1] is None or not _are_close(pair[0], pair[1], floor):
+            return f"the packed gradient of {name} differs from the padded one"
+    return ""
 
 
 def _gradients(model: nn.Module, logits: torch.Tensor) -> dict[str, torch.Tensor]:

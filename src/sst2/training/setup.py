@@ -83,10 +83,12 @@ def load_assets(
     require_agreement(accelerator, settings, base_model.fingerprint, splits)
     if settings.batching == "packed" and not model.can_pack:
         logger.warning(
-            "%s models cannot be packed, as a trial with a tiny one has shown: batches are padded",
-            display_name(model.config),
+            "%s models cannot be packed (in a trial, %s): batches are padded",
+            *(display_name(model.config), model.why_padded),
         )
         settings = replace(settings, batching="padded")
+    elif settings.batching == "packed" and not model.first_tokens_only:
+        logger.info("%s: the last layer is computed for all tokens of a sentence", display_name(model.config))
     return Assets(tokenizer, model, base_model, splits), settings
 
 
