@@ -48,14 +48,6 @@ PADDED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 WHOLE_LAST_LAYER = {"albert", "modernbert", "eurobert"}  # whose last block is of no known kind
 COUNTED_FROM_PADDING = [name for name, (_, values) in (PACKED | PADDED).items() if values == ROBERTA_LIKE]
-NO_DROPOUT = {
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-    "seq_classif_dropout": 0.0,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "classifier_dropout": 0.0,
-}
 
 
 @cache

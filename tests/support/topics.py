@@ -5,13 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
-TOPICS = {
-    "sport": "match goal team player coach score league cup race win",
-    "politics": "vote party law minister election senate debate treaty reform budget",
-    "science": "atom cell star theory energy planet virus lab data genome",
-    "business": "market bank price trade profit share loan tax firm merger",
-    "arts": "film song poem stage novel museum dance opera painter choir",
-}
+from benchmarks.class_weights import WORDS
+
 FILLERS = "the a of in with and about for new old big last next very quite some"
 TRAIN = {"sport": 200, "politics": 100, "science": 60, "business": 20, "arts": 4}  # fifty to one
 VALIDATION = {"sport": 40, "politics": 20, "science": 12, "business": 5, "arts": 3}
@@ -23,7 +18,7 @@ def sentences_of(counts: Mapping[str, int], seed: int) -> list[tuple[str, str]]:
     rows = []
     for topic, count in counts.items():
         for _ in range(count):
-            words = draw.choices(TOPICS[topic].split(), k=draw.randint(2, 3))
+            words = draw.choices(WORDS[topic].split(), k=draw.randint(2, 3))
             words += draw.choices(FILLERS.split(), k=draw.randint(2, 7))
             draw.shuffle(words)
             rows.append((" ".join(words), topic))
@@ -45,7 +40,7 @@ def write_csv(
 def topic_flags(folder: Path) -> list[object]:
     """Files of training, validation and unlabeled test sentences, written there, as flags of a run."""
     train, validation = sentences_of(TRAIN, 0), sentences_of(VALIDATION, 1)
-    test = sentences_of(dict.fromkeys(TOPICS, 4), 2)
+    test = sentences_of(dict.fromkeys(WORDS, 4), 2)
     flags: list[object] = ["--train_file", write_csv(folder / "train.csv", train)]
     flags += ["--validation_file", write_csv(folder / "dev.csv", validation)]
     return [*flags, "--test_file", write_csv(folder / "test.csv", test, labeled=False)]

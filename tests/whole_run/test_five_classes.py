@@ -13,15 +13,16 @@ import yaml
 from sklearn.metrics import f1_score
 from transformers import pipeline
 
+from benchmarks.class_weights import WORDS
 from sst2.cli.compare import main as compare
 from sst2.inference.onnx_export.command import main as export
 from sst2.inference.predict.command import main as predict
 from tests.support.jobs import results
 from tests.support.ranks import run_to_the_end
 from tests.support.running import Finished
-from tests.support.topics import TOPICS, topic_flags, write_csv
+from tests.support.topics import topic_flags, write_csv
 
-NAMES = sorted(TOPICS)
+NAMES = sorted(WORDS)
 COLUMNS = ["split", "row", "sentence", "label", "prediction", *(f"probability_{name}" for name in NAMES)]
 RECIPE = "--learning_rate 3e-3 --num_train_epochs 6 --eval_steps 12 --logging_steps 6 --log_sample_ids".split()
 WEIGHTED = "--class_weights balanced --label_smoothing 0.05 --metric_for_best_model f1_macro".split()

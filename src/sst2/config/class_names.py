@@ -58,3 +58,33 @@ def canonical(name: str) -> str:
         name = "".join(char for char in unicodedata.normalize("NFC", name) if unicodedata.category(char) != "Cf")
     name = name.strip().upper()
     return _LONG.get(name, name)
+
+
+def require_names(names: Sequence[str]) -> None:
+    """Raises ValueError: these cannot be the `--label_names` of a run."""
+    known, given = [canonical(name) for name in names], " ".join(names)
+    if len(known) < 2 or len(set(known)) < len(known) or not all(known):
+        raise ValueError(f"--label_names {given} cannot work: give two different names, or more")
+    if len(known) > MAX_CLASSES:
+        raise ValueError(f"--label_names has {len(known)} names: give {MAX_CLASSES} at most")
+    if len(known) == 2 and (known[0] == "POSITIVE" or known[1] == "NEGATIVE"):
+        raise ValueError(f"--label_names {given} cannot work: name the negative class first")
+
+
+def require_weights(words: Sequence[str], names: Sequence[str]) -> None:
+    """Raises ValueError: these cannot be the `--class_weights` of classes with these names (none: not known yet)."""
+    if list(words) in (["none"], ["balanced"]):
+        return
+    given = " ".join(words)
+    try:
+        are_weights = all(1e-6 <= float(word) <= 1e6 for word in words)
+    except ValueError:
+        are_weights = False
+    if not are_weights:
+        way_out = "give none, balanced, or a number from 0.000001 to 1000000 for each class"
+        raise ValueError(f"--class_weights {given} cannot work: {way_out}")
+    if names and len(names) != len(words):
+        order = ", ".join(names)
+        raise ValueError(
+            f"--class_weights {given} cannot work: give {len(names)} numbers, one for each class in the order {order}"
+        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from sst2.config.class_names import MAX_CLASSES, canonical
+from sst2.config.class_names import require_names, require_weights
 from sst2.utils.text_files import problem_of
 
 TRACKERS = {"aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"}
@@ -127,7 +127,7 @@ class TrainingArguments:
         "auto", "auto launches steps whole on one GPU in bf16, packed, in one forward pass; one of %(choices)s", "NAME"
     )
     gradient_checkpointing: bool = flag(
-        False, "compute activations again in the backward pass: less memory, a third slower, no CUDA graphs"
+        False, "compute activations again in the backward pass: less memory, one more forward pass, no CUDA graphs"
     )
     seed: int = flag(42, "of the order of sentences, the new head and dropout", "N")
 
@@ -230,7 +230,7 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
         _check_ranges(self)
         _check_combinations(self)
         _check_columns(self)
-        _check_class_weights(self)
+        require_weights(self.class_weights, self.label_names)
         _check_files(self)
 
     @property
@@ -269,33 +269,9 @@ def _check_columns(s: Settings) -> None:
     if not s.label_names:
         return
     s.label_names = [name.strip() for name in s.label_names]
-    known, given = [canonical(name) for name in s.label_names], " ".join(s.label_names)
-    if len(known) < 2 or len(set(known)) < len(known) or not all(known):
-        raise ValueError(f"--label_names {given} cannot work: give two different names, or more")
-    if len(known) > MAX_CLASSES:
-        raise ValueError(f"--label_names has {len(known)} names: give {MAX_CLASSES} at most")
-    if len(known) == 2 and (known[0] == "POSITIVE" or known[1] == "NEGATIVE"):
-        raise ValueError(f"--label_names {given} cannot work: name the negative class first")
+    require_names(s.label_names)
     if s.smoke and tuple(s.label_names) != LABEL_NAMES:
         raise ValueError("--smoke trains on the embedded sample: drop --label_names, or drop --smoke")
-
-
-def _check_class_weights(s: Settings) -> None:
-    if s.class_weights in (["none"], ["balanced"]):
-        return
-    given, names = " ".join(s.class_weights), s.label_names
-    try:
-        are_weights = all(1e-6 <= float(word) <= 1e6 for word in s.class_weights)
-    except ValueError:
-        are_weights = False
-    if not are_weights:
-        way_out = "give none, balanced, or a number from 0.000001 to 1000000 for each class"
-        raise ValueError(f"--class_weights {given} cannot work: {way_out}")
-    if names and len(names) != len(s.class_weights):
-        order = ", ".join(names)
-        raise ValueError(
-            f"--class_weights {given} cannot work: give {len(names)} numbers, one for each class in the order {order}"
-        )
 
 
 def _require(condition: bool, name: str, value: object, way_out: str) -> None:
