@@ -152,9 +152,11 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
     micro_batches = micro_batches_of(
         train, shards, rank, trainer.settings, trainer.tokenizer.pad_token_id, trainer.strategy.device
     )
-    step_function = partial(forward_backward_step, trainer, trainer.loss.divisor_of(train.labels[indices]))
-    # Eagerly, or replayed as a CUDA graph, which is captured of whole batches alone.
-    loss_sum, grad_norm, padded_tokens = trainer.step_runner.run(micro_batches, step_function)
+    forward_backward = partial(forward_backward_step, trainer, trainer.loss.divisor_of(train.labels[indices]))
+    # Eagerly, or replayed as CUDA graphs; the ranks share their gradients between the two, or with the last backward.
+    loss_sum, grad_norm, padded_tokens = trainer.step_runner.run(
+        micro_batches, forward_backward, partial(optimizer_step, trainer)
+    )
 
     metrics = {"learning_rate": trainer.schedule.get_last_lr()[0], "grad_norm": grad_norm}
     trainer.schedule.step()
@@ -164,16 +166,14 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
     return metrics
 
 
-def forward_backward_step(
-    trainer: Trainer, divisor: torch.Tensor, micro_batches: MicroBatches
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of a step, micro-batch by micro-batch, and AdamW's step on it, if it is finite.
+def forward_backward_step(trainer: Trainer, divisor: torch.Tensor, micro_batches: MicroBatches) -> torch.Tensor:
+    """The gradient of a step, micro-batch by micro-batch.
 
     All ranks run the same number of micro-batches: one that is short of sentences runs a filler with loss weight 0. The
     `divisor`, () float32, makes the losses of all ranks a mean: the number of the step's sentences, or their weights.
 
     Returns:
-        The sum of this rank's losses, and the gradient norm of all ranks; (), float32, each.
+        The sum of this rank's losses, () float32.
     """
     strategy, loss_sum = trainer.strategy, torch.zeros((), device=trainer.strategy.device)
     strategy.model.train()
@@ -188,8 +188,13 @@ def forward_backward_step(
             # Gradients are averaged over ranks: times the world size, they are the mean over the step's sentences.
             strategy.backward(loss * trainer.accelerator.num_processes / divisor)
         loss_sum += loss.detach()
+    return loss_sum
+
+
+def optimizer_step(trainer: Trainer) -> torch.Tensor:
+    """AdamW's step on the gradient, clipped, if it is finite. Returns the gradient norm of all ranks, () float32."""
     trainer.start_phase("optimizer")
-    return loss_sum, strategy.clip_and_step(trainer.settings.max_grad_norm)
+    return trainer.strategy.clip_and_step(trainer.settings.max_grad_norm)
 
 
 def log_training(trainer: Trainer, metrics: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ LABEL_NAMES = ("NEGATIVE", "POSITIVE")
 DATA_FILES = ("train_file", "validation_file", "test_file")
 Precision = Literal["no", "fp16", "bf16", "auto"]
 Batching = Literal["packed", "padded"]
-Graphs = Literal["auto", "no"]
+Graphs = Literal["auto", "yes", "no"]
 SelectionMetric = Literal["accuracy", "f1_macro", "loss"]
 
 
@@ -124,7 +124,10 @@ class TrainingArguments:
         None, "no, fp16, bf16, or auto for what the device does well; default: as the launcher says", "MODE"
     )
     cuda_graphs: Graphs = flag(
-        "auto", "auto launches steps whole on one GPU in bf16, packed, in one forward pass; one of %(choices)s", "NAME"
+        "auto",
+        "auto launches steps whole on one GPU in bf16, packed, in one forward pass; yes does so on several GPUs and with "
+        "accumulation too, which no GPU has tried yet (a CPU runs the same steps as functions); one of %(choices)s",
+        "NAME",
     )
     gradient_checkpointing: bool = flag(
         False, "compute activations again in the backward pass: less memory, one more forward pass, no CUDA graphs"

@@ -106,5 +106,6 @@ def checkpoint_gradients(model: PackedClassifier) -> None:
 def prepare_training(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Strategy, LRScheduler]:
     """Spread the model and its AdamW as the launcher has asked for, and make the schedule. All ranks call it."""
     optimizer = build_optimizer(model, settings)
-    strategy = prepare(accelerator, model, optimizer, compress=settings.gradient_compression == "bf16")
+    compress, flat = settings.gradient_compression == "bf16", settings.cuda_graphs == "yes"
+    strategy = prepare(accelerator, model, optimizer, compress, flat)
     return strategy, build_schedule(strategy.optimizer, settings)

@@ -27,10 +27,11 @@ from sst2.distributed.strategies.strategy import Strategy
 from sst2.distributed.watchdog import Watchdog
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
-from sst2.training.cuda_graphs import StepRunner, step_runner
+from sst2.training.choose_runner import choose_runner
 from sst2.training.flops import flop_per_token
 from sst2.training.loss import TrainingLoss
 from sst2.training.step_metrics import StepMetrics, peak_memory_mib, pop_averages
+from sst2.training.step_runner import StepRunner
 from sst2.utils.checksums import damage_of
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.utils.waiting import RunningTime
@@ -92,8 +93,11 @@ class Trainer:
     def __post_init__(self) -> None:
         self.step_metrics = StepMetrics(self.accelerator, self.strategy.waiting, self.state.skipped_in_a_row)
         self.loss = TrainingLoss(self.settings, self.splits["train"], self.strategy.device)
-        lengths = self.splits["train"].lengths()
-        self.step_runner = step_runner(self.strategy, self.settings, lengths, self.start_phase)
+        self.step_runner = choose_runner(
+            *(self.strategy, self.settings, self.plan, self.splits["train"].lengths(), self.start_phase),
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
         self.flop_per_token = flop_per_token(self.model_config)
 
     @property

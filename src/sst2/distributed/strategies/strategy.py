@@ -83,6 +83,9 @@ class Strategy:
         self._accelerator.backward(loss)
         self.waiting.end()
 
+    def reduce_gradients(self) -> None:
+        """Share the step's gradients, where backward passes have not done so already. All ranks call it."""
+
     def clip_and_step(self, max_norm: float) -> torch.Tensor:
         """Clip and take the step, unless its gradient is not finite. Gradients are gone afterwards.
 

@@ -1,0 +1,100 @@
+"""One flat buffer of gradients on every rank, and one collective on it after the backward pass.
+
+DistributedDataParallel shares gradients from hooks within the backward pass, which a CUDA graph cannot hold. Here a
+step has three parts: forward and backward passes, which end in the buffer; the collective; clipping and AdamW. The
+first and the last need no other rank, so that each of them can be a graph.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import distributed, nn
+
+from sst2.distributed.strategies.strategy import Strategy
+
+ALIGNMENT = 16  # numbers: each gradient begins at a multiple of 64 bytes, as kernels like it that read several at once
+
+
+class FlatStrategy(Strategy):
+    """The whole state on every rank, on one process as on many.
+
+    Args:
+        accelerator: knows the ranks.
+        model: the stock model in its precision, not wrapped for several processes.
+        optimizer: AdamW, as wrapped by accelerate.
+        compress: whether gradients are rounded to bf16 on their way between ranks.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: AcceleratedOptimizer,
+        compress: bool = False,
+    ) -> None:
+        super().__init__(accelerator, model, model, optimizer)
+        # A weight that no logit depends on has no gradient on any rank.
+        idle: frozenset[str] = getattr(model, "idle", frozenset())
+        self._trained = [weight for name, weight in model.named_parameters() if name not in idle]
+        places = [-(-weight.numel() // ALIGNMENT) * ALIGNMENT for weight in self._trained]
+        self._gradients = torch.zeros(sum(places), device=self.device)
+        self._views = [
+            part[: weight.numel()].view_as(weight)
+            for part, weight in zip(self._gradients.split(places), self._trained, strict=True)
+        ]
+        self._sent = self._gradients.to(torch.bfloat16) if compress else self._gradients
+        self._is_empty = True  # the buffer, as the backward pass finds it
+
+    def _watch_backward(self) -> None:
+        """Nothing: ranks wait for each other in `reduce_gradients` alone."""
+
+    @property
+    def fits_a_graph(self) -> bool:
+        """Whether passes, and the optimizer's step, can each be a CUDA graph: on any number of GPUs."""
+        return self.device.type == "cuda"
+
+    def empty_gradients(self, zeros: bool) -> None:
+        """Forget gradients. The next backward pass adds to zeros, or writes over what is there, which is less work."""
+        if zeros:
+            self._gradients.zero_()
+        self._is_empty = not zeros
+
+    def prepare_optimizer(self, optimizer_step: Callable[[], object]) -> None:
+        """Have AdamW make its state, if it has none: by a step that changes nothing, since it is not finite."""
+        self._gradients.fill_(math.nan)
+        optimizer_step()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add this rank's part of the gradient of `loss`, averaged over the ranks, to the buffer."""
+        self._accelerator.backward(loss / self._accelerator.num_processes)
+        gradients = [weight.grad for weight in self._trained]
+        if self._is_empty:
+            torch._foreach_copy_(self._views, gradients)
+        else:
+            torch._foreach_add_(self._views, gradients)
+        self._is_empty = False
+        for weight in self._trained:
+            weight.grad = None  # so that the next pass writes a new one instead of adding to it
+
+    def reduce_gradients(self) -> None:
+        """Add up the buffers of all ranks. All ranks call it."""
+        if self._accelerator.num_processes == 1:
+            return
+        self.waiting.begin()
+        if self._sent is not self._gradients:
+            self._sent.copy_(self._gradients)
+        distributed.all_reduce(self._sent)
+        if self._sent is not self._gradients:
+            self._gradients.copy_(self._sent)
+        self.waiting.end()
+
+    def clip_and_step(self, max_norm: float) -> torch.Tensor:
+        """Clip and take the step: see `Strategy.clip_and_step`."""
+        for weight, view in zip(self._trained, self._views, strict=True):
+            weight.grad = view
+        norm = super().clip_and_step(max_norm)
+        self._is_empty = True
+        return norm
