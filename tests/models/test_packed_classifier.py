@@ -11,7 +11,7 @@ from sst2.data.sample import sample_config
 from sst2.data.splits import Split
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.models.trial import pack_classifier
-from sst2.training.cuda_graphs import pad_to_bucket
+from sst2.training.buckets import Buckets
 
 VOCABULARY = 300
 
@@ -83,7 +83,7 @@ def test_logits_and_gradients_are_those_of_transformers_on_a_padded_batch(length
 def test_fillers_change_neither_logits_nor_gradients(lengths: list[int], multiple: int) -> None:
     _, ours = models()
     batch = collate(split_of(lengths), np.arange(len(lengths)), 0, "packed")
-    filled = pad_to_bucket(batch, multiple, longest=66)
+    filled = Buckets(len(lengths), multiple, longest=66).pad(batch)
     fillers = filled.inputs["pack"].lengths[len(lengths) :]
     assert (filled.size % multiple, len(fillers)) == (0, multiple // 64)
     assert 1 <= fillers.min() <= fillers.max() <= filled.inputs["pack"].max_seqlen == 66

@@ -1,18 +1,17 @@
 """Which steps are recorded, and what is left as it was. Recording needs a GPU: tests/gpu/test_cuda_graphs_on_gpu.py."""
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sst2.config.arguments import parse_arguments
 from sst2.data.collation import Batch, MicroBatches, collate
 from sst2.data.splits import Split
 from sst2.training import cuda_graphs
-from sst2.training.cuda_graphs import CudaGraphRunner, StepFunction, StepResult, StepRunner
+from sst2.training.buckets import Buckets
+from sst2.training.cuda_graphs import CudaGraphRunner
+from sst2.training.step_runner import ForwardBackward, OptimizerStep, StepResult
 from sst2.utils.errors import UserError
 
 
@@ -21,42 +20,65 @@ class Recorded:
 
     rates: list[Any] = []  # noqa: RUF012  emptied by the fixture
 
-    def __init__(self, take: StepFunction, batch: Batch, weight: float, pool: object) -> None:
-        self._take, self.pool = take, "the pool"
+    def __init__(
+        self, forward_backward: ForwardBackward, optimizer_step: OptimizerStep, batch: Batch, pool: object
+    ) -> None:
+        self._functions, self.pool = (forward_backward, optimizer_step), "the pool"
         assert pool == (None if not self.rates else "the pool")
-        take([(batch, weight)])
+        forward_backward([(batch, 1.0)])
+        optimizer_step()
 
     def replay(self, batch: Batch) -> StepResult:
-        Steps.replayed.append(batch.size)
-        return self._take([(batch, 1.0)])
+        Passes.replayed.append(batch.size)
+        forward_backward, optimizer_step = self._functions
+        return forward_backward([(batch, 1.0)]), optimizer_step()
 
 
-class Steps:
-    """A step that notes its sizes, and what the optimizer says of itself."""
+class Passes:
+    """Passes that note their sizes."""
 
     taken: list[int] = []  # noqa: RUF012
     replayed: list[int] = []  # noqa: RUF012
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.groups = optimizer.param_groups
-
-    def __call__(self, passes: MicroBatches) -> StepResult:
-        ((batch, _),) = passes
+    def __call__(self, micro_batches: MicroBatches) -> torch.Tensor:
+        ((batch, _),) = micro_batches
         self.taken.append(batch.size)
-        if self.groups[0]["capturable"]:
-            Recorded.rates.append([float(group["lr"]) for group in self.groups])
-        return torch.zeros(()), torch.ones(())
+        return torch.zeros(())
+
+
+class Alone:
+    """A strategy of one process."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        groups = [{"params": torch.nn.Parameter(torch.zeros(3)), "lr": rate} for rate in (0.25, 0.75)]
+        self.optimizer = torch.optim.AdamW(groups)
+        self.rates: list[list[Any]] = []  # of each step
+
+    def reduce_gradients(self) -> None:
+        """None to share."""
+
+    def optimizer_step(self) -> torch.Tensor:
+        groups = self.optimizer.param_groups
+        self.rates.append([group["lr"].clone() for group in groups])
+        if groups[0]["capturable"]:
+            Recorded.rates.append([float(group["lr"]) for group in groups])
+        return torch.ones(())
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> CudaGraphRunner:
-    for noted in (Recorded.rates, Steps.taken, Steps.replayed):
+def strategy() -> Any:
+    return Alone()
+
+
+@pytest.fixture
+def graphs(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> CudaGraphRunner:
+    for noted in (Recorded.rates, Passes.taken, Passes.replayed):
         noted.clear()
     monkeypatch.setattr(cuda_graphs, "Graph", Recorded)
-    monkeypatch.setattr(CudaGraphRunner, "_has_room", lambda self: True)
-    groups = [{"params": torch.nn.Parameter(torch.zeros(3)), "lr": rate} for rate in (0.25, 0.75)]
-    optimizer = torch.optim.AdamW(groups)
-    return CudaGraphRunner(optimizer, torch.device("cpu"), 2, np.array([10, 20]), start_phase=lambda phase: None)
+    monkeypatch.setattr(cuda_graphs, "has_room", lambda device: True)
+    return CudaGraphRunner(strategy, Buckets.of(2, np.array([10, 20])), start_phase=lambda phase: None)
 
 
 def batch_of(*lengths: int) -> MicroBatches:
@@ -66,79 +88,61 @@ def batch_of(*lengths: int) -> MicroBatches:
     return [(collate(split, np.arange(len(lengths)), 0, "packed"), 1.0)]
 
 
-def test_a_shape_is_recorded_when_it_comes_again(graphs: CudaGraphRunner) -> None:
-    take = Steps(graphs._optimizer)
+def test_a_shape_is_recorded_when_it_comes_again(graphs: CudaGraphRunner, strategy: Any) -> None:
     for lengths in ([10, 20], [60, 20], [12, 20], [11, 13], [60, 9]):
-        loss, norm, tokens = graphs.run(batch_of(*lengths), take)
+        loss, norm, tokens = graphs.run(batch_of(*lengths), Passes(), strategy.optimizer_step)
         assert (float(loss), float(norm), tokens % 64) == (0, 1, 0)
-    assert Steps.replayed == [64, 64, 128]
+    assert Passes.replayed == [64, 64, 128]
     assert graphs.captured == 2
-    assert Steps.taken == [64, 128, 64, 64, 64, 128, 128]  # a recording is a step that is not done
+    assert Passes.taken == [64, 128, 64, 64, 64, 128, 128]  # a recording is a step that is not done
 
 
-def test_a_recording_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_as_it_was(
-    graphs: CudaGraphRunner,
+def test_an_epochs_short_last_step_is_not_padded(graphs: CudaGraphRunner, strategy: Any) -> None:
+    for _ in range(3):
+        graphs.run(batch_of(7), Passes(), strategy.optimizer_step)
+    assert (Passes.taken, Passes.replayed) == ([7, 7, 7], [])
+
+
+def test_every_step_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_as_it_was(
+    graphs: CudaGraphRunner, strategy: Any
 ) -> None:
-    groups = graphs._optimizer.param_groups
-    take = Steps(graphs._optimizer)
+    groups = strategy.optimizer.param_groups
 
-    def set_rates(*rates: float) -> None:
+    def step_at(*rates: float) -> None:
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
+        graphs.run(batch_of(10, 20), Passes(), strategy.optimizer_step)
+        assert [(group["lr"], group["capturable"]) for group in groups] == [(rate, False) for rate in rates]
 
-    for rates in ((0.5, 0.5), (0.125, 0.375)):
-        set_rates(*rates)
-        graphs.run(batch_of(10, 20), take)
+    for rates in ((0.5, 0.5), (0.125, 0.375), (0.0625, 0.25)):
+        step_at(*rates)
     assert Recorded.rates == [[0.125, 0.375]]
-    assert [(group["lr"], group["capturable"]) for group in groups] == [(0.125, False), (0.375, False)]
-    set_rates(0.0625, 0.25)
-    graphs.run(batch_of(10, 20), take)
-    assert [float(rate) for rate in graphs._rates] == [0.0625, 0.25]
+    assert all(rate.dtype == torch.float32 for rates in strategy.rates for rate in rates)
+    # the second is recorded, which is no step, and replayed at once
+    assert [[float(rate) for rate in rates] for rates in strategy.rates] == [
+        [0.5, 0.5],
+        [0.125, 0.375],
+        [0.125, 0.375],
+        [0.0625, 0.25],
+    ]
 
 
-def test_nothing_is_recorded_without_room(graphs: CudaGraphRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CudaGraphRunner, "_has_room", lambda self: False)
-    for _ in range(3):
-        graphs.run(batch_of(10, 20), Steps(graphs._optimizer))
-    assert (graphs.captured, Steps.replayed, Steps.taken) == (0, [], [64] * 3)
-
-
-def test_a_device_that_refuses_is_named_with_the_way_out(graphs: CudaGraphRunner) -> None:
-    def refuse(passes: MicroBatches) -> StepResult:
-        if graphs._optimizer.param_groups[0]["capturable"]:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
-        return torch.zeros(()), torch.ones(())
-
-    graphs.run(batch_of(10, 20), refuse)
-    with pytest.raises(UserError, match=r"\(operation not permitted when stream is capturing\): give --cuda_graphs no"):
-        graphs.run(batch_of(10, 20), refuse)
-    assert graphs._optimizer.param_groups[0]["capturable"] is False
-
-
-@pytest.mark.parametrize(
-    ("flags", "fits", "expected"),
-    [
-        (["--mixed_precision", "bf16"], True, True),
-        (["--mixed_precision", "bf16"], False, False),
-        (["--mixed_precision", "fp16"], True, False),
-        (["--mixed_precision", "bf16", "--batching", "padded"], True, False),
-        (["--mixed_precision", "bf16", "--cuda_graphs", "no"], True, False),
-        (["--mixed_precision", "bf16", "--gradient_accumulation_steps", "2"], True, False),
-        (["--mixed_precision", "bf16", "--gradient_checkpointing"], True, False),
-    ],
-)
-def test_which_jobs_have_their_steps_recorded(
-    flags: list[str], fits: bool, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_nothing_is_recorded_without_room(
+    graphs: CudaGraphRunner, strategy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Strategy:
-        fits_a_graph, device = fits, torch.device("cpu")
-        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
+    monkeypatch.setattr(cuda_graphs, "has_room", lambda device: False)
+    for _ in range(3):
+        graphs.run(batch_of(10, 20), Passes(), strategy.optimizer_step)
+    assert (graphs.captured, Passes.replayed, Passes.taken) == (0, [], [64] * 3)
 
-    monkeypatch.setattr(cuda_graphs, "_runs_in_grids", lambda strategy: False)
-    settings = parse_arguments(["--smoke", "--output_dir", str(tmp_path / "run"), *flags])
-    settings = replace(
-        settings, gradient_accumulation_steps=settings.gradient_accumulation_steps or 1, global_batch_size=32
-    )
-    strategy: Any = Strategy()
-    found = cuda_graphs.step_runner(strategy, settings, np.array([3, 4]), lambda phase: None)
-    assert type(found) is (CudaGraphRunner if expected else StepRunner)
+
+def test_a_device_that_refuses_is_named_with_the_way_out(graphs: CudaGraphRunner, strategy: Any) -> None:
+    def refuse(micro_batches: MicroBatches) -> torch.Tensor:
+        if strategy.optimizer.param_groups[0]["capturable"]:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+        return torch.zeros(())
+
+    graphs.run(batch_of(10, 20), refuse, strategy.optimizer_step)
+    with pytest.raises(UserError, match=r"\(operation not permitted when stream is capturing\): give --cuda_graphs no"):
+        graphs.run(batch_of(10, 20), refuse, strategy.optimizer_step)
+    assert strategy.optimizer.param_groups[0]["capturable"] is False

@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sst2.config.settings import Settings
 from sst2.data.collation import collate
 from sst2.data.splits import Split
-from sst2.training.cuda_graphs import pad_to_bucket
+from sst2.training.buckets import Buckets
 from sst2.training.loss import TrainingLoss, class_weights
 
 NAMES = ["a", "b", "c"]
@@ -62,7 +62,7 @@ def test_a_step_finds_its_divisor_where_the_last_one_had_its() -> None:
 def test_padding_of_a_captured_step_adds_nothing(words: tuple[str, ...]) -> None:
     loss = loss_of(*words, smoothing=0.1)
     batch = collate(split_of(LABELS), np.arange(7), 0, "packed")
-    padded = pad_to_bucket(batch, multiple=128, longest=10)
+    padded = Buckets(sentences=7, multiple=128, longest=66).pad(batch)
     assert len(padded.labels) > 7
     logits = torch.randn(len(padded.labels), 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     whole = loss(logits, padded.labels)

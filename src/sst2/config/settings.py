@@ -125,8 +125,8 @@ class TrainingArguments:
     )
     cuda_graphs: Graphs = flag(
         "auto",
-        "auto launches steps whole on one GPU in bf16, packed, in one forward pass; yes does so on several GPUs and with "
-        "accumulation too, which no GPU has tried yet (a CPU runs the same steps as functions); one of %(choices)s",
+        "auto launches steps whole on one GPU in bf16, packed, in one forward pass; yes does so on several GPUs and "
+        "with accumulation, which no GPU has tried yet (a CPU runs such steps as functions); one of %(choices)s",
         "NAME",
     )
     gradient_checkpointing: bool = flag(

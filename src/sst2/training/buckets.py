@@ -1,4 +1,4 @@
-"""Few shapes for many packed micro-batches: each is padded to the next one, so that a CUDA graph of it may be replayed."""
+"""Few shapes for many packed micro-batches: each is padded to the next one, whose CUDA graph may be replayed."""
 
 from dataclasses import dataclass
 

@@ -35,8 +35,13 @@ def choose_runner(
     states there. `auto` takes them on one process, for one micro-batch a step.
 
     Args:
+        strategy: with the state of the run loaded.
+        settings: of the run.
+        plan: of its batches.
         lengths: (sentences,) tokens of each training sentence.
         start_phase: called with the name of a phase of a step.
+        rank: of this process.
+        world_size: number of processes.
     """
     assert settings.global_batch_size is not None
     assert settings.gradient_accumulation_steps is not None

@@ -8,6 +8,7 @@ On a CPU, functions take the place of graphs, and all else is the same.
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -100,13 +101,14 @@ class SplitGraphRunner(StepRunner):
             reason = str(error).partition("\n")[0]
             logger.warning("steps cannot be captured as CUDA graphs (%s): they are run operation by operation", reason)
         if self._update:
-            logger.info("steps are captured in %d shapes of up to %d tokens", self.captured, max(self._passes, default=0))
+            largest = max(self._passes, default=0)
+            logger.info("steps are captured in %d shapes of up to %d tokens", self.captured, largest)
 
 
 class CapturedPasses:
     """The forward and backward pass of one shape, and the memory in which they find their batch."""
 
-    def __init__(self, forward_backward: ForwardBackward, batch: Batch, pool: object) -> None:
+    def __init__(self, forward_backward: ForwardBackward, batch: Batch, pool: Any) -> None:
         self._batch, self._graph = batch, torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._loss = forward_backward([(batch, 1.0)])
@@ -123,7 +125,7 @@ class CapturedPasses:
 class CapturedUpdate:
     """Clipping and AdamW."""
 
-    def __init__(self, optimizer_step: OptimizerStep, pool: object) -> None:
+    def __init__(self, optimizer_step: OptimizerStep, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._norm = optimizer_step()

@@ -70,7 +70,7 @@ class FlatStrategy(Strategy):
     def backward(self, loss: torch.Tensor) -> None:
         """Add this rank's part of the gradient of `loss`, averaged over the ranks, to the buffer."""
         self._accelerator.backward(loss / self._accelerator.num_processes)
-        gradients = [weight.grad for weight in self._trained]
+        gradients = [weight.grad for weight in self._trained if weight.grad is not None]  # which all of them have
         if self._is_empty:
             torch._foreach_copy_(self._views, gradients)
         else:
