@@ -82,8 +82,18 @@ def test_classes_are_found_and_stand_in_an_order_that_follows_from_their_names(
             [-1, 0, 1],
             r"train\.csv line 2: label -1 stands for none: give 0 or negative, 1 or positive, or remove",
         ),
-        (".csv", [1, "maybe"], r"train\.csv line 3: label 'maybe' is unknown: give names, or integers from 0 or 1"),
-        (".csv", ["ham", "spam", 1], r"train\.csv line 4: label '1' is unknown: give ham or spam, or name the classes"),
+        (
+            ".csv",
+            [1, "maybe"],
+            r"train\.csv line 3: label 'maybe' is a word, and those before it are numbers: give one",
+        ),
+        (".csv", ["ham", 5], r"train\.csv line 3: label '5' is a number, and those before it are words: give one kind"),
+        (
+            ".csv",
+            ["sport", *["arts", "sport"] * 20, "sprot"],
+            r"line 43: label 'sprot' occurs once, and 'sport' 21 times",
+        ),
+        (".csv", ["ham", "spam", 1], r"train\.csv line 4: label '1' is unknown: give ham or spam, the classes of"),
         (
             ".csv",
             ["maybe", "maybe"],
@@ -108,12 +118,35 @@ def test_labels_that_are_no_classes_are_named_by_row(
 @pytest.mark.parametrize("label", ["wrold", "1"])
 def test_a_label_that_training_lacks_is_a_mistake_in_validation(label: str, tmp_path: Path) -> None:
     settings = settings_of(tmp_path, ["world", "sport", "arts"], ["sport", label])
-    with pytest.raises(UserError, match=rf"dev\.csv line 3: label '{label}' is unknown: give arts, sport or world, or"):
+    with pytest.raises(
+        UserError,
+        match=rf"dev\.csv line 3: label '{label}' is unknown: give arts, sport or world, the "
+        r"classes of .*train\.csv, or name the classes by --label_names",
+    ):
         load_sentences(settings)
     settings = settings_of(
         tmp_path, ["world", "sport", "arts"], ["sport"], test_file=write(tmp_path / "t.csv", [label])
     )
-    with pytest.raises(UserError, match=rf"t\.csv line 2: label '{label}' is unknown: give arts, sport or world, or"):
+    with pytest.raises(UserError, match=rf"t\.csv line 2: label '{label}' is unknown: give arts, sport or world, the"):
+        load_sentences(settings)
+
+
+def test_a_rare_label_is_a_class_of_its_own_where_nothing_speaks_for_a_slip(tmp_path: Path) -> None:
+    for rare, often in (("law", "sport"), ("sport 2", "sport 1")):
+        labels: list[object] = [*["arts", often] * 30, rare]
+        assert rare in class_names_of(load_sentences(settings_of(tmp_path, labels, labels))["train"])
+    labels = [*["arts", "sport"] * 30, "sprot"]
+    named = settings_of(tmp_path, labels, labels, label_names=["arts", "sport", "sprot"])
+    assert content_of(load_sentences(named)["train"])[1][-1] == 2
+    few: list[object] = [*["arts", "sport"] * 10, "sprot"]
+    assert "sprot" in class_names_of(load_sentences(settings_of(tmp_path, few, few))["train"])
+
+
+def test_a_wrong_name_in_the_flag_is_told_as_such(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, ["sport", "law"], ["law"], label_names=["sport", "lwa"])
+    with pytest.raises(
+        UserError, match=r"train\.csv line 3: label 'law' .* 0 or sport, 1 or lwa, or mend --label_names"
+    ):
         load_sentences(settings)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.jobs import running
-from tests.support.ranks import run_to_the_end
+from tests.support.ranks import ranks_of, run_to_the_end
 from tests.support.running import Finished
 
 pytestmark = pytest.mark.slow
@@ -78,7 +78,7 @@ def test_any_number_of_processes_takes_the_same_course(
 
 def test_three_processes_go_on_bit_for_bit(flags: list[object], tmp_path: Path) -> None:
     flags = [*flags, "--dropout", 0.1]
-    with running(flags, tmp_path / "run", launcher(3)) as job:
+    with running(flags, tmp_path / "run", ranks=ranks_of(processes=3)) as job:
         job.wait_for_step(17)
         for rank in job.ranks():
             rank.kill()

@@ -12,14 +12,14 @@ import pytest
 
 from sst2.checkpoints.folders import newest_checkpoint
 from sst2.utils.checksums import verify_folder
-from tests.support.jobs import ONE_PROCESS, PYTHON, TWO_PROCESSES, Job, results, running
-from tests.support.ranks import run_to_the_end
+from tests.support.jobs import ONE_PROCESS, TWO_PROCESSES, Job, results, running
+from tests.support.ranks import ranks_of, run_to_the_end
 
 pytestmark = pytest.mark.slow
 
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
-LAUNCHERS = {
-    "python": (PYTHON, [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]),
+LAUNCHERS: dict[str, tuple[tuple[str, ...] | None, list[signal.Signals]]] = {
+    "script": (None, [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]),
     "one process": (ONE_PROCESS, [signal.SIGTERM, signal.SIGUSR1]),
     "two processes": (TWO_PROCESSES, [signal.SIGTERM, signal.SIGUSR1]),
 }
@@ -79,7 +79,7 @@ def test_files_ask_for_a_checkpoint_and_for_a_stop(
     long_job: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    with running([*long_job, "--checkpointing_steps", 1000], run_dir, TWO_PROCESSES) as job:
+    with running([*long_job, "--checkpointing_steps", 1000], run_dir, ranks=ranks_of(processes=2)) as job:
         job.wait_for_step(3)
         (run_dir / "SAVE").touch()
         job.wait_for(lambda: job.checkpoints)

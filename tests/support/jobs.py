@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def train_as_script(words: list[str], variables: dict[str, str], output: Path) -
 
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # so that TMPDIR is looked up anew
     with output.open("a") as stream:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)
@@ -76,25 +78,41 @@ def train_as_script(words: list[str], variables: dict[str, str], output: Path) -
 
 
 class Forked:
-    """A process that is `train_as_script`, with what tests use of `subprocess.Popen`."""
+    """Processes that are `train_as_script`, one for each of `ranks`, with what tests use of `subprocess.Popen`.
 
-    def __init__(self, words: list[str], output: Path) -> None:
-        self._process = CONTEXT.Process(target=train_as_script, args=(words, dict(os.environ), output), daemon=True)
-        self._process.start()
-        self.pid = self._process.pid or 0
+    Args:
+        words: of the command line.
+        output: the file that they write to.
+        ranks: the environment variables of each.
+    """
+
+    def __init__(self, words: list[str], output: Path, ranks: Sequence[dict[str, str]]) -> None:
+        self._processes = [
+            CONTEXT.Process(target=train_as_script, args=(words, variables, output), daemon=True) for variables in ranks
+        ]
+        for process in self._processes:
+            process.start()
+        self.pids = [process.pid or 0 for process in self._processes]
+
+    @property
+    def pid(self) -> int:
+        return self.pids[0]
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        codes = [process.exitcode for process in self._processes]
+        return None if None in codes else max((code or 0 for code in codes), key=abs)
 
     def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
+        for process in self._processes:
+            process.join(timeout)
         if (code := self.poll()) is None:
             raise subprocess.TimeoutExpired("train_sst2.py", timeout or 0)
         return code
 
     def send_signal(self, number: signal.Signals) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        for process in self._processes:
+            if process.exitcode is None:
+                os.kill(process.pid or 0, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -133,15 +151,16 @@ class Job:
 
     def processes(self) -> set[psutil.Process]:
         """The launcher and all processes below it, also those that have been seen before and lost their parent."""
-        try:
-            launcher = psutil.Process(self.process.pid)
-            self._seen |= {launcher, *launcher.children(recursive=True)}
-        except psutil.NoSuchProcess:
-            pass
+        for pid in self.process.pids if isinstance(self.process, Forked) else [self.process.pid]:
+            with suppress(psutil.NoSuchProcess):
+                started = psutil.Process(pid)
+                self._seen |= {started, *started.children(recursive=True)}
         return {process for process in self._seen if is_alive(process)}
 
     def ranks(self) -> list[psutil.Process]:
         """The processes that train, in the order in which they were started."""
+        if isinstance(self.process, Forked):
+            return sorted((one for one in self.processes() if one.pid in self.process.pids), key=lambda one: one.pid)
         launched = [process for process in self.processes() if process.pid != self.process.pid]
         return sorted(launched, key=lambda process: process.pid)
 
@@ -162,19 +181,24 @@ def is_alive(process: psutil.Process) -> bool:
 
 @contextmanager
 def running(
-    flags: Sequence[object], run_dir: Path, launcher: Sequence[str] | None = None, **variables: str
+    flags: Sequence[object],
+    run_dir: Path,
+    launcher: Sequence[str] | None = None,
+    ranks: Sequence[dict[str, str]] | None = None,
+    **variables: str,
 ) -> Iterator[Job]:
     """Start a job; kill what is left of it at the end.
 
-    It is one process that has the libraries imported already, unless there is a `launcher`, `PYTHON` for example, or
-    there are variables, which libraries read when they are imported.
+    It is one process that has the libraries imported already, or one for each of `ranks`, which are their environment
+    variables (`tests.support.ranks.ranks_of`), unless there is a `launcher`, `PYTHON` for example, or there are
+    variables, which libraries read when they are imported.
     """
     words = [*map(str, flags), "--output_dir", str(run_dir)]
     output = run_dir.with_name(f"{run_dir.name}.output")
     output.write_text("")
     process: subprocess.Popen[bytes] | Forked
     if launcher is None and not variables:
-        process = Forked(words, output)
+        process = Forked(words, output, ranks or [dict(os.environ)])
     else:
         with output.open("w", encoding="utf-8") as stream:
             process = subprocess.Popen(

@@ -12,8 +12,8 @@ from accelerate.utils.launch import (
     prepare_simple_launcher_cmd_env,
 )
 
-from tests.support.jobs import results, train_as_script
-from tests.support.processes import CONTEXT, free_port
+from tests.support.jobs import Forked, results
+from tests.support.processes import free_port
 from tests.support.running import REPOSITORY, SCRIPT, Finished
 
 
@@ -26,23 +26,21 @@ def train_ranks(
     launcher, is saved: tests of launchers and of signals start them for real. Without a `configuration`, several are
     as in `multi_cpu.yaml`, and one is as without a launcher.
     """
-    if processes == 1 and configuration is None:
-        variables = dict(os.environ)
-    else:
-        variables = _variables_of_launcher(configuration or "multi_cpu", processes, precision)
     output = run_dir.with_name(f"{run_dir.name}.output")
     output.write_text("")
     words = [*map(str, flags), "--output_dir", str(run_dir)]
-    ranks = []
-    for rank in range(processes):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        ranks.append(CONTEXT.Process(target=train_as_script, args=(words, variables | place, output), daemon=True))
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    codes = [process.exitcode or 0 for process in ranks]
-    return Finished(max(codes, key=abs), "", output.read_text(encoding="utf-8"), run_dir)
+    code = Forked(words, output, ranks_of(configuration, processes, precision)).wait()
+    return Finished(code, "", output.read_text(encoding="utf-8"), run_dir)
+
+
+def ranks_of(configuration: str | None = None, processes: int = 1, precision: str = "no") -> list[dict[str, str]]:
+    """The environment variables of each rank, as a launcher gives them: see `train_ranks`."""
+    if processes == 1 and configuration is None:
+        return [dict(os.environ)]
+    variables = _variables_of_launcher(configuration or "multi_cpu", processes, precision)
+    if processes == 1:
+        return [variables]
+    return [variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def run_to_the_end(

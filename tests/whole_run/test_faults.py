@@ -65,7 +65,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     disk, run_dir = small_disk("40m"), tmp_path / "run"
     run_dir.symlink_to(disk)  # so that what the job says has room
     (tmp_path / "temporary").mkdir()
-    with running(long_job, run_dir, TMPDIR=str(tmp_path / "temporary")) as job:
+    with running(long_job, run_dir, ranks=[os.environ | {"TMPDIR": str(tmp_path / "temporary")}]) as job:
         job.wait_for(lambda: len(job.checkpoints) >= 2)
         filler = fill(disk)
         finished = job.wait()
@@ -92,7 +92,7 @@ def test_a_checkpoint_that_finds_no_room_is_named_with_the_last_good_one(
     (run_dir / "checkpoints").symlink_to(disk)
     (tmp_path / "temporary").mkdir()
     flags = [*long_job, "--resume_from_checkpoint", "auto"]
-    with running(flags, run_dir, TMPDIR=str(tmp_path / "temporary")) as job:
+    with running(flags, run_dir, ranks=[os.environ | {"TMPDIR": str(tmp_path / "temporary")}]) as job:
         job.wait_for_step(12)
         filler = fill(disk)
         finished = job.wait()
@@ -115,7 +115,7 @@ def test_a_run_whose_folder_is_removed_goes_on_elsewhere(
 ) -> None:
     run_dir, temporary = tmp_path / "run", tmp_path / "temporary"
     temporary.mkdir()
-    with running(long_job, run_dir, TMPDIR=str(temporary)) as job:
+    with running(long_job, run_dir, ranks=[os.environ | {"TMPDIR": str(temporary)}]) as job:
         job.wait_for_step(23)
         run_dir.rename(tmp_path / "moved")  # at once, while the job writes into it
         finished = job.wait()

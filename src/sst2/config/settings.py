@@ -61,7 +61,7 @@ class DataArguments:
     dataset_revision: str = flag("main", "branch, tag or commit of the data set on the hub", "REV")
     train_file: str | None = flag(
         None,
-        "training sentences in place of the hub's: csv, tsv, json lines or parquet with sentence, label; also gzipped",
+        "training sentences in place of the hub's: csv, tsv, json lines or parquet with sentence, label; or compressed",
         "FILE",
     )
     validation_file: str | None = flag(None, "validation sentences, same formats", "FILE")
@@ -77,7 +77,7 @@ class DataArguments:
     max_train_samples: int | None = flag(None, "train on the first N sentences", "N")
     max_eval_samples: int | None = flag(None, "evaluate on the first N sentences of each split", "N")
     holdout_fraction: float = flag(
-        0.0, "share of the training sentences, drawn by the seed, that is held out to select the model on", "SHARE"
+        0.0, "share of the training sentences, drawn by the seed, that is held out to evaluate on", "SHARE"
     )
 
 

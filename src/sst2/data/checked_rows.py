@@ -6,7 +6,9 @@ is named by file and row.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from sst2.config.class_names import MAX_CLASSES, canonical, in_words
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 SST2 = Columns()
 ANY_CLASSES = SST2._replace(label_names=())  # of which none is known
+OFTEN = 20  # rows of a class, beside which a label that occurs once and is spelled nearly so is a slip
+NEARLY = 0.8  # share of characters that two names have in common, as difflib counts them: two swapped of five, at most
 _WORDS_OF_SST2 = {"0", "1", *LABEL_NAMES}
 _INTEGER = re.compile(r"-?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)?|NAN|[+-]?INF(INITY)?")
@@ -76,28 +80,35 @@ def with_classes(columns: Columns, training: "str | Dataset", name: str) -> Colu
                 "(in upper or lower case): name its classes otherwise"
             )
         is_sst2 = words in ({"0", "1"}, {*LABEL_NAMES})
-        return columns._replace(label_names=LABEL_NAMES if is_sst2 else tuple(map(str.strip, named)))
+        names = LABEL_NAMES if is_sst2 else tuple(map(str.strip, named))
+        return columns._replace(label_names=names, named_by="" if is_sst2 else name)
     records = (
         file_records(training, True, columns)
         if isinstance(training, str)
         else dataset_records(training.with_format(None), name, True, columns)
     )
-    names = _classes_among(_first_of_each_label(records, name), name)
-    return columns._replace(label_names=names, are_numbered=names == LABEL_NAMES)
+    first, counts = _labels_among(records, name)
+    names = _classes_among(first, name)
+    _require_no_slip(first, counts)
+    is_sst2 = names == LABEL_NAMES
+    return columns._replace(label_names=names, are_numbered=is_sst2, named_by="" if is_sst2 else name)
 
 
-def _first_of_each_label(records: Iterable[Record], source: str) -> dict[str, Record]:
-    """By label as it is compared, in order of appearance. Rows without a label are a mistake that is found later.
+def _labels_among(records: Iterable[Record], source: str) -> tuple[dict[str, Record], Counter[str]]:
+    """The first record with each label, as it is compared, in order of appearance; and how many have it.
 
-    Names of one class that are written in several ways are told: they might be two.
+    Rows without a label are a mistake that is found later. Names of one class that are written in several ways are
+    told: they might be two.
     """
     first: dict[str, Record] = {}
+    counts: Counter[str] = Counter()
     told: set[str] = set()
     for record in records:
         if not isinstance(record.label, str | int | float | None):
             raise _unknown(record, ANY_CLASSES)
         word = str(int(record.label)) if isinstance(record.label, bool) else _word(record.label)
         if word not in ("", str(UNLABELED)):
+            counts[word] += 1
             known = first.setdefault(word, record)
             is_name = word not in _WORDS_OF_SST2 and not _NUMBER.fullmatch(word)
             if is_name and word not in told and str(record.label).strip() != str(known.label).strip():
@@ -111,7 +122,19 @@ def _first_of_each_label(records: Iterable[Record], source: str) -> dict[str, Re
                     f"{record.place}: label {quoted(record.label)} is one more than the {MAX_CLASSES} classes that a "
                     f"run may have: name the column of classes in {source} by --label_column"
                 )
-    return first
+    return first, counts
+
+
+def _require_no_slip(first: dict[str, Record], counts: Counter[str]) -> None:
+    """Raises UserError: a label that occurs once is spelled nearly as one that occurs often."""
+    for word in [word for word, count in counts.items() if count == 1 and not any(map(str.isdigit, word))]:
+        often = [other for other, count in counts.items() if count >= OFTEN]
+        for meant in get_close_matches(word, often, n=1, cutoff=NEARLY):
+            record, name = first[word], first[meant].label
+            raise UserError(
+                f"{record.place}: label {quoted(record.label)} occurs once, and {quoted(name)} {counts[meant]} times: "
+                "mend the row, or name all classes by --label_names if it is one of its own"
+            )
 
 
 def _classes_among(first: dict[str, Record], source: str) -> tuple[str, ...]:
@@ -137,7 +160,14 @@ def _classes_among(first: dict[str, Record], source: str) -> tuple[str, ...]:
         begin_with_number = words[0] in numbers_among
         odd_one = others[0] if begin_with_number else numbers_among[0]
         named = len(names) > 1 and not begin_with_number
-        raise _unknown(first[odd_one], Columns(label_names=names, are_numbered=False) if named else ANY_CLASSES)
+        if not named:
+            record = first[odd_one]
+            what, others_are = ("a word", "numbers") if begin_with_number else ("a number", "words")
+            raise UserError(
+                f"{record.place}: label {quoted(record.label)} is {what}, and those before it are {others_are}: "
+                "give one kind, or name the classes by --label_names"
+            )
+        raise _unknown(first[odd_one], Columns(label_names=names, are_numbered=False, named_by=source))
     if len(words) == 1:
         only = first[words[0]]
         raise UserError(
@@ -210,10 +240,12 @@ def _checked_label(record: Record, required: bool, columns: Columns, numbers: di
 
 
 def _unknown(record: Record, columns: Columns) -> UserError:
-    return UserError(
-        f"{record.place}: label {quoted(record.label)} is unknown: give {_accepted(columns)}, or name the classes by "
-        "--label_names"
-    )
+    way_out = "or name the classes by --label_names"
+    if columns.named_by == "--label_names":
+        way_out = "or mend --label_names"
+    elif columns.named_by:
+        way_out = f"the classes of {columns.named_by}, {way_out}"
+    return UserError(f"{record.place}: label {quoted(record.label)} is unknown: give {_accepted(columns)}, {way_out}")
 
 
 def _accepted(columns: Columns) -> str:

@@ -28,13 +28,14 @@ class Columns(NamedTuple):
     """Where a source has what, and how it calls the classes 0, 1 and so on (in upper or lower case).
 
     `label` is None where labels are not asked for. Numbers stand for the classes as well, if they `are_numbered` and no
-    name is a number.
+    name is a number. `named_by` says where the classes have their names from, for messages: empty if SST-2's.
     """
 
     sentence: str = "sentence"
     label: str | None = "label"
     label_names: tuple[str, ...] = LABEL_NAMES
     are_numbered: bool = True
+    named_by: str = ""
 
 
 class Record(NamedTuple):
@@ -177,12 +178,14 @@ def _require_columns(present: list[str], source: str, labels_required: bool, col
 
 
 def _csv_records(
-    lines: Iterable[str], path: str, tabs: bool, labels_required: bool, columns: Columns
+    lines: Iterator[str], path: str, tabs: bool, labels_required: bool, columns: Columns
 ) -> Iterator[Record]:
     # strict: a stray quote is an error at its line, not a field that swallows the rest of the file
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    first = next(lines, "")
+    _require_separator(first, path, tabs, columns)
     of_row: list[str] = []  # the lines of the row that is being read
-    rows = csv.reader(_remembered(lines, of_row), **dialect)
+    rows = csv.reader(_remembered(chain([first] if first else [], lines), of_row), **dialect)
     with _true_reasons(rows, path, of_row):
         header = next(rows, [])
         if tabs and f'"{columns.sentence}"' in header:
@@ -251,6 +254,22 @@ def _require_header(header: list[str], path: str, separator: str, columns: Colum
             f"{path} has no header, its first line is the row {quoted(separator.join(header))}: put "
             f"{quoted(separator.join(wanted))} above it"
         )
+
+
+def _require_separator(line: str, path: str, tabs: bool, columns: Columns) -> None:
+    """Raises UserError: what separates the columns in the first line is not what the suffix of the file says."""
+    names = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+    own = "\t" if tabs else ","
+    has_column = {one: columns.sentence in map(_unquoted, line.rstrip("\r\n").split(one)) for one in names}
+    found = [names[one] for one in names if has_column[one]]
+    if found and not has_column[own]:
+        raise UserError(
+            f"{path} line 1 has {found[0]} between its columns: save the file with {names[own]}, as its name says"
+        )
+
+
+def _unquoted(field: str) -> str:
+    return field.strip().strip('"')
 
 
 def _json_records(lines: Iterable[str], path: str, labels_required: bool, columns: Columns) -> Iterator[Record]:

@@ -211,7 +211,8 @@ def _from_dataset(settings: Settings) -> dict[str, Dataset]:
 
 
 def _columns(settings: Settings) -> Columns:
-    return Columns(settings.sentence_column, settings.label_column, tuple(settings.label_names))
+    named_by = "--label_names" if settings.label_names else ""
+    return Columns(settings.sentence_column, settings.label_column, tuple(settings.label_names), named_by=named_by)
 
 
 def _first(data: Dataset, count: int | None) -> Dataset:

@@ -138,7 +138,8 @@ def read_validation(arguments: argparse.Namespace, classes: Sequence[str]) -> "t
         )
     is_sentiment = (len(classes) == 2 and are_generic(classes)) or order_of_classes(classes, LABEL_NAMES) is not None
     names = arguments.label_names or (LABEL_NAMES if is_sentiment else classes)
-    columns = Columns(arguments.sentence_column, arguments.label_column, tuple(names))
+    named_by = "--label_names" if arguments.label_names else "" if is_sentiment else "the model"
+    columns = Columns(arguments.sentence_column, arguments.label_column, tuple(names), named_by=named_by)
     data = read_file(arguments.validation_file, labels_required=True, columns=columns)
     name = Path(arguments.validation_file).name
     order = order_of_classes(classes, names)

@@ -57,7 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--file",
-        help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences; also gzipped",
+        help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences; or compressed",
     )
     parser.add_argument("--sentence_column", metavar="NAME", help="that column; default: sentence")
     parser.add_argument("--output", metavar="FILE", help="where to write; default: standard output")
