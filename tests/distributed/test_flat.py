@@ -35,7 +35,7 @@ def test_any_number_of_ranks_takes_the_course_of_one(processes: int, on_one: dic
         assert all(0 < line["waiting_share"] < 1 for line in run.logged("train"))
 
 
-@pytest.mark.parametrize("per_device", [4, 50])
+@pytest.mark.parametrize("per_device", [1, 4, 50])  # with 1, two of three ranks run a filler in the last step
 def test_short_steps_with_and_without_accumulation(per_device: int, tmp_path: Path) -> None:
     flags = [*SHORT_STEPS, "--per_device_train_batch_size", per_device]
     eager = train_ranks(flags, tmp_path / "eager")

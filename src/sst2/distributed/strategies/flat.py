@@ -66,6 +66,7 @@ class FlatStrategy(Strategy):
         """Have AdamW make its state, if it has none: by a step that changes nothing, since it is not finite."""
         self._gradients.fill_(math.nan)
         optimizer_step()
+        self._gradients.zero_()  # what lies between the gradients is written by nobody else
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this rank's part of the gradient of `loss`, averaged over the ranks, to the buffer."""
