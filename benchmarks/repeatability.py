@@ -20,7 +20,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # for benchmarks
 
-KINDS = {"graphs": ["--cuda_graphs", "auto"], "eager": ["--cuda_graphs", "no"]}
+KINDS = {
+    "graphs": ["--cuda_graphs", "auto"],
+    "split_graphs": ["--cuda_graphs", "yes"],
+    "eager": ["--cuda_graphs", "no"],
+}
 
 
 def main() -> None:
@@ -34,7 +38,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a tiny model: a trial of the benchmark, not a figure")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
-    kinds = [*KINDS] if torch.cuda.is_available() else ["eager"]
+    kinds = [kind for kind in KINDS if torch.cuda.is_available() or kind != "graphs"]
     figures: dict[str, Any] = {
         "what": "whether runs end with the same weights: one done again, and one resumed half way",
         **circumstances(),

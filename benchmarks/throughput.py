@@ -108,7 +108,7 @@ def model_config(model: str, small: bool) -> Any:
     return tiny(config) if small else config
 
 
-def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> Step:
+def this_job(folder: Path, batch_size: int, precision: str, batching: str, graphs: str = "auto") -> Step:
     """The job itself, set up as by its command line."""
     from sst2.config.arguments import parse_arguments
     from sst2.distributed.stop_requests import StopRequests
@@ -118,6 +118,7 @@ def this_job(folder: Path, batch_size: int, precision: str, batching: str) -> St
     files = ["--train_file", folder / "train.tsv", "--validation_file", folder / "validation.tsv"]
     flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", tempfile.mkdtemp(dir=folder)]
     flags += ["--per_device_train_batch_size", batch_size, "--mixed_precision", precision, "--batching", batching]
+    flags += ["--cuda_graphs", graphs]
     settings = parse_arguments([*map(str, flags), "--max_train_steps", "100000"])
     trainer = setup(settings, StopRequests(), RunFolder(settings.run_dir))
 
@@ -136,6 +137,7 @@ def variants(precision: str, name: str) -> dict[str, Maker]:
         f"plain_{name}_padded_to_128": partial(plain, precision=precision, padding="128"),
         f"this_job_{name}_padded": partial(this_job, precision=precision, batching="padded"),
         f"this_job_{name}_packed": partial(this_job, precision=precision, batching="packed"),
+        f"this_job_{name}_packed_split_graphs": partial(this_job, precision=precision, batching="packed", graphs="yes"),
     }
     strategies: dict[str, Sampling] = {"grouped": "group_by_length", "rebalanced": "batch_rebalance"}
     for word, sampling in strategies.items():

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.running import REPOSITORY
 
-PARTS = ["card", "tests", "batch_32", "batch_1024", "profile", "whole_job", "repeatability"]
+PARTS = ["card", "tests", "batch_32", "batch_1024", "split_steps", "profile", "whole_job", "repeatability"]
 
 
 @pytest.mark.slow
@@ -37,6 +37,7 @@ def test_every_part_of_the_script_runs_and_leaves_its_figures(tmp_path: Path) ->
         assert figures[name]["strongest_baseline_bf16"] in figures[name]
         assert "failed" not in figures[name]
     assert figures["repeatability"]["eager"]["resumed"]["same_hash"]
+    assert figures["split_steps"]["split_over_two"]["relative_difference_of_losses"]["largest"] < 0.01
     seconds = figures["whole_job"]
     assert sum(seconds["seconds_by_part"].values()) == pytest.approx(seconds["seconds"])
     assert seconds["seconds_by_part"]["steps"] > 0

@@ -82,7 +82,7 @@ class FlatStrategy(Strategy):
 
     def reduce_gradients(self) -> None:
         """Add up the buffers of all ranks. All ranks call it."""
-        if self._accelerator.num_processes == 1:
+        if not distributed.is_initialized():  # a process group may be of one rank
             return
         self.waiting.begin()
         if self._sent is not self._gradients:
