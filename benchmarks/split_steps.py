@@ -107,7 +107,7 @@ def work() -> None:
     def group(**options: Any) -> InitProcessGroupKwargs:
         return InitProcessGroupKwargs(**options | ({} if backend == "None" else {"backend": backend}))
 
-    init.InitProcessGroupKwargs = group  # type: ignore[assignment, misc]
+    vars(init)["InitProcessGroupKwargs"] = group
     requests, settings = StopRequests().listen(), parse_arguments(words)
     with exit_codes_of_rank(PROGRAM), requests.stop_explains_errors():
         train(settings, requests)
