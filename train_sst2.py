@@ -29,8 +29,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import plan_batches, split_by_tokens
-from sst2.data.collation import MicroBatches, micro_batches_of
+from sst2.data.batch_plan import max_micro_batch_size, micro_batch_indices, plan_batches, split_by_tokens
+from sst2.data.collation import MicroBatches
 from sst2.data.splits import Split
 from sst2.distributed.ranks import exit_codes_of_rank
 from sst2.evaluation.predictions import in_split_order, in_words
@@ -38,6 +38,7 @@ from sst2.runs.run_folder import RunFolder
 from sst2.training.results import write_results
 from sst2.training.resume import resume_or_start
 from sst2.training.setup import init_processes, load_assets, prepare_training
+from sst2.training.step_runner import Step
 from sst2.training.trainer import Evaluation, Trainer
 from sst2.utils.errors import StopRequestedError
 
@@ -149,28 +150,31 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
     train, rank = trainer.splits["train"], trainer.accelerator.process_index
     indices = trainer.plan.indices(trainer.state.step)  # of all ranks, by the step alone: nothing to restore on resume
     shards = split_by_tokens(indices, train.lengths(indices), trainer.accelerator.num_processes)
-    micro_batches = micro_batches_of(
-        train, shards, rank, trainer.settings, trainer.tokenizer.pad_token_id, trainer.strategy.device
+    step = Step(
+        micro_batches=micro_batch_indices(
+            shards, rank, max_micro_batch_size(trainer.settings, trainer.strategy.device)
+        ),
+        divisor=trainer.loss.weight_of(train.labels[indices]),
+        loss_weight=trainer.loss.weight_of(train.labels[shards[rank]]),
     )
-    forward_backward = partial(forward_backward_step, trainer, trainer.loss.divisor_of(train.labels[indices]))
     # Eagerly, or replayed as CUDA graphs; the ranks share their gradients between the two, or with the last backward.
-    loss_sum, grad_norm, padded_tokens = trainer.step_runner.run(
-        micro_batches, forward_backward, partial(optimizer_step, trainer)
+    grad_norm, padded_tokens = trainer.step_runner.run(
+        step, partial(forward_backward_step, trainer), partial(optimizer_step, trainer)
     )
 
     metrics = {"learning_rate": trainer.schedule.get_last_lr()[0], "grad_norm": grad_norm}
     trainer.schedule.step()
     if trainer.settings.log_sample_ids:  # what each rank says that it has taken
         trainer.tracker.log_samples(trainer.state.step + 1, gather_object(shards[rank].tolist()))
-    trainer.count_step(shards, loss_sum, grad_norm, padded_tokens, started)
+    trainer.count_step(shards, padded_tokens, started)
     return metrics
 
 
-def forward_backward_step(trainer: Trainer, divisor: torch.Tensor, micro_batches: MicroBatches) -> torch.Tensor:
+def forward_backward_step(trainer: Trainer, micro_batches: MicroBatches, divisor: float | torch.Tensor) -> torch.Tensor:
     """The gradient of a step, micro-batch by micro-batch.
 
     All ranks run the same number of micro-batches: one that is short of sentences runs a filler with loss weight 0. The
-    `divisor`, () float32, makes the losses of all ranks a mean: the number of the step's sentences, or their weights.
+    `divisor` makes the losses of all ranks a mean: the number of the step's sentences, or the sum of their weights.
 
     Returns:
         The sum of this rank's losses, () float32.

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from sst2.config.settings import Batching, Settings
-from sst2.data.batch_plan import max_micro_batch_size, micro_batch_indices
 from sst2.data.packing import Pack, send
 from sst2.data.splits import Split
 
@@ -50,14 +49,6 @@ class Batch:
 
 
 MicroBatches = list[tuple[Batch, float]]  # of a step and a rank, with the weight of each one's sentences
-
-
-def micro_batches_of(
-    split: Split, shards: list[np.ndarray], rank: int, settings: Settings, pad_token_id: int, device: torch.device
-) -> MicroBatches:
-    """One rank's micro-batches of an optimizer step, on the CPU; `device` is the one that will compute."""
-    chosen = micro_batch_indices(shards, rank, max_micro_batch_size(settings, device))
-    return [(collate(split, indices, pad_token_id, settings.batching), weight) for indices, weight in chosen]
 
 
 def collate(split: Split, indices: Sequence[int] | np.ndarray, pad_token_id: int, batching: Batching) -> Batch:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch.nn import functional as F
 
 from sst2.data.batch_plan import BatchPlan, micro_batch_indices, split_by_tokens
@@ -46,26 +45,18 @@ class Buckets:
         """Of a micro-batch of that many sentences and tokens, when it is padded."""
         return -(-(tokens + self.slots - sentences) // self.multiple) * self.multiple
 
-    def pad(self, batch: Batch, ignore: bool = False) -> Batch:
+    def pad(self, batch: Batch) -> Batch:
         """A packed batch with some sentences more, of padding, that no loss looks at: its shape is one of few.
 
         Each of them has a token at least: attention might leave the gradients of an empty one as it finds them in
-        memory. `batch` is on the CPU; with `ignore`, no loss looks at its own sentences either.
+        memory. `batch` is on the CPU.
         """
         count = self.slots - len(batch.labels)
         spare = self.tokens(len(batch.labels), batch.size) - batch.size
-        lengths = np.concatenate([batch.inputs["pack"].lengths, _spread(spare, count)])
+        lengths = np.concatenate([batch.inputs["pack"].lengths, np.diff(spare * np.arange(count + 1) // count)])
         filled = {name: F.pad(batch.inputs[name], (0, spare)) for name in ("input_ids", "position_ids")}
-        own = torch.full_like(batch.labels, IGNORED) if ignore else batch.labels
-        labels = F.pad(own, (0, count), value=IGNORED)
+        labels = F.pad(batch.labels, (0, count), value=IGNORED)
         return Batch(filled | {"pack": Pack.of(lengths, self.longest)}, labels, batch.indices)
-
-    def filler(self, tokens: int) -> Batch:
-        """A batch of padding alone that has the shape of padded ones of so many tokens."""
-        ids = torch.zeros(tokens, dtype=torch.int64)
-        pack = Pack.of(_spread(tokens, self.slots), self.longest)
-        labels = torch.full((self.slots,), IGNORED)
-        return Batch({"input_ids": ids, "position_ids": ids.clone(), "pack": pack}, labels, torch.zeros(0).long())
 
     def planned(self, plan: BatchPlan, lengths: np.ndarray, rank: int, world_size: int) -> list[int]:
         """The numbers of tokens of this rank's padded micro-batches in a run, the largest first.
@@ -79,8 +70,3 @@ class Buckets:
             for own, _ in micro_batch_indices(shards, rank, self.sentences):
                 found.add(self.tokens(len(own), int(lengths[own].sum())))
         return sorted(found, reverse=True)
-
-
-def _spread(tokens: int, sentences: int) -> np.ndarray:
-    """(sentences,) lengths that differ by one token at most, and have so many in all."""
-    return np.diff(tokens * np.arange(sentences + 1) // sentences)

@@ -1,71 +1,72 @@
 """Whether steps are captured as CUDA graphs, and how."""
 
 import logging
-from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import BatchPlan
+from sst2.data.collation import collate
 from sst2.data.packing import Pack
 from sst2.distributed.strategies.flat import FlatStrategy
 from sst2.distributed.strategies.strategy import Strategy
 from sst2.training.buckets import Buckets
 from sst2.training.cuda_graphs import CudaGraphRunner
 from sst2.training.split_graphs import SplitGraphRunner
+from sst2.training.step_inputs import StepInputs
 from sst2.training.step_runner import StepRunner
+
+if TYPE_CHECKING:
+    from sst2.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
-def choose_runner(
-    strategy: Strategy,
-    settings: Settings,
-    plan: BatchPlan,
-    lengths: np.ndarray,
-    start_phase: Callable[[str], None],
-    rank: int = 0,
-    world_size: int = 1,
-) -> StepRunner:
+def choose_runner(trainer: "Trainer") -> StepRunner:
     """How steps are run, by `--cuda_graphs`; `yes` warns where they cannot be captured.
 
     They can for packed batches on a GPU in bf16. The sizes of padded batches, and of attention in grids, follow from
     their sentences; fp16's loss scale is looked at by the host, and gradient checkpointing saves and restores random
     states there. `auto` takes them on one process, for one micro-batch a step.
-
-    Args:
-        strategy: with the state of the run loaded.
-        settings: of the run.
-        plan: of its batches.
-        lengths: (sentences,) tokens of each training sentence.
-        start_phase: called with the name of a phase of a step.
-        rank: of this process.
-        world_size: number of processes.
     """
-    assert settings.global_batch_size is not None
-    assert settings.gradient_accumulation_steps is not None
+    settings, strategy, train = trainer.settings, trainer.strategy, trainer.splits["train"]
+    batch_size, accumulation = settings.global_batch_size, settings.gradient_accumulation_steps
+    assert batch_size is not None
+    assert accumulation is not None
+    to_batch = partial(collate, train, pad_token_id=trainer.tokenizer.pad_token_id, batching=settings.batching)
+    own = strategy, to_batch, trainer.step_metrics.add
     if settings.cuda_graphs == "no":
-        return StepRunner(strategy)
-    if settings.cuda_graphs == "yes":
-        if reason := _obstacle(strategy, settings):
-            logger.warning("--cuda_graphs yes: steps are run operation by operation, since %s", reason)
-            return StepRunner(strategy)
-        assert isinstance(strategy, FlatStrategy)
-        share = -(-settings.global_batch_size // world_size)
-        buckets = Buckets.of(min(share, settings.per_device_train_batch_size), lengths)
-        sizes = buckets.planned(plan, lengths, rank, world_size)
-        return SplitGraphRunner(strategy, buckets, sizes, settings.gradient_accumulation_steps > 1, start_phase)
-    fits = strategy.fits_a_graph and settings.gradient_accumulation_steps == 1
-    if not fits or _obstacle(strategy, settings):
-        return StepRunner(strategy)
-    return CudaGraphRunner(strategy, Buckets.of(settings.global_batch_size, lengths), start_phase)
+        return StepRunner(*own)
+    obstacle = _obstacle(strategy, settings)
+    if settings.cuda_graphs == "auto":
+        if obstacle or not strategy.fits_a_graph or accumulation > 1:
+            return StepRunner(*own)
+        return CudaGraphRunner(*own, Buckets.of(batch_size, train.lengths()), trainer.start_phase)
+    if obstacle or not isinstance(strategy, FlatStrategy):
+        reason = obstacle or "the strategy has its own order of a step"
+        logger.warning("--cuda_graphs yes: steps are run operation by operation, since %s", reason)
+        return StepRunner(*own)
+    rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    lengths, share = train.lengths(), -(-batch_size // world_size)
+    buckets = Buckets.of(min(share, settings.per_device_train_batch_size), lengths)
+    sizes = buckets.planned(trainer.plan, lengths, rank, world_size)
+    inputs = StepInputs(train, buckets, sizes[0], len(strategy.optimizer.param_groups), strategy.device)
+    return SplitGraphRunner(
+        strategy,
+        to_batch,
+        trainer.step_metrics.add,
+        inputs=inputs,
+        buckets=buckets,
+        sizes=sizes,
+        accumulates=accumulation > 1,
+        start_phase=trainer.start_phase,
+    )
 
 
 def _obstacle(strategy: Strategy, settings: Settings) -> str:
     """Why steps cannot be captured; empty if they can, and on a CPU if they could be but for it."""
-    if settings.cuda_graphs == "yes" and not isinstance(strategy, FlatStrategy):
-        return "the strategy has its own order of a step"
     if settings.batching != "packed":
         return "padded batches have too many shapes"
     if settings.gradient_checkpointing:

@@ -32,7 +32,6 @@ class TrainingLoss:
             None if self._class_weights is None else torch.tensor(self._class_weights, dtype=torch.float32).to(device)
         )
         self._smoothing = settings.label_smoothing
-        self._divisor = torch.ones((), device=device)
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The sum of some sentences' losses, () float32 in nats; a label of -100 is no sentence.
@@ -44,16 +43,11 @@ class TrainingLoss:
         )
 
     def weight_of(self, labels: np.ndarray) -> float:
-        """The sum of the weights of sentences with these labels, (sentences,): their number without class weights."""
-        return float(len(labels) if self._class_weights is None else self._class_weights[labels].sum())
+        """The sum of the weights of sentences with these labels, (sentences,): their number without class weights.
 
-    def divisor_of(self, labels: np.ndarray) -> torch.Tensor:
-        """What the losses of a step with these labels, (sentences,) of all ranks, are divided by.
-
-        Returns:
-            The same tensor each time, () float32 on the device: a step captured as a CUDA graph finds its own there.
+        Of the sentences of all ranks, it is what the losses of a step are divided by.
         """
-        return self._divisor.fill_(self.weight_of(labels))
+        return float(len(labels) if self._class_weights is None else self._class_weights[labels].sum())
 
 
 def class_weights(settings: Settings, train: Split) -> np.ndarray | None:

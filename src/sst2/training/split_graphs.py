@@ -10,22 +10,37 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from sst2.data.collation import Batch, MicroBatches
+from sst2.data.collation import Batch
 from sst2.distributed.strategies.flat import FlatStrategy
 from sst2.training.buckets import Buckets
-from sst2.training.step_runner import ForwardBackward, OptimizerStep, RatesInMemory, StepRunner, has_room
+from sst2.training.step_inputs import StepInputs
+from sst2.training.step_runner import (
+    Count,
+    ForwardBackward,
+    OptimizerStep,
+    RatesInMemory,
+    Step,
+    StepRunner,
+    has_room,
+)
 
 logger = logging.getLogger(__name__)
 
-Passes = Callable[[Batch], torch.Tensor]  # of a padded micro-batch: leave gradients, and return the sum of losses, ()
-
 
 class SplitGraphRunner(StepRunner):
-    """Replays what is captured: passes by their number of tokens, and the optimizer's step.
+    """Replays what is captured: passes by their number of tokens, and the optimizer's step with the metrics of it.
+
+    The host writes a micro-batch and all numbers of a step to one buffer, sends it, and asks for graphs; it waits for
+    nothing.
 
     Args:
+        strategy: of any number of ranks.
+        collate: as of `StepRunner`, for shapes that are not captured.
+        count: as of `StepRunner`.
+        inputs: what graphs read.
         buckets: of this rank.
         sizes: numbers of tokens to capture, the largest first.
         accumulates: whether steps have several micro-batches.
@@ -35,17 +50,21 @@ class SplitGraphRunner(StepRunner):
     def __init__(
         self,
         strategy: FlatStrategy,
+        collate: Callable[[np.ndarray], Batch],
+        count: Count,
+        inputs: StepInputs,
         buckets: Buckets,
         sizes: list[int],
         accumulates: bool,
         start_phase: Callable[[str], None],
     ) -> None:
-        super().__init__(strategy)
-        self._flat, self._buckets, self._sizes, self._accumulates = strategy, buckets, sizes, accumulates
-        self._start_phase = start_phase
-        self._rates = RatesInMemory(strategy.optimizer, strategy.device)
-        self._passes: dict[int, Passes] = {}  # by number of tokens
-        self._update: OptimizerStep | None = None
+        super().__init__(strategy, collate, count)
+        self._flat, self._inputs, self._buckets, self._sizes = strategy, inputs, buckets, sizes
+        self._accumulates, self._start_phase = accumulates, start_phase
+        self._rates = RatesInMemory(strategy.optimizer, inputs.rates)
+        self._loss_sum, self._grad_norm = (torch.zeros((), device=strategy.device) for _ in range(2))
+        self._passes: dict[int, Callable[[], None]] = {}  # by number of tokens
+        self._update: Callable[[], None] | None = None
         self._has_tried = False
 
     @property
@@ -54,47 +73,77 @@ class SplitGraphRunner(StepRunner):
         return len(self._passes)
 
     def run(
-        self, micro_batches: MicroBatches, forward_backward: ForwardBackward, optimizer_step: OptimizerStep
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Run a step: see `StepRunner.run`."""
+        self, step: Step, forward_backward: ForwardBackward, optimizer_step: OptimizerStep
+    ) -> tuple[torch.Tensor, int]:
+        """Run a step: see `StepRunner.run`. The gradient norm is overwritten by the next step."""
+        self._inputs.write_numbers([step.divisor, step.loss_weight, *self._rates.of_schedule])
         with self._rates.used():
             if not self._has_tried:
                 self._has_tried = True
                 self._capture(forward_backward, optimizer_step)
             if self._update is None:
-                return super().run(micro_batches, forward_backward, optimizer_step)
+                self._inputs.send()
+                return super().run(step, forward_backward, optimizer_step)
             self._flat.empty_gradients(zeros=self._accumulates)
-            losses, tokens = [], 0
-            for batch, loss_weight in micro_batches:
-                padded = self._buckets.pad(batch, ignore=loss_weight == 0)
-                tokens += padded.size
-                passes = self._passes.get(padded.size)
-                self._start_phase("graph")
-                losses.append(passes(padded) if passes else forward_backward([(padded, 1.0)]))
+            if self._accumulates:
+                self._loss_sum.zero_()
+            tokens = 0
+            for indices, weight in step.micro_batches:
+                tokens += self._run_passes(indices, weight, forward_backward)
             self._strategy.reduce_gradients()
             self._start_phase("optimizer")
-            return torch.stack(losses).sum(), self._update(), tokens
+            self._update()
+            return self._grad_norm, tokens
+
+    def _run_passes(self, indices: np.ndarray, weight: float, forward_backward: ForwardBackward) -> int:
+        """The passes of a micro-batch, which add to gradients and losses. Returns its tokens, padding included."""
+        size = self._inputs.tokens(indices)
+        passes = self._passes.get(size)
+        if passes is None:
+            self._inputs.send()
+            batch = self._collate(indices)
+            self._add_loss(forward_backward([(batch, weight)], self._inputs.divisor))
+            return batch.size
+        self._inputs.write(indices, ignore=weight == 0)
+        self._inputs.send()
+        self._start_phase("graph")
+        passes()
+        return size
+
+    def _add_loss(self, loss: torch.Tensor) -> None:
+        if self._accumulates:
+            self._loss_sum += loss
+        else:
+            self._loss_sum.copy_(loss)
 
     def _capture(self, forward_backward: ForwardBackward, optimizer_step: OptimizerStep) -> None:
-        """Capture everything. Neither weights nor random states change."""
+        """Capture everything. Neither weights nor metrics nor random states change."""
         device, pool = self._strategy.device, None
+
+        def passes_of(size: int) -> Callable[[], None]:
+            return lambda: self._add_loss(forward_backward([(self._inputs.batch(size), 1.0)], self._inputs.divisor))
+
+        def update() -> None:
+            self._grad_norm.copy_(optimizer_step())
+            self._count(self._loss_sum, self._grad_norm, self._inputs.loss_weight)
+
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 for size in self._sizes:
-                    filler = self._buckets.filler(size).to(device)
-                    forward_backward([(filler, 1.0)])  # libraries prepare what they cannot prepare in a capture
+                    self._inputs.write_filler(size)
+                    self._inputs.send()
+                    passes = passes_of(size)
+                    passes()  # libraries prepare what they cannot prepare in a capture
                     self._flat.empty_gradients(zeros=self._accumulates)
-                    if device.type != "cuda":
-                        self._passes[size] = lambda batch: forward_backward([(batch, 1.0)])
-                        continue
-                    if not has_room(device):
-                        logger.warning("the GPU has no room for more CUDA graphs than %d", self.captured)
-                        break
-                    passes = CapturedPasses(forward_backward, filler, pool)
-                    self._passes[size], pool = passes, passes.pool
+                    if device.type == "cuda":
+                        if not has_room(device):
+                            logger.warning("the GPU has no room for more CUDA graphs than %d", self.captured)
+                            break
+                        passes, pool = captured(passes, pool)
+                    self._passes[size] = passes
             self._flat.prepare_optimizer(optimizer_step)
             with self._rates.capturable():
-                self._update = CapturedUpdate(optimizer_step, pool) if device.type == "cuda" else optimizer_step
+                self._update, _ = captured(update, pool) if device.type == "cuda" else (update, None)
         except RuntimeError as error:
             self._passes.clear()
             self._flat.empty_gradients(zeros=False)
@@ -105,32 +154,14 @@ class SplitGraphRunner(StepRunner):
             logger.info("steps are captured in %d shapes of up to %d tokens", self.captured, largest)
 
 
-class CapturedPasses:
-    """The forward and backward pass of one shape, and the memory in which they find their batch."""
+def captured(function: Callable[[], None], pool: Any) -> tuple[Callable[[], None], Any]:
+    """A function as a CUDA graph, to be called in its place, and the pool of its memory, for the next one to share.
 
-    def __init__(self, forward_backward: ForwardBackward, batch: Batch, pool: Any) -> None:
-        self._batch, self._graph = batch, torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._loss = forward_backward([(batch, 1.0)])
-        self.pool = self._graph.pool()
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Copy a batch of the same shape to where the graph finds it, and replay. Returns the sum of losses, ()."""
-        for own, new in zip(self._batch.tensors(), batch.tensors(), strict=True):
-            own.copy_(new.pin_memory(), non_blocking=True)
-        self._graph.replay()
-        return self._loss.clone()  # the next graph may use its memory
-
-
-class CapturedUpdate:
-    """Clipping and AdamW."""
-
-    def __init__(self, optimizer_step: OptimizerStep, pool: Any) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._norm = optimizer_step()
-
-    def __call__(self) -> torch.Tensor:
-        """Replay. Returns the gradient norm, ()."""
-        self._graph.replay()
-        return self._norm.clone()
+    Raises:
+        RuntimeError: it does what cannot be captured, or there is no room.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # What other threads ask of the GPU meanwhile is no business of the capture.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        function()
+    return graph.replay, graph.pool()

@@ -42,20 +42,22 @@ class StepMetrics:
         self._steps = self._padded_tokens = 0
         self._seconds = 0.0
 
-    def count(
-        self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, loss_weight: float, padded_tokens: int, seconds: float
-    ) -> None:
-        """Count one step, for which the host took so many seconds.
+    def add(self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, loss_weight: float | torch.Tensor) -> None:
+        """Add one step's results to the sums on the device, in place: a CUDA graph may hold it.
 
-        Loss, in nats, the weight of its sentences (their number without `--class_weights`) and tokens are this rank's;
-        `grad_norm` is of all ranks, and not finite if the step was skipped. Both tensors are ().
+        Loss, in nats, and the weight of its sentences (their number without `--class_weights`) are this rank's;
+        `grad_norm` is of all ranks, and not finite if the step was skipped. All tensors are ().
         """
         is_finite = grad_norm.isfinite()
-        both = torch.stack([loss_sum.to(self._sums.dtype), torch.full_like(self._sums[0], loss_weight)])
+        weight = torch.as_tensor(loss_weight, dtype=self._sums.dtype, device=self._sums.device)
+        both = torch.stack([loss_sum.to(self._sums.dtype), weight])
         self._sums += torch.where(is_finite, both, 0.0)
         now, most, total = self._skipped
         now = torch.where(is_finite, 0, now + 1)
-        self._skipped = torch.stack([now, torch.maximum(now, most), total + ~is_finite])
+        self._skipped.copy_(torch.stack([now, torch.maximum(now, most), total + ~is_finite]))
+
+    def count(self, padded_tokens: int, seconds: float) -> None:
+        """Count one step on the host, which took so many seconds for it."""
         self._steps += 1
         self._padded_tokens += padded_tokens
         self._seconds += seconds
@@ -98,7 +100,7 @@ class StepMetrics:
         state.skipped_steps += total
         state.skipped_in_a_row = now
         self._sums.zero_()
-        self._skipped = self._skipped.new_tensor([now, now, 0])
+        self._skipped.copy_(torch.tensor([now, now, 0]))
         self._steps = self._padded_tokens = 0
         self._seconds = 0.0
         return most

@@ -2,52 +2,99 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from sst2.data.collation import MicroBatches
+from sst2.data.collation import Batch, MicroBatches
 from sst2.distributed.strategies.strategy import Strategy
 
-ForwardBackward = Callable[[MicroBatches], torch.Tensor]  # leaves gradients, and returns the sum of losses, ()
-OptimizerStep = Callable[[], torch.Tensor]  # uses them up, and returns their norm, ()
-StepResult = tuple[torch.Tensor, torch.Tensor]  # the sum of a step's losses and its gradient norm, () each
+Number = float | torch.Tensor  # on the host, or () float32 where a graph finds it
+# Of micro-batches and the step's divisor: leaves gradients, and returns the sum of losses, ().
+ForwardBackward = Callable[[MicroBatches, Number], torch.Tensor]
+OptimizerStep = Callable[[], torch.Tensor]  # uses the gradients up, and returns their norm, ()
+# Of the sum of losses, the gradient norm and the weight of the sentences: adds them to the metrics of steps.
+Count = Callable[[torch.Tensor, torch.Tensor, Number], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rank's share of an optimizer step.
+
+    Attributes:
+        micro_batches: indices of the sentences of each, and the weight of each of them in it, 1.0 or 0.0.
+        divisor: what the losses of all ranks are divided by.
+        loss_weight: the weights of this rank's sentences in the loss, added up.
+    """
+
+    micro_batches: list[tuple[np.ndarray, float]]
+    divisor: float
+    loss_weight: float
 
 
 class StepRunner:
-    """Runs steps eagerly, operation by operation."""
+    """Runs steps eagerly, operation by operation.
 
-    def __init__(self, strategy: Strategy) -> None:
-        self._strategy = strategy
+    Args:
+        strategy: whose model is trained.
+        collate: makes a batch, on the CPU, of the training sentences with these indices.
+        count: called with what came of each step.
+    """
+
+    def __init__(self, strategy: Strategy, collate: Callable[[np.ndarray], Batch], count: Count) -> None:
+        self._strategy, self._collate, self._count = strategy, collate, count
 
     def run(
-        self, micro_batches: MicroBatches, forward_backward: ForwardBackward, optimizer_step: OptimizerStep
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Run a step on this rank's micro-batches, which are on the host. All ranks call it.
+        self, step: Step, forward_backward: ForwardBackward, optimizer_step: OptimizerStep
+    ) -> tuple[torch.Tensor, int]:
+        """Run a step. All ranks call it.
 
         Returns:
-            What the two functions have returned, and the tokens that the first was given, padding included.
+            The gradient norm of all ranks, () float32, and the tokens of this rank, padding included.
         """
-        loss_sum = forward_backward(micro_batches)
+        micro_batches = [(self._collate(indices), weight) for indices, weight in step.micro_batches]
+        return self._run_eagerly(micro_batches, step, step.divisor, forward_backward, optimizer_step)
+
+    def _run_eagerly(
+        self,
+        micro_batches: MicroBatches,
+        step: Step,
+        divisor: Number,
+        forward_backward: ForwardBackward,
+        optimizer_step: OptimizerStep,
+    ) -> tuple[torch.Tensor, int]:
+        loss_sum = forward_backward(micro_batches, divisor)
         self._strategy.reduce_gradients()
-        return loss_sum, optimizer_step(), sum(batch.size for batch, _ in micro_batches)
+        grad_norm = optimizer_step()
+        self._count(loss_sum, grad_norm, step.loss_weight)
+        return grad_norm, sum(batch.size for batch, _ in micro_batches)
 
 
 class RatesInMemory:
     """The learning rates of an optimizer's groups where its device finds them: a graph repeats all other numbers.
 
     A step that is run eagerly reads the same ones, so that it rounds as a captured one does.
+
+    Args:
+        optimizer: whose groups have rates as a schedule sets them.
+        tensors: () float32 for each group, which are filled by others.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        self._groups = optimizer.param_groups
-        self._rates = [torch.zeros((), device=device) for _ in self._groups]
+    def __init__(self, optimizer: torch.optim.Optimizer, tensors: list[torch.Tensor]) -> None:
+        self._groups, self._tensors = optimizer.param_groups, tensors
+
+    @property
+    def of_schedule(self) -> list[float]:
+        """The rates of the step to come."""
+        return [group["lr"] for group in self._groups]
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Around a step: its rates are those that the schedule has set, in float32."""
-        rates = [group["lr"] for group in self._groups]
-        for group, rate, in_memory in zip(self._groups, rates, self._rates, strict=True):
-            group["lr"] = in_memory.fill_(rate)
+        """Around a step: the optimizer reads the tensors."""
+        rates = self.of_schedule
+        for group, tensor in zip(self._groups, self._tensors, strict=True):
+            group["lr"] = tensor
         try:
             yield
         finally:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -93,11 +92,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.step_metrics = StepMetrics(self.accelerator, self.strategy.waiting, self.state.skipped_in_a_row)
         self.loss = TrainingLoss(self.settings, self.splits["train"], self.strategy.device)
-        self.step_runner = choose_runner(
-            *(self.strategy, self.settings, self.plan, self.splits["train"].lengths(), self.start_phase),
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
+        self.step_runner = choose_runner(self)
         self.flop_per_token = flop_per_token(self.model_config)
 
     @property
@@ -115,25 +110,18 @@ class Trainer:
         self.watchdog.set_activity(f"step {self.state.step + 1}, {phase}" + (f" of pass {number}" if number else ""))
         self.step_metrics.phases.begin(phase)
 
-    def count_step(
-        self,
-        shards: list[np.ndarray],
-        loss_sum: torch.Tensor,
-        grad_norm: torch.Tensor,
-        padded_tokens: int,
-        started: float,
-    ) -> None:
-        """Count an optimizer step, and read its metrics from the device if they are due. All ranks call it.
+    def count_step(self, shards: list[np.ndarray], padded_tokens: int, started: float) -> None:
+        """Count an optimizer step, and read metrics from the device if they are due. All ranks call it.
 
-        Of its arguments, which `StepMetrics.count` describes, `shards` are the indices of the step's sentences for each
-        rank, and `started` is when the host began with it, by `time.perf_counter`.
+        Args:
+            shards: the indices of the step's sentences for each rank.
+            padded_tokens: of this rank, padding included.
+            started: when the host began with the step, by `time.perf_counter`.
         """
         self.step_metrics.phases.end()
         tokens = [int(self.splits["train"].lengths(shard).sum()) for shard in shards]
         self.state.count_step(sum(map(len, shards)), sum(tokens), max(tokens) * len(tokens))
-        own = self.splits["train"].labels[shards[self.accelerator.process_index]]
-        seconds = time.perf_counter() - started
-        self.step_metrics.count(loss_sum, grad_norm, self.loss.weight_of(own), padded_tokens, seconds)
+        self.step_metrics.count(padded_tokens, time.perf_counter() - started)
         if self.step_metrics.is_due:
             self.sync_to_host()
         if self.state.step % STEPS_BETWEEN_COLLECTIONS == 0:
