@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState, GradientState
 from sst2.config.arguments import parse_arguments
 from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
-from sst2.training.cuda_graphs import CudaGraphRunner
-from sst2.training.step_runner import StepRunner
+from sst2.training.steps.cuda_graphs import CudaGraphRunner
+from sst2.training.steps.runner import StepRunner
 from sst2.training.trainer import Trainer
 from tests.support.architectures import write_encoder
 from train_sst2 import setup, train_step

@@ -8,8 +8,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sst2.config.settings import Settings
 from sst2.data.collation import collate
 from sst2.data.splits import Split
-from sst2.training.buckets import Buckets
 from sst2.training.loss import TrainingLoss, class_weights
+from sst2.training.steps.buckets import Buckets
 
 NAMES = ["a", "b", "c"]
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2], dtype=np.int16)

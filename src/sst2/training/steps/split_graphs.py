@@ -14,8 +14,8 @@ import torch
 
 from sst2.data.collation import Batch, MicroBatches
 from sst2.distributed.strategies.flat import FlatStrategy
-from sst2.training.buckets import Buckets
-from sst2.training.step_runner import ForwardBackward, OptimizerStep, RatesInMemory, StepRunner, has_room
+from sst2.training.steps.buckets import Buckets
+from sst2.training.steps.runner import ForwardBackward, OptimizerStep, RatesInMemory, StepRunner, has_room
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import torch
 
 from sst2.config.arguments import parse_arguments
 from sst2.data.batch_plan import BatchPlan
-from sst2.training import choose_runner
-from sst2.training.cuda_graphs import CudaGraphRunner
-from sst2.training.step_runner import StepRunner
+from sst2.training.steps import choose
+from sst2.training.steps.cuda_graphs import CudaGraphRunner
+from sst2.training.steps.runner import StepRunner
 from tests.support.running import Finished
 
 BF16 = ["--mixed_precision", "bf16"]
@@ -44,7 +44,7 @@ def test_whole_steps_are_captured_on_one_gpu(
     )
     strategy: Any = Strategy()
     plan = BatchPlan(2, 32, 0, 1)
-    found = choose_runner.choose_runner(strategy, settings, plan, np.array([3, 4]), lambda phase: None)
+    found = choose.choose_runner(strategy, settings, plan, np.array([3, 4]), lambda phase: None)
     assert type(found) is (CudaGraphRunner if expected else StepRunner)
 
 

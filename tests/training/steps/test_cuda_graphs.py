@@ -8,10 +8,10 @@ import torch
 
 from sst2.data.collation import Batch, MicroBatches, collate
 from sst2.data.splits import Split
-from sst2.training import cuda_graphs
-from sst2.training.buckets import Buckets
-from sst2.training.cuda_graphs import CudaGraphRunner
-from sst2.training.step_runner import ForwardBackward, OptimizerStep, StepResult
+from sst2.training.steps import cuda_graphs
+from sst2.training.steps.buckets import Buckets
+from sst2.training.steps.cuda_graphs import CudaGraphRunner
+from sst2.training.steps.runner import ForwardBackward, OptimizerStep, StepResult
 from sst2.utils.errors import UserError
 
 

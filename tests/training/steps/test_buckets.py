@@ -7,7 +7,7 @@ import torch
 from sst2.data.batch_plan import BatchPlan, micro_batch_indices, split_by_tokens
 from sst2.data.collation import Batch, collate
 from sst2.data.splits import Split
-from sst2.training.buckets import IGNORED, Buckets
+from sst2.training.steps.buckets import IGNORED, Buckets
 
 
 def split_of(lengths: np.ndarray) -> Split:

@@ -11,10 +11,10 @@ from sst2.data.batch_plan import BatchPlan
 from sst2.data.packing import Pack
 from sst2.distributed.strategies.flat import FlatStrategy
 from sst2.distributed.strategies.strategy import Strategy
-from sst2.training.buckets import Buckets
-from sst2.training.cuda_graphs import CudaGraphRunner
-from sst2.training.split_graphs import SplitGraphRunner
-from sst2.training.step_runner import StepRunner
+from sst2.training.steps.buckets import Buckets
+from sst2.training.steps.cuda_graphs import CudaGraphRunner
+from sst2.training.steps.runner import StepRunner
+from sst2.training.steps.split_graphs import SplitGraphRunner
 
 logger = logging.getLogger(__name__)
 
