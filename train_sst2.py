@@ -38,7 +38,7 @@ from sst2.runs.run_folder import RunFolder
 from sst2.training.results import write_results
 from sst2.training.resume import resume_or_start
 from sst2.training.setup import init_processes, load_assets, prepare_training
-from sst2.training.step_runner import Step
+from sst2.training.steps.runner import Step
 from sst2.training.trainer import Evaluation, Trainer
 from sst2.utils.errors import StopRequestedError
 
@@ -150,10 +150,9 @@ def train_step(trainer: Trainer) -> dict[str, Any]:
     train, rank = trainer.splits["train"], trainer.accelerator.process_index
     indices = trainer.plan.indices(trainer.state.step)  # of all ranks, by the step alone: nothing to restore on resume
     shards = split_by_tokens(indices, train.lengths(indices), trainer.accelerator.num_processes)
+    most_sentences = max_micro_batch_size(trainer.settings, trainer.strategy.device)
     step = Step(
-        micro_batches=micro_batch_indices(
-            shards, rank, max_micro_batch_size(trainer.settings, trainer.strategy.device)
-        ),
+        micro_batches=micro_batch_indices(shards, rank, most_sentences),
         divisor=trainer.loss.weight_of(train.labels[indices]),
         loss_weight=trainer.loss.weight_of(train.labels[shards[rank]]),
     )

@@ -114,9 +114,14 @@ def with_reading_every_step() -> None:
 def without_graphs() -> None:
     """The host asks for the operations of a step one by one."""
     from sst2.training import trainer
-    from sst2.training.step_runner import StepRunner
+    from sst2.training.steps.choose import choose_runner
+    from sst2.training.steps.runner import StepRunner
 
-    put(trainer, "choose_runner", lambda strategy, *_, **__: StepRunner(strategy))
+    def eager(of: trainer.Trainer) -> StepRunner:
+        of.settings.cuda_graphs = "no"
+        return choose_runner(of)
+
+    put(trainer, "choose_runner", eager)
 
 
 ON_ALL = (

@@ -27,7 +27,7 @@ from benchmarks.startup import PARTS, Span, noting, wrap
 
 HERE = Path(__file__).resolve().parent
 LATER_PARTS = {
-    "captures": "training.cuda_graphs:Graph.__init__",
+    "captures": "training.steps.cuda_graphs:Graph.__init__",
     "steps": "training.trainer:Trainer.sync_to_host",
     "checkpoints": "training.trainer:Trainer.wait_for_checkpoint",
     "export": "training.results:write_results",

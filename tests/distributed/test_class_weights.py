@@ -12,8 +12,8 @@ from torch import nn
 from transformers import DistilBertForSequenceClassification
 
 from sst2.config.settings import Settings
-from sst2.data.batch_plan import split_by_tokens
-from sst2.data.collation import collate, micro_batches_of
+from sst2.data.batch_plan import micro_batch_indices, split_by_tokens
+from sst2.data.collation import collate
 from sst2.data.sample import sample_config
 from sst2.data.splits import Split
 from sst2.distributed.strategies import prepare
@@ -76,8 +76,9 @@ def gradient_of_a_rank(rank: int, world_size: int, port: int, micro_batch_size: 
         strategy=strategy, accelerator=accelerator, settings=settings, loss=loss, start_phase=lambda *phase: None
     )
     shards = split_by_tokens(np.arange(len(train)), train.lengths(), world_size)
-    micro_batches = micro_batches_of(train, shards, rank, settings, 0, CPU)
-    forward_backward_step(trainer, loss.divisor_of(train.labels), micro_batches)
+    chosen = micro_batch_indices(shards, rank, micro_batch_size)
+    micro_batches = [(collate(train, indices, 0, "packed"), weight) for indices, weight in chosen]
+    forward_backward_step(trainer, micro_batches, loss.weight_of(train.labels))
     return gradients
 
 

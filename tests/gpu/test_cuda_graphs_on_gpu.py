@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState, GradientState
 from sst2.config.arguments import parse_arguments
 from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
-from sst2.training.cuda_graphs import CudaGraphRunner
-from sst2.training.step_runner import StepRunner
+from sst2.training.steps.cuda_graphs import CudaGraphRunner
+from sst2.training.steps.runner import StepRunner
 from sst2.training.trainer import Trainer
 from tests.support.architectures import write_encoder
 from train_sst2 import setup, train_step
@@ -62,8 +62,8 @@ def assert_recorded_steps_are_plain_ones(tmp_path: Path, source: list[object], f
         assert isinstance(trainer.step_runner, CudaGraphRunner)
         assert trainer.step_runner.captured >= 2
         weights = trainer.strategy.weights()
-    with trainer_of(tmp_path / "plain", *flags, source=source) as trainer:
-        trainer.step_runner = StepRunner(trainer.strategy)
+    with trainer_of(tmp_path / "plain", *flags, "--cuda_graphs", "no", source=source) as trainer:
+        assert type(trainer.step_runner) is StepRunner
         plain = losses(trainer, 60)
         expected = trainer.strategy.weights()
     assert recorded == pytest.approx(plain, rel=0.02, abs=0.005)  # sums on a GPU are not repeatable to the last bit

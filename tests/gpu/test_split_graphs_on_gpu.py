@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.training.split_graphs import SplitGraphRunner
+from sst2.training.steps.split_graphs import SplitGraphRunner
 from sst2.training.trainer import Trainer
 from tests.gpu.test_cuda_graphs_on_gpu import FLAGS, losses, repeated, trainer_of
 from train_sst2 import train_step

@@ -11,7 +11,7 @@ from sst2.data.sample import sample_config
 from sst2.data.splits import Split
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.models.trial import pack_classifier
-from sst2.training.buckets import Buckets
+from sst2.training.steps.buckets import Buckets
 
 VOCABULARY = 300
 

@@ -8,8 +8,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sst2.config.settings import Settings
 from sst2.data.collation import collate
 from sst2.data.splits import Split
-from sst2.training.buckets import Buckets
 from sst2.training.loss import TrainingLoss, class_weights
+from sst2.training.steps.buckets import Buckets
 
 NAMES = ["a", "b", "c"]
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2], dtype=np.int16)
@@ -34,7 +34,7 @@ def test_it_is_torchs_mean_over_all_sentences_of_a_step(words: tuple[str, ...], 
     known = {"none": None, "balanced": torch.tensor([7 / 12, 7 / 6, 7 / 3])}
     weight = known.get(words[0], torch.tensor([1.0, 2.5, 7.0]))
     expected = torch.nn.CrossEntropyLoss(weight=weight, label_smoothing=smoothing)(logits, labels)
-    divisor = loss.divisor_of(LABELS)
+    divisor = loss.weight_of(LABELS)
     for parts in ([7], [3, 4], [1, 1, 5]):
         sums = [loss(*part) for part in zip(logits.split(parts), labels.split(parts), strict=True)]
         assert float(sum(sums) / divisor) == pytest.approx(float(expected), rel=1e-6)
@@ -48,14 +48,9 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     assert lacking == pytest.approx([6 / (3 * 4), 6 / (3 * 2), 1.0])
 
 
-def test_a_step_finds_its_divisor_where_the_last_one_had_its() -> None:
-    loss = loss_of("1", "2", "4")
-    first = loss.divisor_of(LABELS)
-    address = first.data_ptr()
-    assert float(first) == 4 * 1 + 2 * 2 + 4
-    assert loss.divisor_of(LABELS[:2]).data_ptr() == address  # as a captured step needs it
-    assert float(first) == 2
-    assert float(loss_of("none").divisor_of(LABELS)) == 7
+def test_the_divisor_of_a_step_is_the_weight_of_its_sentences() -> None:
+    assert loss_of("1", "2", "4").weight_of(LABELS) == 4 * 1 + 2 * 2 + 4
+    assert loss_of("none").weight_of(LABELS) == 7
 
 
 @pytest.mark.parametrize("words", [("none",), ("1", "2", "4")])

@@ -39,7 +39,8 @@ def test_a_meter_reads_them_once() -> None:
     time.sleep(0.02)
     meter.phases.end()
     for _ in range(2):
-        meter.count(torch.tensor(1.0), torch.tensor(1.0), 4, 40, 0.02)
+        meter.add(torch.tensor(1.0), torch.tensor(1.0), 4)
+        meter.count(40, 0.02)
         meter.read(state)
     assert 0.02 <= state.logged_times["forward"] < 0.2
     assert state.logged_times["backward"] == state.logged_times["waiting"] == 0

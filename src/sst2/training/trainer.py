@@ -26,11 +26,11 @@ from sst2.distributed.strategies.strategy import Strategy
 from sst2.distributed.watchdog import Watchdog
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
-from sst2.training.choose_runner import choose_runner
 from sst2.training.flops import flop_per_token
 from sst2.training.loss import TrainingLoss
 from sst2.training.step_metrics import StepMetrics, peak_memory_mib, pop_averages
-from sst2.training.step_runner import StepRunner
+from sst2.training.steps.choose import choose_runner
+from sst2.training.steps.runner import StepRunner
 from sst2.utils.checksums import damage_of
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
 from sst2.utils.waiting import RunningTime

@@ -12,11 +12,11 @@ from sst2.data.collation import collate
 from sst2.data.packing import Pack
 from sst2.distributed.strategies.flat import FlatStrategy
 from sst2.distributed.strategies.strategy import Strategy
-from sst2.training.buckets import Buckets
-from sst2.training.cuda_graphs import CudaGraphRunner
-from sst2.training.split_graphs import SplitGraphRunner
-from sst2.training.step_inputs import StepInputs
-from sst2.training.step_runner import StepRunner
+from sst2.training.steps.buckets import Buckets
+from sst2.training.steps.cuda_graphs import CudaGraphRunner
+from sst2.training.steps.inputs import StepInputs
+from sst2.training.steps.runner import StepRunner
+from sst2.training.steps.split_graphs import SplitGraphRunner
 
 if TYPE_CHECKING:
     from sst2.training.trainer import Trainer

@@ -1,5 +1,6 @@
 """Which steps are recorded, and what is left as it was. Recording needs a GPU: tests/gpu/test_cuda_graphs_on_gpu.py."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 
 from sst2.data.collation import Batch, MicroBatches, collate
 from sst2.data.splits import Split
-from sst2.training import cuda_graphs
-from sst2.training.buckets import Buckets
-from sst2.training.cuda_graphs import CudaGraphRunner
-from sst2.training.step_runner import ForwardBackward, OptimizerStep, StepResult
+from sst2.training.steps import cuda_graphs
+from sst2.training.steps.buckets import Buckets
+from sst2.training.steps.cuda_graphs import CudaGraphRunner
+from sst2.training.steps.runner import Number, Step
 from sst2.utils.errors import UserError
+
+WholeStep = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Recorded:
@@ -20,28 +23,27 @@ class Recorded:
 
     rates: list[Any] = []  # noqa: RUF012  emptied by the fixture
 
-    def __init__(
-        self, forward_backward: ForwardBackward, optimizer_step: OptimizerStep, batch: Batch, pool: object
-    ) -> None:
-        self._functions, self.pool = (forward_backward, optimizer_step), "the pool"
+    def __init__(self, whole_step: WholeStep, batch: Batch, pool: object) -> None:
+        self._whole_step, self.pool = whole_step, "the pool"
         assert pool == (None if not self.rates else "the pool")
-        forward_backward([(batch, 1.0)])
-        optimizer_step()
+        whole_step(batch)
 
-    def replay(self, batch: Batch) -> StepResult:
+    def replay(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         Passes.replayed.append(batch.size)
-        forward_backward, optimizer_step = self._functions
-        return forward_backward([(batch, 1.0)]), optimizer_step()
+        return self._whole_step(batch)
 
 
 class Passes:
     """Passes that note their sizes."""
 
     taken: list[int] = []  # noqa: RUF012
+    divisors: list[tuple[int, float]] = []  # noqa: RUF012  where they were found, and which
     replayed: list[int] = []  # noqa: RUF012
 
-    def __call__(self, micro_batches: MicroBatches) -> torch.Tensor:
+    def __call__(self, micro_batches: MicroBatches, divisor: Number) -> torch.Tensor:
         ((batch, _),) = micro_batches
+        assert isinstance(divisor, torch.Tensor)
+        self.divisors.append((divisor.data_ptr(), float(divisor)))
         self.taken.append(batch.size)
         return torch.zeros(())
 
@@ -55,6 +57,10 @@ class Alone:
         groups = [{"params": torch.nn.Parameter(torch.zeros(3)), "lr": rate} for rate in (0.25, 0.75)]
         self.optimizer = torch.optim.AdamW(groups)
         self.rates: list[list[Any]] = []  # of each step
+        self.counted: list[tuple[float, float, float]] = []
+
+    def count(self, loss_sum: torch.Tensor, grad_norm: torch.Tensor, loss_weight: Number) -> None:
+        self.counted.append((float(loss_sum), float(grad_norm), float(loss_weight)))
 
     def reduce_gradients(self) -> None:
         """None to share."""
@@ -74,32 +80,41 @@ def strategy() -> Any:
 
 @pytest.fixture
 def graphs(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> CudaGraphRunner:
-    for noted in (Recorded.rates, Passes.taken, Passes.replayed):
+    for noted in (Recorded.rates, Passes.taken, Passes.replayed, Passes.divisors):
         noted.clear()
     monkeypatch.setattr(cuda_graphs, "Graph", Recorded)
     monkeypatch.setattr(cuda_graphs, "has_room", lambda device: True)
-    return CudaGraphRunner(strategy, Buckets.of(2, np.array([10, 20])), start_phase=lambda phase: None)
+    buckets = Buckets.of(2, np.array([10, 20]))
+    return CudaGraphRunner(strategy, batch_of, strategy.count, buckets, start_phase=lambda phase: None)
 
 
-def batch_of(*lengths: int) -> MicroBatches:
+def batch_of(lengths: np.ndarray) -> Batch:
+    """Of sentences whose indices are their lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     labels, ids = np.zeros(len(lengths), np.int64), np.ones(offsets[-1], np.int32)
     split = Split(name="train", sentences=[""] * len(lengths), labels=labels, input_ids=ids, offsets=offsets)
-    return [(collate(split, np.arange(len(lengths)), 0, "packed"), 1.0)]
+    return collate(split, np.arange(len(lengths)), 0, "packed")
+
+
+def step_of(*lengths: int) -> Step:
+    return Step([(np.array(lengths), 1.0)], divisor=float(sum(lengths)), loss_weight=float(len(lengths)))
 
 
 def test_a_shape_is_recorded_when_it_comes_again(graphs: CudaGraphRunner, strategy: Any) -> None:
     for lengths in ([10, 20], [60, 20], [12, 20], [11, 13], [60, 9]):
-        loss, norm, tokens = graphs.run(batch_of(*lengths), Passes(), strategy.optimizer_step)
-        assert (float(loss), float(norm), tokens % 64) == (0, 1, 0)
+        norm, tokens = graphs.run(step_of(*lengths), Passes(), strategy.optimizer_step)
+        assert (float(norm), tokens % 64) == (1, 0)
     assert Passes.replayed == [64, 64, 128]
     assert graphs.captured == 2
     assert Passes.taken == [64, 128, 64, 64, 64, 128, 128]  # a recording is a step that is not done
+    assert [divisor for _, divisor in Passes.divisors] == [30, 80, 32, 32, 24, 69, 69]
+    assert len({place for place, _ in Passes.divisors}) == 1  # where a graph finds it
+    assert strategy.counted == [(0, 1, 2)] * 5
 
 
 def test_an_epochs_short_last_step_is_not_padded(graphs: CudaGraphRunner, strategy: Any) -> None:
     for _ in range(3):
-        graphs.run(batch_of(7), Passes(), strategy.optimizer_step)
+        graphs.run(step_of(7), Passes(), strategy.optimizer_step)
     assert (Passes.taken, Passes.replayed) == ([7, 7, 7], [])
 
 
@@ -111,7 +126,7 @@ def test_every_step_finds_each_groups_rate_in_memory_and_leaves_the_optimizer_as
     def step_at(*rates: float) -> None:
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
-        graphs.run(batch_of(10, 20), Passes(), strategy.optimizer_step)
+        graphs.run(step_of(10, 20), Passes(), strategy.optimizer_step)
         assert [(group["lr"], group["capturable"]) for group in groups] == [(rate, False) for rate in rates]
 
     for rates in ((0.5, 0.5), (0.125, 0.375), (0.0625, 0.25)):
@@ -132,17 +147,17 @@ def test_nothing_is_recorded_without_room(
 ) -> None:
     monkeypatch.setattr(cuda_graphs, "has_room", lambda device: False)
     for _ in range(3):
-        graphs.run(batch_of(10, 20), Passes(), strategy.optimizer_step)
+        graphs.run(step_of(10, 20), Passes(), strategy.optimizer_step)
     assert (graphs.captured, Passes.replayed, Passes.taken) == (0, [], [64] * 3)
 
 
 def test_a_device_that_refuses_is_named_with_the_way_out(graphs: CudaGraphRunner, strategy: Any) -> None:
-    def refuse(micro_batches: MicroBatches) -> torch.Tensor:
+    def refuse(micro_batches: MicroBatches, divisor: Number) -> torch.Tensor:
         if strategy.optimizer.param_groups[0]["capturable"]:
             raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
         return torch.zeros(())
 
-    graphs.run(batch_of(10, 20), refuse, strategy.optimizer_step)
+    graphs.run(step_of(10, 20), refuse, strategy.optimizer_step)
     with pytest.raises(UserError, match=r"\(operation not permitted when stream is capturing\): give --cuda_graphs no"):
-        graphs.run(batch_of(10, 20), refuse, strategy.optimizer_step)
+        graphs.run(step_of(10, 20), refuse, strategy.optimizer_step)
     assert strategy.optimizer.param_groups[0]["capturable"] is False

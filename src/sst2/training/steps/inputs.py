@@ -8,7 +8,7 @@ import torch
 from sst2.data.collation import Batch
 from sst2.data.packing import Pack
 from sst2.data.splits import Split
-from sst2.training.buckets import IGNORED, Buckets
+from sst2.training.steps.buckets import IGNORED, Buckets
 
 IN_FLIGHT = 4  # copies that the device may not have fetched yet, before the host waits
 

@@ -15,9 +15,9 @@ import torch
 
 from sst2.data.collation import Batch
 from sst2.distributed.strategies.flat import FlatStrategy
-from sst2.training.buckets import Buckets
-from sst2.training.step_inputs import StepInputs
-from sst2.training.step_runner import (
+from sst2.training.steps.buckets import Buckets
+from sst2.training.steps.inputs import StepInputs
+from sst2.training.steps.runner import (
     Count,
     ForwardBackward,
     OptimizerStep,

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,9 @@ import pytest
 import torch
 
 from sst2.config.arguments import parse_arguments
-from sst2.data.batch_plan import BatchPlan
-from sst2.training import choose_runner
-from sst2.training.cuda_graphs import CudaGraphRunner
-from sst2.training.step_runner import StepRunner
+from sst2.training.steps import choose
+from sst2.training.steps.cuda_graphs import CudaGraphRunner
+from sst2.training.steps.runner import StepRunner
 from tests.support.running import Finished
 
 BF16 = ["--mixed_precision", "bf16"]
@@ -34,17 +34,20 @@ BF16 = ["--mixed_precision", "bf16"]
 def test_whole_steps_are_captured_on_one_gpu(
     flags: list[str], fits: bool, expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    class Strategy:
-        fits_a_graph, device = fits, torch.device("cpu")
-        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
-
     settings = parse_arguments(["--smoke", "--output_dir", str(tmp_path / "run"), *flags])
     settings = replace(
         settings, gradient_accumulation_steps=settings.gradient_accumulation_steps or 1, global_batch_size=32
     )
-    strategy: Any = Strategy()
-    plan = BatchPlan(2, 32, 0, 1)
-    found = choose_runner.choose_runner(strategy, settings, plan, np.array([3, 4]), lambda phase: None)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
+    trainer: Any = SimpleNamespace(
+        settings=settings,
+        strategy=SimpleNamespace(fits_a_graph=fits, device=torch.device("cpu"), optimizer=optimizer),
+        splits={"train": SimpleNamespace(lengths=lambda: np.array([3, 4]))},
+        tokenizer=SimpleNamespace(pad_token_id=0),
+        step_metrics=SimpleNamespace(add=None),
+        start_phase=None,
+    )
+    found = choose.choose_runner(trainer)
     assert type(found) is (CudaGraphRunner if expected else StepRunner)
 
 

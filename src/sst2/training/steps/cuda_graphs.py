@@ -12,8 +12,8 @@ import torch
 
 from sst2.data.collation import Batch
 from sst2.distributed.strategies.strategy import Strategy
-from sst2.training.buckets import Buckets
-from sst2.training.step_runner import (
+from sst2.training.steps.buckets import Buckets
+from sst2.training.steps.runner import (
     Count,
     ForwardBackward,
     OptimizerStep,

@@ -7,7 +7,7 @@ import torch
 from sst2.data.batch_plan import BatchPlan, micro_batch_indices, split_by_tokens
 from sst2.data.collation import Batch, collate
 from sst2.data.splits import Split
-from sst2.training.buckets import IGNORED, Buckets
+from sst2.training.steps.buckets import IGNORED, Buckets
 
 
 def split_of(lengths: np.ndarray) -> Split:
@@ -38,15 +38,6 @@ def test_a_padded_batch_begins_with_the_batch_and_goes_on_with_nothing(lengths: 
         assert not padded.inputs[name][batch.size :].any()
     assert padded.labels[: len(lengths)].tolist() == batch.labels.tolist()
     assert set(padded.labels[len(lengths) :].tolist()) == {IGNORED}
-    assert set(buckets.pad(batch, ignore=True).labels.tolist()) == {IGNORED}
-
-
-def test_a_filler_has_the_shape_of_a_padded_batch() -> None:
-    buckets = Buckets(sentences=4, multiple=64, longest=66)
-    padded = buckets.pad(batch_of(60, 3, 17))
-    filler = buckets.filler(padded.size)
-    assert [(one.shape, one.dtype) for one in filler.tensors()] == [(two.shape, two.dtype) for two in padded.tensors()]
-    assert filler.inputs["pack"].max_seqlen == padded.inputs["pack"].max_seqlen
 
 
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 50), (2, 25), (3, 4), (4, 13)])

@@ -1,0 +1,1 @@
+"""How a step is run: eagerly, or as CUDA graphs, of one process or of many."""
