@@ -60,7 +60,7 @@ def job(folder: Path, batch_size: int, graphs: str) -> Step:
     from sst2.distributed.stop_requests import StopRequests
     from sst2.distributed.strategies.strategy import Strategy
     from sst2.runs.run_folder import RunFolder
-    from sst2.training import step_metrics
+    from sst2.training.step_metrics import STEPS_BETWEEN_READS
     from sst2.training.steps import cuda_graphs
     from sst2.training.steps.split_graphs import SplitGraphRunner
     from train_sst2 import check_stop_requests, setup, train_step
@@ -68,7 +68,7 @@ def job(folder: Path, batch_size: int, graphs: str) -> Step:
     class EmptyGraph:
         """In place of `cuda_graphs.Graph`: it copies its inputs, and its results out."""
 
-        def __init__(self, whole_step: Any, batch: Any, pool: Any) -> None:
+        def __init__(self, _: Any, batch: Any, pool: Any) -> None:
             self._batch, self.pool, self._results = batch, pool, torch.zeros(2)
 
         def replay(self, batch: Any) -> tuple[Any, Any]:
@@ -77,15 +77,15 @@ def job(folder: Path, batch_size: int, graphs: str) -> Step:
             loss_sum, grad_norm = self._results
             return loss_sum.clone(), grad_norm.clone()
 
-    vars(cuda_graphs).update(Graph=EmptyGraph, has_room=lambda device: True)
-    vars(step_metrics)["StepMetrics"].__init__ = _read_as_on_a_gpu(step_metrics)
+    vars(cuda_graphs).update(Graph=EmptyGraph, has_room=lambda _: True)
     type.__setattr__(Strategy, "fits_a_graph", True)
     torch.set_num_threads(1)
     files = ["--train_file", folder / "train.tsv", "--validation_file", folder / "validation.tsv"]
     flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", tempfile.mkdtemp(dir=folder)]
     flags += ["--per_device_train_batch_size", batch_size, "--mixed_precision", "bf16", "--cuda_graphs", graphs]
     settings = parse_arguments([*map(str, flags), "--max_train_steps", "100000"])
-    trainer = setup(settings, StopRequests(), RunFolder(settings.run_dir))
+    trainer = setup(settings, StopRequests(), RunFolder(settings.run_dir)).__enter__()
+    trainer.step_metrics._every = STEPS_BETWEEN_READS
     train_step(trainer)  # which captures
     runner = trainer.step_runner
     if isinstance(runner, SplitGraphRunner):
@@ -99,17 +99,6 @@ def job(folder: Path, batch_size: int, graphs: str) -> Step:
         return len(indices), 0
 
     return step
-
-
-def _read_as_on_a_gpu(step_metrics: Any) -> Any:
-    """`StepMetrics.__init__`, after which metrics are read as seldom as on a GPU."""
-    begin = step_metrics.StepMetrics.__init__
-
-    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
-        begin(self, *arguments, **options)
-        self._every = step_metrics.STEPS_BETWEEN_READS
-
-    return __init__
 
 
 if __name__ == "__main__":
