@@ -9,6 +9,7 @@ against each other are `--cuda_graphs yes`, and `auto` as it runs on a GPU: they
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -79,6 +80,7 @@ def job(folder: Path, batch_size: int, graphs: str) -> Step:
 
     vars(cuda_graphs).update(Graph=EmptyGraph, has_room=lambda _: True)
     type.__setattr__(Strategy, "fits_a_graph", True)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
     files = ["--train_file", folder / "train.tsv", "--validation_file", folder / "validation.tsv"]
     flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", tempfile.mkdtemp(dir=folder)]

@@ -100,11 +100,11 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument(
-        "--predict", action="store_true", help="print the table of docs/performance.md, measure nothing"
+        "--predict", action="store_true", help="print the tables of docs/performance.md, measure nothing"
     )
     arguments = parser.parse_args()
     if arguments.predict:
-        print(predictions())
+        print(f"{predictions()}\n\n{strong_predictions()}")
         return
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), arguments)
@@ -139,6 +139,48 @@ def predictions(compute: float = 0.02, counts: tuple[int, ...] = (8, 64, 256, 10
             ]
             cells.append(" / ".join(f"{100 * compute / value:.0f} %" for value in seconds))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+# One H100, DistilBERT-base, packed, bf16: seconds of a step of so many sentences as a CUDA graph, and how many times as
+# long it takes operation by operation at the first of them (results/throughput_gpu.json, throughput_gpu_1024.json and
+# ablations_gpu.json).
+MEASURED = (32, 32 / 8666), (1024, 1024 / 37556)
+EAGER_TIMES = 4.96
+GPUS_OF_A_NODE = 8
+
+
+def step_seconds(sentences: float) -> float:
+    """Of one GPU, captured: a line through both measured points."""
+    (few, fast), (many, slow) = MEASURED
+    return fast + (slow - fast) / (many - few) * (sentences - few)
+
+
+def strong_predictions(
+    batches: tuple[int, ...] = (32, 256, 1024), counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+) -> str:
+    """Strong scaling by the model, as a markdown table of milliseconds a step.
+
+    In three parts, gradients in bf16, which nothing hides; and operation by operation under DistributedDataParallel,
+    float32, which hide behind the backward pass. NVLink within a node of 8 GPUs, InfiniBand NDR between nodes.
+    """
+    lines = ["| sentences a step | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in counts) + " |"]
+    lines.append("|---" * (len(counts) + 1) + "|")
+    for batch in batches:
+        cells = []
+        for count in counts:
+            if count > batch:
+                cells.append("")
+                continue
+            link = "NVLink 4 (450 GB/s)" if count <= GPUS_OF_A_NODE else "InfiniBand NDR (50 GB/s)"
+            compute, eager = step_seconds(batch / count), EAGER_TIMES * MEASURED[0][1]
+            wire = LINKS[link]
+            sent = all_reduce_seconds(BASE_GRADIENTS / 2, count, *wire) if count > 1 else 0.0
+            ddp = max(eager, compute)
+            if count > 1:
+                ddp = predicted_step_seconds(ddp, BASE_GRADIENTS, BASE_EMBEDDINGS, count, *wire, hidden=1)
+            cells.append(f"{1e3 * (compute + sent):.1f} / {1e3 * ddp:.0f}")
+        lines.append(f"| {batch} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
