@@ -148,6 +148,9 @@ def predictions(compute: float = 0.02, counts: tuple[int, ...] = (8, 64, 256, 10
 MEASURED = (32, 32 / 8666), (1024, 1024 / 37556)
 EAGER_TIMES = 4.96
 GPUS_OF_A_NODE = 8
+MEMORY_BANDWIDTH = 3.35e12  # bytes per second that the vendor states for an H100; nothing measured here
+# Of each parameter, by gradients that are copied to the flat buffer, rounded to bf16 and back.
+FLAT_BYTES = (4 + 4) + (4 + 2) + (2 + 4)
 
 
 def step_seconds(sentences: float) -> float:
@@ -156,13 +159,23 @@ def step_seconds(sentences: float) -> float:
     return fast + (slow - fast) / (many - few) * (sentences - few)
 
 
+def _sent_over_nodes(num_bytes: float, ranks: int) -> float:
+    """Seconds to add up over all ranks: within nodes, between those of the same place in each node, within nodes."""
+    within, nodes = min(ranks, GPUS_OF_A_NODE), -(-ranks // GPUS_OF_A_NODE)
+    seconds = all_reduce_seconds(num_bytes, within, *LINKS["NVLink 4 (450 GB/s)"])
+    if nodes > 1:
+        seconds += all_reduce_seconds(num_bytes / within, nodes, *LINKS["InfiniBand NDR (50 GB/s)"])
+    return seconds
+
+
 def strong_predictions(
     batches: tuple[int, ...] = (32, 256, 1024), counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 ) -> str:
     """Strong scaling by the model, as a markdown table of milliseconds a step.
 
     In three parts, gradients in bf16, which nothing hides; and operation by operation under DistributedDataParallel,
-    float32, which hide behind the backward pass. NVLink within a node of 8 GPUs, InfiniBand NDR between nodes.
+    float32, which hide behind the backward pass. NVLink within a node of 8 GPUs; between nodes, an InfiniBand NDR for
+    each GPU, all of which send a part of what a node sends.
     """
     lines = ["| sentences a step | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in counts) + " |"]
     lines.append("|---" * (len(counts) + 1) + "|")
@@ -172,14 +185,15 @@ def strong_predictions(
             if count > batch:
                 cells.append("")
                 continue
-            link = "NVLink 4 (450 GB/s)" if count <= GPUS_OF_A_NODE else "InfiniBand NDR (50 GB/s)"
-            compute, eager = step_seconds(batch / count), EAGER_TIMES * MEASURED[0][1]
-            wire = LINKS[link]
-            sent = all_reduce_seconds(BASE_GRADIENTS / 2, count, *wire) if count > 1 else 0.0
-            ddp = max(eager, compute)
+            compute = step_seconds(batch / count)
+            ddp = max(EAGER_TIMES * MEASURED[0][1], compute)
             if count > 1:
-                ddp = predicted_step_seconds(ddp, BASE_GRADIENTS, BASE_EMBEDDINGS, count, *wire, hidden=1)
-            cells.append(f"{1e3 * (compute + sent):.1f} / {1e3 * ddp:.0f}")
+                compute += FLAT_BYTES * BASE_GRADIENTS / 4 / MEMORY_BANDWIDTH + _sent_over_nodes(
+                    BASE_GRADIENTS / 2, count
+                )
+                exposed = _sent_over_nodes(BASE_GRADIENTS - BASE_EMBEDDINGS, count) - BACKWARD_SHARE * ddp
+                ddp += max(0.0, exposed) + _sent_over_nodes(BASE_EMBEDDINGS, count)
+            cells.append(f"{1e3 * compute:.1f} / {1e3 * ddp:.0f}")
         lines.append(f"| {batch} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -131,14 +131,36 @@ def test_a_label_that_training_lacks_is_a_mistake_in_validation(label: str, tmp_
         load_sentences(settings)
 
 
-def test_a_rare_label_is_a_class_of_its_own_where_nothing_speaks_for_a_slip(tmp_path: Path) -> None:
-    for rare, often in (("law", "sport"), ("sport 2", "sport 1")):
-        labels: list[object] = [*["arts", often] * 30, rare]
-        assert rare in class_names_of(load_sentences(settings_of(tmp_path, labels, labels))["train"])
-    labels = [*["arts", "sport"] * 30, "sprot"]
+@pytest.mark.parametrize(("rare", "often"), [("sprot", "sport"), ("sciense", "science"), ("bad wordl", "bad world")])
+def test_one_wrong_letter_is_told_by_its_row(rare: str, often: str, tmp_path: Path) -> None:
+    labels: list[object] = [*["arts", often] * 30, rare]
+    settings = settings_of(tmp_path, labels, labels)
+    with pytest.raises(
+        UserError, match=rf"train\.csv line 62: label '{rare}' occurs once, and '{often}' 30 times: mend"
+    ):
+        load_sentences(settings)
+
+
+@pytest.mark.parametrize(
+    ("rare", "often"),
+    [
+        *(("law", "sport"), ("sport 2", "sport 1"), ("grade A", "grade B"), ("illegal", "legal"), ("female", "male")),
+        *(("not_entailment", "entailment"), ("Austria", "Australia"), ("hypertension", "hypotension")),
+    ],
+)
+def test_another_rare_name_is_a_class_of_its_own_and_warned_of(
+    rare: str, often: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels: list[object] = [*["arts", often] * 30, rare]
+    assert rare in class_names_of(load_sentences(settings_of(tmp_path, labels, labels))["train"])
+    assert any(f"line 62: label '{rare}' occurs once" in message for message in caplog.messages)
+
+
+def test_a_flag_says_that_a_name_is_no_slip_and_so_do_few_rows(tmp_path: Path) -> None:
+    labels: list[object] = [*["arts", "sport"] * 30, "sprot"]
     named = settings_of(tmp_path, labels, labels, label_names=["arts", "sport", "sprot"])
     assert content_of(load_sentences(named)["train"])[1][-1] == 2
-    few: list[object] = [*["arts", "sport"] * 10, "sprot"]
+    few: list[object] = [*["arts", "sport"] * 9, "sprot"]
     assert "sprot" in class_names_of(load_sentences(settings_of(tmp_path, few, few))["train"])
 
 

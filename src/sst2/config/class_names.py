@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 MAX_CLASSES = 1000  # of a run: with more, a confusion matrix has a million numbers and more
+_FEWEST_LETTERS = 5  # of a word in which one letter may be a slip
 _LONG = {"NEG": "NEGATIVE", "POS": "POSITIVE"}
 
 
@@ -58,6 +59,24 @@ def canonical(name: str) -> str:
         name = "".join(char for char in unicodedata.normalize("NFC", name) if unicodedata.category(char) != "Cf")
     name = name.strip().upper()
     return _LONG.get(name, name)
+
+
+def is_mistyped(name: str, meant: str) -> bool:
+    """Whether one wrong, missing or additional letter, or two that are swapped, make one name of the other.
+
+    Only within a word of five letters or more. A name that holds the other, as illegal and legal, is another class.
+    """
+    words, others = name.split(), meant.split()
+    odd = [pair for pair in zip(words, others, strict=False) if pair[0] != pair[1]]
+    if len(words) != len(others) or len(odd) != 1:
+        return False
+    one, two = odd[0]
+    if min(len(one), len(two)) < _FEWEST_LETTERS or one in two or two in one or not (one + two).isalpha():
+        return False
+    start = next(place for place, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1])
+    one, two = one[start:], two[start:]
+    swapped = one[1:2] + one[:1] + one[2:]
+    return two == swapped or one[1:] == two[1:] or one[1:] == two or one == two[1:]
 
 
 def require_names(names: Sequence[str]) -> None:

@@ -8,10 +8,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from sst2.config.class_names import MAX_CLASSES, canonical, in_words
+from sst2.config.class_names import MAX_CLASSES, canonical, in_words, is_mistyped
 from sst2.config.settings import LABEL_NAMES
 from sst2.data.file_formats import UNLABELED, Columns, Record, dataset_records, file_records, named_classes
 from sst2.data.mapped_dataset import mapped_dataset
@@ -25,7 +24,6 @@ logger = logging.getLogger(__name__)
 SST2 = Columns()
 ANY_CLASSES = SST2._replace(label_names=())  # of which none is known
 OFTEN = 20  # rows of a class, beside which a label that occurs once and is spelled nearly so is a slip
-NEARLY = 0.8  # share of characters that two names have in common, as difflib counts them: two swapped of five, at most
 _WORDS_OF_SST2 = {"0", "1", *LABEL_NAMES}
 _INTEGER = re.compile(r"-?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)?|NAN|[+-]?INF(INITY)?")
@@ -126,15 +124,17 @@ def _labels_among(records: Iterable[Record], source: str) -> tuple[dict[str, Rec
 
 
 def _require_no_slip(first: dict[str, Record], counts: Counter[str]) -> None:
-    """Raises UserError: a label that occurs once is spelled nearly as one that occurs often."""
-    for word in [word for word, count in counts.items() if count == 1 and not any(map(str.isdigit, word))]:
-        often = [other for other, count in counts.items() if count >= OFTEN]
-        for meant in get_close_matches(word, often, n=1, cutoff=NEARLY):
-            record, name = first[word], first[meant].label
+    """Warn of a label that occurs once beside frequent ones. Raises UserError: it is one of them, mistyped."""
+    often = [word for word, count in counts.items() if count >= OFTEN]
+    for word in [word for word, count in counts.items() if count == 1 and often]:
+        record = first[word]
+        meant = next((other for other in often if is_mistyped(word, other)), None)
+        if meant is not None:
             raise UserError(
-                f"{record.place}: label {quoted(record.label)} occurs once, and {quoted(name)} {counts[meant]} times: "
-                "mend the row, or name all classes by --label_names if it is one of its own"
+                f"{record.place}: label {quoted(record.label)} occurs once, and {quoted(first[meant].label)} "
+                f"{counts[meant]} times: mend the row, or name all classes by --label_names if it is one of its own"
             )
+        logger.warning("%s: label %s occurs once: a class is learned from many", record.place, quoted(record.label))
 
 
 def _classes_among(first: dict[str, Record], source: str) -> tuple[str, ...]:

@@ -258,14 +258,16 @@ def _require_header(header: list[str], path: str, separator: str, columns: Colum
 
 def _require_separator(line: str, path: str, tabs: bool, columns: Columns) -> None:
     """Raises UserError: what separates the columns in the first line is not what the suffix of the file says."""
+    own = line.rstrip("\r\n").split("\t") if tabs else next(csv.reader([line]), [])
+    if columns.sentence in own:
+        return
     names = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-    own = "\t" if tabs else ","
-    has_column = {one: columns.sentence in map(_unquoted, line.rstrip("\r\n").split(one)) for one in names}
-    found = [names[one] for one in names if has_column[one]]
-    if found and not has_column[own]:
-        raise UserError(
-            f"{path} line 1 has {found[0]} between its columns: save the file with {names[own]}, as its name says"
-        )
+    for separator in [one for one in names if one in line and one != ("\t" if tabs else ",")]:
+        if columns.sentence in map(_unquoted, line.split(separator)):
+            raise UserError(
+                f"{path} line 1 has {names[separator]} between its columns: save the file with "
+                f"{'tabs' if tabs else 'commas'}, as its name says"
+            )
 
 
 def _unquoted(field: str) -> str:

@@ -28,6 +28,7 @@ from sst2.models.export import rehearse_export
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.training.optimizer import build_optimizer, build_schedule
+from sst2.training.steps.choose import obstacle
 from sst2.utils.errors import UserError, local_errors
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,6 @@ def checkpoint_gradients(model: PackedClassifier) -> None:
 def prepare_training(accelerator: Accelerator, model: nn.Module, settings: Settings) -> tuple[Strategy, LRScheduler]:
     """Spread the model and its AdamW as the launcher has asked for, and make the schedule. All ranks call it."""
     optimizer = build_optimizer(model, settings)
-    compress, flat = settings.gradient_compression == "bf16", settings.cuda_graphs == "yes"
+    compress, flat = settings.gradient_compression == "bf16", settings.cuda_graphs == "yes" and not obstacle(settings)
     strategy = prepare(accelerator, model, optimizer, compress, flat)
     return strategy, build_schedule(strategy.optimizer, settings)

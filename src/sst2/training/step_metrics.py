@@ -49,8 +49,9 @@ class StepMetrics:
         `grad_norm` is of all ranks, and not finite if the step was skipped. All tensors are ().
         """
         is_finite = grad_norm.isfinite()
-        weight = torch.as_tensor(loss_weight, dtype=self._sums.dtype, device=self._sums.device)
-        both = torch.stack([loss_sum.to(self._sums.dtype), weight])
+        # A number is filled in by the device; copied there, it would have the host wait.
+        weight = loss_weight if isinstance(loss_weight, torch.Tensor) else torch.full_like(self._sums[0], loss_weight)
+        both = torch.stack([loss_sum.to(self._sums.dtype), weight.to(self._sums.dtype)])
         self._sums += torch.where(is_finite, both, 0.0)
         now, most, total = self._skipped
         now = torch.where(is_finite, 0, now + 1)
@@ -119,7 +120,7 @@ def pop_averages(state: TrainingState) -> dict[str, float]:
 
     Loss per sentence in nats (the weighted mean with `--class_weights`), speeds, the share of tokens that were padding,
     by how much the rank with the most tokens had more than the mean, and the shares of time of the phases of a step and
-    of waiting for other ranks, which is part of `backward`.
+    of waiting for other ranks, which is part of `backward`, or of `graph`.
     """
     sums, times = state.logged, state.logged_times
     state.logged, state.logged_times = {}, {}

@@ -41,7 +41,8 @@ class DeviceClock:
         return milliseconds / 1000
 
 
-# A graph is the three before it in one; at the stop check, after a step, all ranks agree whether to go on.
+# A graph is the three before it in one, or forward, backward and the collective; at the stop check, after a step, all
+# ranks agree whether to go on.
 PHASES = ("data", "forward", "backward", "optimizer", "graph", "stop_check")
 
 

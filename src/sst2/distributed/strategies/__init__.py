@@ -30,7 +30,7 @@ def prepare(
         limit_threads(bare_model)
     if flat and accelerator.distributed_type in (DistributedType.NO, *DATA_PARALLEL):
         model = accelerator.prepare_model(bare_model, evaluation_mode=True)  # in its precision, and not wrapped
-        return FlatStrategy(accelerator, model, accelerator.prepare_optimizer(optimizer), compress)
+        return FlatStrategy(accelerator, bare_model, model, accelerator.prepare_optimizer(optimizer), compress)
     if getattr(bare_model, "idle", None):
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     model, prepared = accelerator.prepare(bare_model, optimizer)

@@ -23,7 +23,8 @@ class FlatStrategy(Strategy):
 
     Args:
         accelerator: knows the ranks.
-        model: the stock model in its precision, not wrapped for several processes.
+        bare_model: the stock model.
+        model: the same in its precision, or compiled, but not wrapped for several processes.
         optimizer: AdamW, as wrapped by accelerate.
         compress: whether gradients are rounded to bf16 on their way between ranks.
     """
@@ -31,14 +32,18 @@ class FlatStrategy(Strategy):
     def __init__(
         self,
         accelerator: Accelerator,
+        bare_model: nn.Module,
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
         compress: bool = False,
     ) -> None:
-        super().__init__(accelerator, model, model, optimizer)
+        super().__init__(accelerator, bare_model, model, optimizer)
+        if distributed.is_initialized():  # hosts may draw a new head that differs in its last bits
+            for tensor in bare_model.state_dict().values():
+                distributed.broadcast(tensor, src=0)
         # A weight that no logit depends on has no gradient on any rank.
-        idle: frozenset[str] = getattr(model, "idle", frozenset())
-        self._trained = [weight for name, weight in model.named_parameters() if name not in idle]
+        idle: frozenset[str] = getattr(bare_model, "idle", frozenset())
+        self._trained = [weight for name, weight in bare_model.named_parameters() if name not in idle]
         places = [-(-weight.numel() // ALIGNMENT) * ALIGNMENT for weight in self._trained]
         self._gradients = torch.zeros(sum(places), device=self.device)
         self._views = [
@@ -53,14 +58,21 @@ class FlatStrategy(Strategy):
 
     @property
     def fits_a_graph(self) -> bool:
-        """Whether passes, and the optimizer's step, can each be a CUDA graph: on any number of GPUs."""
-        return self.device.type == "cuda"
+        """Whether passes, and the optimizer's step, can each be captured: the model as it is, not compiled."""
+        return self.model is self._bare_model
 
     def empty_gradients(self, zeros: bool) -> None:
         """Forget gradients. The next backward pass adds to zeros, or writes over what is there, which is less work."""
         if zeros:
             self._gradients.zero_()
         self._is_empty = not zeros
+
+    def reset_gradients(self) -> None:
+        """Forget gradients wherever they are, also those that a pass which failed has left on the way."""
+        for weight in self._trained:
+            weight.grad = None
+        self._gradients.zero_()
+        self._is_empty = True
 
     def prepare_optimizer(self, optimizer_step: Callable[[], object]) -> None:
         """Have AdamW make its state, if it has none: by a step that changes nothing, since it is not finite."""

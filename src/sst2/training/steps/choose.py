@@ -39,15 +39,19 @@ def choose_runner(trainer: "Trainer") -> StepRunner:
     own = strategy, to_batch, trainer.step_metrics.add
     if settings.cuda_graphs == "no":
         return StepRunner(*own)
-    obstacle = _obstacle(strategy, settings)
     if settings.cuda_graphs == "auto":
-        if obstacle or not strategy.fits_a_graph or accumulation > 1:
+        fits = strategy.fits_a_graph and accumulation == 1
+        if not fits or obstacle(settings) or obstacle_of_device(strategy, settings):
             return StepRunner(*own)
         return CudaGraphRunner(*own, Buckets.of(batch_size, train.lengths()), trainer.start_phase)
-    if obstacle or not isinstance(strategy, FlatStrategy):
-        reason = obstacle or "the strategy has its own order of a step"
+    reason = obstacle(settings)
+    if not reason and not (isinstance(strategy, FlatStrategy) and strategy.fits_a_graph):
+        reason = "the strategy has its own order of a step, or the model is compiled"
+    reason = reason or obstacle_of_device(strategy, settings)
+    if reason:
         logger.warning("--cuda_graphs yes: steps are run operation by operation, since %s", reason)
         return StepRunner(*own)
+    assert isinstance(strategy, FlatStrategy)
     rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
     lengths, share = train.lengths(), -(-batch_size // world_size)
     buckets = Buckets.of(min(share, settings.per_device_train_batch_size), lengths)
@@ -65,15 +69,23 @@ def choose_runner(trainer: "Trainer") -> StepRunner:
     )
 
 
-def _obstacle(strategy: Strategy, settings: Settings) -> str:
-    """Why steps cannot be captured; empty if they can, and on a CPU if they could be but for it."""
+def obstacle(settings: Settings) -> str:
+    """Why steps cannot be captured with these settings, whatever the device; empty if they can."""
     if settings.batching != "packed":
         return "padded batches have too many shapes"
     if settings.gradient_checkpointing:
         return "gradient checkpointing restores random states on the host"
     if settings.mixed_precision == "fp16":
         return "the loss scale of fp16 is looked at by the host"
-    if strategy.device.type == "cuda" and (settings.mixed_precision != "bf16" or _runs_in_grids(strategy)):
+    return ""
+
+
+def obstacle_of_device(strategy: Strategy, settings: Settings) -> str:
+    """Why this device cannot capture them; empty if it can, and on a CPU, where functions stand in for graphs."""
+    device = strategy.device.type
+    if device not in ("cuda", "cpu"):
+        return f"{device} devices have no CUDA graphs"
+    if device == "cuda" and (settings.mixed_precision != "bf16" or _runs_in_grids(strategy)):
         return "FlashAttention, whose shapes are few, needs bf16 and heads of a width that it takes"
     return ""
 

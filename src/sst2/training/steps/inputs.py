@@ -114,6 +114,6 @@ class _Slot:
 
     def send(self, buffer: torch.Tensor) -> None:
         """Copy to the device's buffer."""
-        buffer.copy_(self._tensor, non_blocking=True)
+        buffer.copy_(self._tensor, non_blocking=self._fetched is not None)
         if self._fetched is not None:
             self._fetched.record()

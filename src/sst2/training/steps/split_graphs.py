@@ -1,7 +1,7 @@
 """Optimizer steps in three parts, on any number of GPUs: captured passes, one collective, a captured step of AdamW.
 
 Ranks have different numbers of tokens, and NCCL wants a collective in graphs to be the same one on all ranks: it stays
-outside. All graphs are captured before the first step; a capture that fails leaves steps without them.
+outside. All graphs are captured before the first step, so that a capture that fails costs no step.
 
 On a CPU, functions take the place of graphs, and all else is the same.
 """
@@ -26,6 +26,7 @@ from sst2.training.steps.runner import (
     StepRunner,
     has_room,
 )
+from sst2.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ logger = logging.getLogger(__name__)
 class SplitGraphRunner(StepRunner):
     """Replays what is captured: passes by their number of tokens, and the optimizer's step with the metrics of it.
 
-    The host writes a micro-batch and all numbers of a step to one buffer, sends it, and asks for graphs; it waits for
-    nothing.
+    The host writes a micro-batch and all numbers of a step to one buffer, sends it, and asks for graphs.
 
     Args:
         strategy: of any number of ranks.
@@ -75,7 +75,11 @@ class SplitGraphRunner(StepRunner):
     def run(
         self, step: Step, forward_backward: ForwardBackward, optimizer_step: OptimizerStep
     ) -> tuple[torch.Tensor, int]:
-        """Run a step: see `StepRunner.run`. The gradient norm is overwritten by the next step."""
+        """Run a step: see `StepRunner.run`. The gradient norm is overwritten by the next step.
+
+        Raises:
+            UserError: in the first step, the device refuses to capture it.
+        """
         self._inputs.write_numbers([step.divisor, step.loss_weight, *self._rates.of_schedule])
         with self._rates.used():
             if not self._has_tried:
@@ -117,7 +121,11 @@ class SplitGraphRunner(StepRunner):
             self._loss_sum.copy_(loss)
 
     def _capture(self, forward_backward: ForwardBackward, optimizer_step: OptimizerStep) -> None:
-        """Capture everything. Neither weights nor metrics nor random states change."""
+        """Capture everything. Neither weights nor metrics nor random states change.
+
+        Raises:
+            UserError: the device refuses. Where it lacks the room, steps are run eagerly.
+        """
         device, pool = self._strategy.device, None
 
         def passes_of(size: int) -> Callable[[], None]:
@@ -144,11 +152,14 @@ class SplitGraphRunner(StepRunner):
             self._flat.prepare_optimizer(optimizer_step)
             with self._rates.capturable():
                 self._update, _ = captured(update, pool) if device.type == "cuda" else (update, None)
-        except RuntimeError as error:
+        except torch.OutOfMemoryError:
             self._passes.clear()
-            self._flat.empty_gradients(zeros=False)
+            self._flat.reset_gradients()
+            logger.warning("the GPU has no room for CUDA graphs: steps are run operation by operation")
+        except RuntimeError as error:  # after which CUDA's state is not to be trusted; no step is lost
             reason = str(error).partition("\n")[0]
-            logger.warning("steps cannot be captured as CUDA graphs (%s): they are run operation by operation", reason)
+            way_out = "give --cuda_graphs no"
+            raise UserError(f"this GPU cannot capture steps as CUDA graphs ({reason}): {way_out}") from error
         if self._update:
             largest = max(self._passes, default=0)
             logger.info("steps are captured in %d shapes of up to %d tokens", self.captured, largest)
