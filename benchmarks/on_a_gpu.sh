@@ -85,10 +85,10 @@ part tests 200 env -u SST2_FORBID_SKIPS PYTHONPATH="$PYTHONPATH${TEST_PYTHONPATH
 part batch_32 210 python benchmarks/throughput.py --output "$out/batch32.json" "${small[@]}" "${timing[@]}" \
     --ready_within $((120 * patience)) --only plain_bf16 trainer_bf16_grouped trainer_bf16_grouped_compiled "${graphs[@]}" \
     this_job_bf16_packed this_job_bf16_packed_split_graphs
+part split_steps 60 python benchmarks/split_steps.py --output "$out/split_steps.json" "${small[@]}" --steps "$split_steps"
 part batch_1024 120 python benchmarks/throughput.py --output "$out/batch1024.json" "${small[@]}" "${timing_1024[@]}" \
     --batch_size "$batch" --ready_within $((55 * patience)) \
     --only plain_bf16 trainer_bf16_grouped this_job_bf16_packed this_job_bf16_packed_split_graphs
-part split_steps 60 python benchmarks/split_steps.py --output "$out/split_steps.json" "${small[@]}" --steps "$split_steps"
 part host_time 40 python benchmarks/host_time.py --rounds 3 "${host[@]}"
 part profile 40 python benchmarks/profile_steps.py "${small[@]}"
 part whole_job 150 python benchmarks/whole_job.py --output "$out/whole_job.json" --epochs "$epochs" "${small[@]}"

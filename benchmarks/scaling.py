@@ -188,9 +188,8 @@ def strong_predictions(
             compute = step_seconds(batch / count)
             ddp = max(EAGER_TIMES * MEASURED[0][1], compute)
             if count > 1:
-                compute += FLAT_BYTES * BASE_GRADIENTS / 4 / MEMORY_BANDWIDTH + _sent_over_nodes(
-                    BASE_GRADIENTS / 2, count
-                )
+                copied = FLAT_BYTES * BASE_GRADIENTS / 4 / MEMORY_BANDWIDTH
+                compute += copied + _sent_over_nodes(BASE_GRADIENTS / 2, count)
                 exposed = _sent_over_nodes(BASE_GRADIENTS - BASE_EMBEDDINGS, count) - BACKWARD_SHARE * ddp
                 ddp += max(0.0, exposed) + _sent_over_nodes(BASE_EMBEDDINGS, count)
             cells.append(f"{1e3 * compute:.1f} / {1e3 * ddp:.0f}")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.running import REPOSITORY
 
-PARTS = ["card", "tests", "batch_32", "batch_1024", "split_steps", "host_time", "profile", "whole_job", "repeatability"]
+PARTS = ["card", "tests", "batch_32", "split_steps", "batch_1024", "host_time", "profile", "whole_job", "repeatability"]
 
 
 @pytest.mark.slow

@@ -154,6 +154,7 @@ BROKEN = {
         r"bad.csv line 1 has semicolons between its columns: save .*commas",
     ),
     "semicolons in quotes": (".csv", b'"label";"sentence"\n1;"good, fine"\n', "has semicolons between its columns"),
+    "tabs in a csv": (".csv", b"sentence\tlabel\ngood, fine\t1\n", r"bad.csv line 1 has tabs between its columns"),
     "commas in a tsv": (".tsv", b"sentence,label\ngood,1\n", r"bad.tsv line 1 has commas between its columns: .*tabs"),
     "no header in a tsv": (".tsv", b"a gripping film\tpositive\n", r"has no header, .* put 'sentence\\tlabel' above"),
     "half a surrogate pair": (

@@ -19,7 +19,7 @@ def losses(run: Finished) -> list[float]:
 
 
 def test_capturing_changes_neither_weights_nor_random_states(train_here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    differences = []
+    differences: list[str] = []
 
     class Watched(SplitGraphRunner):
         def _capture(self, *functions: Any) -> None:
