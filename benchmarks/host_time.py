@@ -3,9 +3,9 @@
     python benchmarks/host_time.py --output benchmarks/results/host_time.json
 
 `train_step` and the stop check of train_sst2.py, one process, on a CPU. Where a GPU would replay a graph, nothing is
-done; inputs are copied and metrics of steps added up, to a CPU's memory (not pinned), and read after as many steps as on a
-GPU. Held
-against each other are `--cuda_graphs yes`, and `auto` as it runs on a GPU: they take turns, in processes of their own.
+done; inputs are copied and metrics of steps added up in a CPU's memory (not pinned), and read after as many steps as on
+a GPU. Held against each other are `--cuda_graphs yes`, and `auto` as it runs on a GPU: they take turns, in processes of
+their own.
 """
 
 import argparse
