@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow and not gpu
-AT_ONCE := --dist loadfile  # a file goes to one worker, since its tests share what they prepare
+# A file goes to one worker, since its tests share what they prepare; tests/conftest.py has the order of files.
+AT_ONCE := --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-slow test-gpu test-slurm checks notebook clean
 
