@@ -32,7 +32,6 @@ import pytest  # noqa: E402
 
 from tests.support.running import SCRIPT, Finished  # noqa: E402
 
-
 # Files that take minutes, the longest first: begun last, one of them would keep one worker busy and the others waiting.
 LONGEST = [
     *("slurm/test_batch_jobs.py", "whole_run/test_faults.py", "distributed/test_strategies.py"),

@@ -62,15 +62,6 @@ def gradient_of_a_rank(rank: int, world_size: int, port: int, micro_batch_size: 
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == world_size
     strategy = prepare(accelerator, model, build_optimizer(model, settings))
-    gradients: dict[str, np.ndarray] = {}
-
-    def note(max_norm: float) -> torch.Tensor:
-        gradients.update(
-            {name: weight.grad.numpy() for name, weight in model.named_parameters() if weight.grad is not None}
-        )
-        return torch.ones(())
-
-    strategy.clip_and_step = note  # type: ignore[method-assign]  # which would set them to zero
     loss = TrainingLoss(settings, train, CPU)
     trainer: Any = SimpleNamespace(
         strategy=strategy, accelerator=accelerator, settings=settings, loss=loss, start_phase=lambda *phase: None
@@ -79,7 +70,7 @@ def gradient_of_a_rank(rank: int, world_size: int, port: int, micro_batch_size: 
     chosen = micro_batch_indices(shards, rank, micro_batch_size)
     micro_batches = [(collate(train, indices, 0, "packed"), weight) for indices, weight in chosen]
     forward_backward_step(trainer, micro_batches, loss.weight_of(train.labels))
-    return gradients
+    return gradients_of(model)
 
 
 def gradient_of_torch() -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sst2.distributed import watchdog as watchdog_module
+from sst2.distributed.heartbeat import ARRIVED
 from sst2.distributed.watchdog import Watchdog
 from sst2.utils.waiting import RunningTime
 
@@ -79,6 +80,59 @@ def test_one_report_for_each_standstill(caplog: pytest.LogCaptureFixture, monkey
     finally:
         watchdog.stop()
     assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+class Forgetful:
+    """A heartbeat that is answered once; afterwards the store keeps silent, as one does that has stopped."""
+
+    activity, count = "", 0
+
+    def __init__(self) -> None:
+        self.answers = [([ARRIVED], False)]
+        self.is_asked = threading.Semaphore(0)
+
+    def others(self) -> tuple[list[str], bool]:
+        self.is_asked.release()
+        if not self.answers:
+            threading.Event().wait()  # for good; the thread is a daemon
+        return self.answers.pop()
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+
+def test_what_an_earlier_standstill_has_found_is_not_said_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    is_over = threading.Event()
+
+    def end(code: int, said: str) -> None:
+        ended.append(said)
+        is_over.set()
+        watchdog._stopped.set()
+
+    monkeypatch.setattr(watchdog_module, "RunningTime", SetByHand)
+    monkeypatch.setattr(watchdog_module, "end_from_thread", end)
+    watchdog = Watchdog(timeout=1)
+    heartbeat = watchdog._heartbeat = Forgetful()  # type: ignore[assignment]
+    clock: SetByHand = watchdog._clock  # type: ignore[assignment]
+    clock.suspended = lambda last: 0.0  # type: ignore[method-assign]
+    watchdog.step_done()
+    try:
+        watchdog.set_activity("step 1")
+        clock.advance(0)
+        clock.advance(1.1)
+        assert heartbeat.is_asked.acquire(timeout=60)
+        while not watchdog._others:
+            time.sleep(0.01)
+        assert watchdog._others == [ARRIVED]  # all are slow, and go on
+        watchdog.set_activity("step 2")
+        clock.advance(0)
+        clock.advance(1.1)
+        clock.seconds += 1.0
+        assert is_over.wait(60)
+    finally:
+        watchdog.stop()
+    assert "error: rank 0: another process is gone, or did not answer in time" in ended[0]
 
 
 def wait_for_reports(caplog: pytest.LogCaptureFixture, count: int) -> None:

@@ -106,6 +106,7 @@ class Watchdog:
             if idle > self._timeout * (examined + 1):
                 examined += 1
                 if examined == 1 or not self._has_stepped:
+                    self._others = []  # what an earlier standstill has found is not true of this one
                     # In a thread: it asks the store, and printing waits as well where nobody reads what is printed.
                     threading.Thread(target=self._examine, args=(idle, examined), name="report", daemon=True).start()
             if self._heartbeat is not None and self._has_stepped and idle > 2 * self._timeout:
@@ -116,14 +117,16 @@ class Watchdog:
 
         Before the first step nothing is said while all of them answer. One that does not, twice in a row, is lost.
         """
-        has_stepped = self._has_stepped
+        has_stepped, count = self._has_stepped, self._count
         if has_stepped:
             logger.error("%s", self._own_place(idle))
         if self._heartbeat is None:
             return
-        self._others, is_silent = self._heartbeat.others()
-        if self._stopped.is_set():  # it has gone on meanwhile, and so have the others: who has ended does not answer
+        others, is_silent = self._heartbeat.others()
+        # It has gone on meanwhile, and so have the others: who has ended does not answer.
+        if self._stopped.is_set() or count != self._count:
             return
+        self._others = others
         if has_stepped:
             logger.error("%s", "\n".join(self._others))
         elif not is_silent:
