@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 SST2 = Columns()
 ANY_CLASSES = SST2._replace(label_names=())  # of which none is known
-OFTEN = 20  # rows of a class, beside which a label that occurs once and is spelled nearly so is a slip
+OFTEN = 20  # rows of a class, beside which a label that occurs once and is a letter off is a slip
 _WORDS_OF_SST2 = {"0", "1", *LABEL_NAMES}
 _INTEGER = re.compile(r"-?\d+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)?|NAN|[+-]?INF(INITY)?")
