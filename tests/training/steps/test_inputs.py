@@ -27,6 +27,14 @@ def inputs(train: Split) -> StepInputs:
     return StepInputs(train, BUCKETS, most_tokens=384, num_rates=2, device=CPU)
 
 
+def write(inputs: StepInputs, indices: np.ndarray, ignore: bool = False) -> int:
+    """Write and send; returns the tokens, padding included."""
+    tokens = inputs.tokens(indices)
+    inputs.write(indices, tokens, ignore)
+    inputs.send()
+    return tokens
+
+
 def assert_same(one: Batch, two: Batch) -> None:
     for name in ("input_ids", "position_ids"):
         assert one.inputs[name].tolist() == two.inputs[name].tolist()
@@ -41,22 +49,19 @@ def test_it_holds_the_padded_batch(train: Split, inputs: StepInputs) -> None:
     for seed in range(30):
         generator = np.random.default_rng(seed)
         indices = generator.permutation(40)[: generator.integers(1, 6)]
-        tokens = inputs.write(indices, ignore=False)
-        inputs.send()
+        tokens = write(inputs, indices)
         expected = BUCKETS.pad(collate(train, indices, 0, "packed"))
-        assert tokens == inputs.tokens(indices) == expected.size
+        assert tokens == expected.size
         assert_same(inputs.batch(tokens), expected)
 
 
 def test_no_loss_looks_at_a_micro_batch_that_only_fills_up(inputs: StepInputs) -> None:
-    tokens = inputs.write(np.array([3, 4]), ignore=True)
-    inputs.send()
+    tokens = write(inputs, np.array([3, 4]), ignore=True)
     assert set(inputs.batch(tokens).labels.tolist()) == {IGNORED}
 
 
 def test_a_filler_has_the_shape_of_a_batch(inputs: StepInputs) -> None:
-    tokens = inputs.write(np.array([3, 4, 5]), ignore=False)
-    inputs.send()
+    tokens = write(inputs, np.array([3, 4, 5]))
     batch = inputs.batch(tokens)
     shapes = [(tensor.shape, tensor.dtype) for tensor in batch.tensors()]
     inputs.write_filler(tokens)
@@ -74,8 +79,7 @@ def test_numbers_stay_where_they_are_and_what_they_are(inputs: StepInputs) -> No
     places = [tensor.data_ptr() for tensor in (inputs.divisor, inputs.loss_weight, *inputs.rates)]
     inputs.write_numbers(numbers)
     for indices in ([1], [2, 3]):  # of two micro-batches of a step, which have the same
-        inputs.write(np.array(indices), ignore=False)
-        inputs.send()
+        write(inputs, np.array(indices))
         found = [inputs.divisor, inputs.loss_weight, *inputs.rates]
         assert [float(tensor) for tensor in found] == [float(np.float32(number)) for number in numbers]
         assert [tensor.data_ptr() for tensor in found] == places

@@ -62,7 +62,6 @@ def choose_runner(trainer: "Trainer") -> StepRunner:
         to_batch,
         trainer.step_metrics.add,
         inputs=inputs,
-        buckets=buckets,
         sizes=sizes,
         accumulates=accumulation > 1,
         start_phase=trainer.start_phase,

@@ -46,14 +46,14 @@ class StepInputs:
         """Of the padded micro-batch of these training sentences, (sentences,)."""
         return self._buckets.tokens(len(indices), int(self._train.lengths(indices).sum()))
 
-    def write(self, indices: np.ndarray, ignore: bool) -> int:
-        """Write a micro-batch, padded as `Buckets.pad` does it, to be sent. Returns its tokens.
+    def write(self, indices: np.ndarray, padded: int, ignore: bool) -> None:
+        """Write a micro-batch, padded to so many tokens as `Buckets.pad` does it, to be sent.
 
         With `ignore`, no loss looks at its sentences.
         """
         ids, positions, starts, labels, _ = self._slot.parts
         lengths, count = self._train.lengths(indices), len(indices)
-        padded, tokens = self.tokens(indices), int(lengths.sum())
+        tokens = int(lengths.sum())
         starts[0] = 0
         np.cumsum(lengths, out=starts[1 : count + 1])
         fillers = self._buckets.slots - count
@@ -65,7 +65,6 @@ class StepInputs:
         labels[:count] = IGNORED if ignore else self._train.labels[indices]
         labels[count:] = IGNORED
         self._lengths = np.diff(starts).astype(np.int64)
-        return padded
 
     def write_filler(self, tokens: int) -> None:
         """Write a micro-batch of padding alone, of so many tokens, to be sent."""

@@ -15,7 +15,6 @@ import torch
 
 from sst2.data.collation import Batch
 from sst2.distributed.strategies.flat import FlatStrategy
-from sst2.training.steps.buckets import Buckets
 from sst2.training.steps.inputs import StepInputs
 from sst2.training.steps.runner import (
     Count,
@@ -41,7 +40,6 @@ class SplitGraphRunner(StepRunner):
         collate: as of `StepRunner`, for shapes that are not captured.
         count: as of `StepRunner`.
         inputs: what graphs read.
-        buckets: of this rank.
         sizes: numbers of tokens to capture, the largest first.
         accumulates: whether steps have several micro-batches.
         start_phase: called with the name of a phase of the step.
@@ -53,13 +51,12 @@ class SplitGraphRunner(StepRunner):
         collate: Callable[[np.ndarray], Batch],
         count: Count,
         inputs: StepInputs,
-        buckets: Buckets,
         sizes: list[int],
         accumulates: bool,
         start_phase: Callable[[str], None],
     ) -> None:
         super().__init__(strategy, collate, count)
-        self._flat, self._inputs, self._buckets, self._sizes = strategy, inputs, buckets, sizes
+        self._flat, self._inputs, self._sizes = strategy, inputs, sizes
         self._accumulates, self._start_phase = accumulates, start_phase
         self._rates = RatesInMemory(strategy.optimizer, inputs.rates)
         self._loss_sum, self._grad_norm = (torch.zeros((), device=strategy.device) for _ in range(2))
@@ -108,7 +105,7 @@ class SplitGraphRunner(StepRunner):
             batch = self._collate(indices)
             self._add_loss(forward_backward([(batch, weight)], self._inputs.divisor))
             return batch.size
-        self._inputs.write(indices, ignore=weight == 0)
+        self._inputs.write(indices, size, ignore=weight == 0)
         self._inputs.send()
         self._start_phase("graph")
         passes()
