@@ -11,6 +11,7 @@ another. On a CPU, functions take the place of graphs.
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -69,9 +70,12 @@ def run(folder: Path, name: str, steps: int) -> list[dict[str, Any]]:
     words += ["--max_train_steps", steps, "--eval_steps", steps, "--logging_steps", WINDOW, *flags]
     command = [sys.executable, str(HERE / "split_steps.py"), "--work", str(backend), *map(str, words)]
     started = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     for rank in range(max(1, processes)):
         log = (folder / f"{name}-{rank}.log").open("wb")
-        environment = os.environ | variables_of(rank, processes)
+        environment = os.environ | variables_of(rank, processes, port)
         place = ["--output_dir", str(folder / name)]
         started.append(subprocess.Popen([*command, *place], stdout=log, stderr=log, env=environment))
     codes = [process.wait() for process in started]
@@ -81,14 +85,14 @@ def run(folder: Path, name: str, steps: int) -> list[dict[str, Any]]:
     return [line for line in lines if line["split"] == "train"]
 
 
-def variables_of(rank: int, processes: int) -> dict[str, str]:
+def variables_of(rank: int, processes: int, port: int) -> dict[str, str]:
     """What torchrun would set on hosts of one process each, so that each takes the first GPU."""
     if not processes:
         return {}
     numbers = {"RANK": rank, "WORLD_SIZE": processes, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     return {name: str(number) for name, number in numbers.items()} | {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29533",
+        "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "none",
     }
 
