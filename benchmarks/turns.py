@@ -145,7 +145,8 @@ def measure(
     import torch
 
     at_once = torch.cuda.is_available()  # where cores do the work, starting processes would slow each other down
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn" if at_once else "forkserver")
+    context.set_forkserver_preload(["sst2.training.setup", "sst2.training.results"])  # which import the libraries
     turns = Turns({name: [] for name in makers})
     ends: dict[str, Connection] = {}
     processes: dict[str, BaseProcess] = {}

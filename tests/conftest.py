@@ -224,10 +224,10 @@ def small_job(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
 
 @pytest.fixture(scope="session")
 def long_job(tiny_model: Path, tsv_files: tuple[Path, Path]) -> list[object]:
-    """Flags of a job that there is time to interrupt: 200 steps, a checkpoint every five of them."""
+    """Flags of a job that there is time to interrupt: 120 steps, a checkpoint every five of them."""
     return [
         *("--model_name_or_path", tiny_model, "--train_file", tsv_files[0], "--validation_file", tsv_files[1]),
-        *("--num_train_epochs", 20, "--learning_rate", 1e-3, "--logging_steps", 1, "--log_sample_ids"),
+        *("--num_train_epochs", 12, "--learning_rate", 1e-3, "--logging_steps", 1, "--log_sample_ids"),
         *("--global_batch_size", 32, "--checkpointing_steps", 5, "--eval_steps", 50),
     ]
 

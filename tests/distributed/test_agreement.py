@@ -12,28 +12,30 @@ from typing import Any
 import pytest
 
 from sst2.distributed.agreement import differences
+from tests.support.jobs import Forked
 from tests.support.processes import free_port
 from tests.support.running import SCRIPT
 
 
 def run_two(
-    flags: list[Any], of_each: list[list[Any]], run_dir: Path, caches: tuple[str, str] = (os.environ["HF_HOME"],) * 2
+    flags: list[Any], of_each: list[list[Any]], run_dir: Path, caches: tuple[str, str] | None = None
 ) -> list[tuple[int, str]]:
-    """Exit code and last line of two ranks, as two machines start them, each with flags and a cache of its own."""
+    """Exit code and last line of two ranks, as two machines start them, each with flags, and a cache, of its own."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
     place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    command = [sys.executable, str(SCRIPT), *map(str, flags), "--output_dir", str(run_dir)]
-    ranks = [
-        subprocess.Popen(
-            [*command, *map(str, own)],
-            env=os.environ | place | {"RANK": str(rank), "HF_HOME": caches[rank]},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, own in enumerate(of_each)
-    ]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    return [(rank.returncode, text.strip().rpartition("\n")[2]) for rank, text in zip(ranks, said, strict=True)]
+    words = [*map(str, flags), "--output_dir", str(run_dir)]
+    outputs = [run_dir.with_name(f"output-{rank}") for rank in range(2)]
+    ranks: list[Forked | subprocess.Popen[bytes]] = []
+    for rank, (own, output) in enumerate(zip(of_each, outputs, strict=True)):
+        command, variables = [*words, *map(str, own)], os.environ | place | {"RANK": str(rank)}
+        if caches is None:
+            ranks.append(Forked(command, output, [variables]))
+        else:  # which libraries read when they are imported
+            variables["HF_HOME"] = caches[rank]
+            with output.open("wb") as stream:
+                ranks.append(subprocess.Popen([sys.executable, str(SCRIPT), *command], env=variables, stderr=stream))
+    codes = [rank.wait(120) for rank in ranks]
+    return [(code, output.read_text().strip().rpartition("\n")[2]) for code, output in zip(codes, outputs, strict=True)]
 
 
 def cached(model: Path, home: Path) -> str:

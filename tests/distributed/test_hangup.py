@@ -21,21 +21,32 @@ pytestmark = pytest.mark.slow
 # As sitecustomize.py of a folder in PYTHONPATH: the exported model stays unfinished long enough to be seen.
 SLOW_EXPORT = """
 import sys, time
-sys.addaudithook(lambda event, of: time.sleep(event == "os.rename" and ".model.unfinished" in str(of[0])))
+
+def slow(event, of):
+    if event == "os.rename" and ".model.unfinished" in str(of[0]):
+        time.sleep(1)
+
+sys.addaudithook(slow)
 """
 
 
 @pytest.fixture
 def flags(tiny_model: Path, tsv_files: tuple[Path, Path], tmp_path: Path) -> list[object]:
-    """A run of 40 steps whose every part takes long enough to be met: much to tokenize, sentences evaluated singly."""
+    """A run of 40 steps whose every part takes long enough to be met; tokenizing does with `much_to_tokenize`."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_EXPORT)
-    sentences = tsv_files[0].read_text().split("\n", 1)[1]
-    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + sentences * 60)
     return [
-        *("--model_name_or_path", tiny_model, "--train_file", tmp_path / "train.tsv"),
+        *("--model_name_or_path", tiny_model, "--train_file", tsv_files[0]),
         *("--validation_file", tsv_files[0], "--per_device_eval_batch_size", 1),
         *("--max_train_steps", 40, "--eval_steps", 20, "--logging_steps", 1, "--resume_from_checkpoint", "auto"),
     ]
+
+
+@pytest.fixture
+def much_to_tokenize(tsv_files: tuple[Path, Path], tmp_path: Path) -> list[object]:
+    """Flags after which tokenizing takes a second."""
+    sentences = tsv_files[0].read_text().split("\n", 1)[1]
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + sentences * 60)
+    return ["--train_file", tmp_path / "train.tsv"]
 
 
 def hangups_are(what: str, job: Job) -> bool:
@@ -67,11 +78,14 @@ COUNTS = pytest.mark.parametrize("launcher", [PYTHON, TWO_PROCESSES], ids=["one 
 
 
 @COUNTS
-def test_a_hangup_stops_a_run_at_any_moment(launcher: tuple[str, ...], flags: list[object], tmp_path: Path) -> None:
+def test_a_hangup_stops_a_run_at_any_moment(
+    launcher: tuple[str, ...], flags: list[object], much_to_tokenize: list[object], tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     for moment, has_come in MOMENTS.items():
-        home = str(tmp_path / "home" / moment)  # without token ids of an earlier start
-        with running(flags, run_dir, launcher, PYTHONPATH=str(tmp_path), HF_HOME=home) as job:
+        own = [*flags, *(much_to_tokenize if moment == "tokenizing" else [])]  # of which nothing is begun then
+        home = str(tmp_path / "home")  # without token ids of other tests
+        with running(own, run_dir, launcher, PYTHONPATH=str(tmp_path), HF_HOME=home) as job:
             job.wait_for(partial(has_come, job))
             hang_up(job)
             finished = job.wait()
@@ -86,9 +100,10 @@ def test_a_hangup_stops_a_run_at_any_moment(launcher: tuple[str, ...], flags: li
 
 @COUNTS
 def test_a_hangup_is_nothing_to_a_run_under_nohup(
-    launcher: tuple[str, ...], flags: list[object], tmp_path: Path
+    launcher: tuple[str, ...], flags: list[object], much_to_tokenize: list[object], tmp_path: Path
 ) -> None:
-    with running(flags, tmp_path / "run", ("nohup", *launcher), PYTHONPATH=str(tmp_path)) as job:
+    flags, home = [*flags, *much_to_tokenize], str(tmp_path / "home")  # without token ids of other tests
+    with running(flags, tmp_path / "run", ("nohup", *launcher), PYTHONPATH=str(tmp_path), HF_HOME=home) as job:
         for has_come in (MOMENTS | {"imports": partial(hangups_are, "SigIgn")}).values():
             job.wait_for(partial(has_come, job))
             for process in job.processes():

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 SAMPLE = ["--smoke", "--max_train_steps", 80, "--logging_steps", 1, "--checkpointing_steps", 20, "--log_sample_ids"]
 SAMPLE += ["--global_batch_size", 32]
-TWO_NODES = ("--nodes", 2)
+ONE_NODE, TWO_NODES = ("--nodes", 1), ("--nodes", 2)
 
 Submit = Callable[..., Job]
 
@@ -165,7 +165,7 @@ def test_a_node_is_lost(
 
 
 def test_a_job_that_is_canceled_does_not_come_back(start: Submit) -> None:
-    job = start(*SAMPLE)
+    job = start(*SAMPLE, options=ONE_NODE)
     job.wait_for_step(10)
     job.cluster.run("scancel", job.number)
     facts = job.end()
@@ -175,7 +175,7 @@ def test_a_job_that_is_canceled_does_not_come_back(start: Submit) -> None:
 
 
 def test_a_mistake_is_not_tried_again_and_says_so_last(start: Submit) -> None:
-    job = start("--smoke", "--learning_rate", 7)
+    job = start("--smoke", "--learning_rate", 7, options=ONE_NODE)
     facts = job.end()
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0"), job.said
     last = job.said.splitlines()[-1]
@@ -184,11 +184,11 @@ def test_a_mistake_is_not_tried_again_and_says_so_last(start: Submit) -> None:
 
 
 def test_what_is_preempted_for_ever_is_stopped_with_its_checkpoint(start: Submit) -> None:
-    job = start(*SAMPLE, SST2_REQUEUES="1")
+    job = start(*SAMPLE, options=ONE_NODE, SST2_REQUEUES="1")
     for number, step in ((1, 15), (2, 40)):
         job.wait_through_requeues(partial(job.has_logged, step))
         job.cluster.run("scancel", "--signal=USR1", job.number)
-        job.wait_for(partial(job.has_said, "stopped by SIGUSR1", 2 * number))  # a line of each node
+        job.wait_for(partial(job.has_said, "stopped by SIGUSR1", number))
     facts = job.end()
     assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "1"), job.said
     assert "requeued 1 times (SST2_REQUEUES): stopping for good; the last checkpoint is whole" in job.said
@@ -251,7 +251,7 @@ def test_fetched_on_the_login_node_run_without_a_hub(start: Submit, hub_root: Pa
         assert hub.requests
     assert "all there, without asking the hub" in said
     stage = tmp_path / "of-the-node"
-    job = start(*flags, "--stage_dir", stage, options=("--nodes=1",), **variables)  # the hub is gone
+    job = start(*flags, "--stage_dir", stage, options=ONE_NODE, **variables)  # the hub is gone
     facts = job.end()
     assert facts["JobState"] == "COMPLETED", job.said
     assert "the hub does not answer" in job.said
