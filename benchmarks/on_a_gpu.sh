@@ -58,7 +58,7 @@ part() {
 
 if [ -n "${SMALL:-}" ]; then
     small=(--small)
-    tests=(tests/gpu/test_flash_attention.py tests/gpu/test_cuda_graphs_on_gpu.py tests/gpu/test_split_graphs_on_gpu.py)
+    tests=(tests/gpu/test_attention_on_gpu.py tests/gpu/test_cuda_graphs_on_gpu.py tests/gpu/test_split_graphs_on_gpu.py)
     timing=(--rounds 2 --steps 3 --warm_up 3) timing_1024=("${timing[@]}") steps=6 split_steps=30 epochs=1
     patience=8  # with cores that others use as well
     host=(--rounds 1 --steps 20 --warm_up 20) batch=64 seeds=(0) few=(--max_train_samples 64 --num_train_epochs 1 --max_eval_samples 64)
@@ -82,13 +82,14 @@ fi
 part card 60 python benchmarks/card.py
 part tests 200 env -u SST2_FORBID_SKIPS PYTHONPATH="$PYTHONPATH${TEST_PYTHONPATH:+:$TEST_PYTHONPATH}" \
     python -m pytest "${tests[@]}" "${at_once[@]}" -v --durations=10
-part batch_32 210 python benchmarks/throughput.py --output "$out/batch32.json" "${small[@]}" "${timing[@]}" \
+part batch_32 230 python benchmarks/throughput.py --output "$out/batch32.json" "${small[@]}" "${timing[@]}" \
     --ready_within $((120 * patience)) --only plain_bf16 trainer_bf16_grouped trainer_bf16_grouped_compiled "${graphs[@]}" \
-    this_job_bf16_packed this_job_bf16_packed_split_graphs
+    this_job_bf16_packed this_job_bf16_packed_split_graphs this_job_bf16_packed_triton
 part split_steps 60 python benchmarks/split_steps.py --output "$out/split_steps.json" "${small[@]}" --steps "$split_steps"
-part batch_1024 120 python benchmarks/throughput.py --output "$out/batch1024.json" "${small[@]}" "${timing_1024[@]}" \
+part batch_1024 130 python benchmarks/throughput.py --output "$out/batch1024.json" "${small[@]}" "${timing_1024[@]}" \
     --batch_size "$batch" --ready_within $((55 * patience)) \
-    --only plain_bf16 trainer_bf16_grouped this_job_bf16_packed this_job_bf16_packed_split_graphs
+    --only plain_bf16 trainer_bf16_grouped \
+    this_job_bf16_packed this_job_bf16_packed_split_graphs this_job_bf16_packed_triton
 part host_time 40 python benchmarks/host_time.py "${host[@]}"
 part profile 40 python benchmarks/profile_steps.py "${small[@]}"
 part whole_job 150 python benchmarks/whole_job.py --output "$out/whole_job.json" --epochs "$epochs" "${small[@]}"

@@ -108,7 +108,9 @@ def model_config(model: str, small: bool) -> Any:
     return tiny(config) if small else config
 
 
-def this_job(folder: Path, batch_size: int, precision: str, batching: str, graphs: str = "auto") -> Step:
+def this_job(
+    folder: Path, batch_size: int, precision: str, batching: str, graphs: str = "auto", attention: str = "auto"
+) -> Step:
     """The job itself, set up as by its command line."""
     from sst2.config.arguments import parse_arguments
     from sst2.distributed.stop_requests import StopRequests
@@ -118,7 +120,7 @@ def this_job(folder: Path, batch_size: int, precision: str, batching: str, graph
     files = ["--train_file", folder / "train.tsv", "--validation_file", folder / "validation.tsv"]
     flags = ["--model_name_or_path", folder / "model", *files, "--output_dir", tempfile.mkdtemp(dir=folder)]
     flags += ["--per_device_train_batch_size", batch_size, "--mixed_precision", precision, "--batching", batching]
-    flags += ["--cuda_graphs", graphs]
+    flags += ["--cuda_graphs", graphs, "--attn_implementation", attention]
     settings = parse_arguments([*map(str, flags), "--max_train_steps", "100000"])
     trainer = setup(settings, StopRequests(), RunFolder(settings.run_dir))
 
@@ -138,6 +140,7 @@ def variants(precision: str, name: str) -> dict[str, Maker]:
         f"this_job_{name}_padded": partial(this_job, precision=precision, batching="padded"),
         f"this_job_{name}_packed": partial(this_job, precision=precision, batching="packed"),
         f"this_job_{name}_packed_split_graphs": partial(this_job, precision=precision, batching="packed", graphs="yes"),
+        f"this_job_{name}_packed_triton": partial(this_job, precision=precision, batching="packed", attention="triton"),
     }
     strategies: dict[str, Sampling] = {"grouped": "group_by_length", "rebalanced": "batch_rebalance"}
     for word, sampling in strategies.items():
@@ -152,7 +155,7 @@ def variants(precision: str, name: str) -> dict[str, Maker]:
 
 VARIANTS: dict[str, Maker] = variants("no", "fp32") | variants("bf16", "bf16")
 # without those that need a GPU, and room for many graphs, or are for a CPU
-DEFAULTS = [name for name in VARIANTS if not name.endswith(("graphs", "eager"))]
+DEFAULTS = [name for name in VARIANTS if not name.endswith(("graphs", "triton", "eager"))]
 
 
 def circumstances() -> dict[str, Any]:

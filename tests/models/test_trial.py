@@ -8,7 +8,7 @@ import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForSequenceClassification
 
 from sst2.config.settings import Settings
-from sst2.models import packed_classifier
+from sst2.models import attention, packed_classifier
 from sst2.models.architecture import dropouts, tiny
 from sst2.models.loading import load_tokenizer
 from sst2.models.trial import findings_of, pack_classifier
@@ -54,7 +54,7 @@ def replace_attention(monkeypatch: pytest.MonkeyPatch, **kept: Any) -> None:
             query = kept["query"](query)
         return packed_classifier.packed_attention(module, query, *args, **kwargs | kept.get("keywords", {}))
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, packed_classifier.ATTENTION, other)
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.PACKED_ATTENTION, other)
 
 
 def test_a_model_whose_packed_logits_are_others_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,12 @@ class TrainingArguments:
         "with accumulation, which no GPU has tried yet (a CPU runs such steps as functions); one of %(choices)s",
         "NAME",
     )
+    attn_implementation: Literal["auto", "triton"] = flag(
+        "auto",
+        "of packed batches: auto takes FlashAttention on a GPU in 16 bits, else padded grids; triton takes kernels for "
+        "short sentences, which no GPU has tried in this form; one of %(choices)s",
+        "NAME",
+    )
     gradient_checkpointing: bool = flag(
         False, "compute activations again in the backward pass: less memory, one more forward pass, no CUDA graphs"
     )
@@ -297,6 +303,8 @@ def _check_combinations(s: Settings) -> None:
         raise ValueError("--train_file needs --validation_file beside it, or --holdout_fraction 0.1 to cut one from it")
     if s.overwrite_output_dir and s.resume_from_checkpoint:
         raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other: give one")
+    if s.attn_implementation == "triton" and s.batching == "padded":
+        raise ValueError("--attn_implementation triton is for packed batches: drop it, or drop --batching padded")
     if s.hub_model_id and not s.push_to_hub:
         raise ValueError("--hub_model_id needs --push_to_hub beside it")
 

@@ -1,21 +1,27 @@
 """Attention within each sentence of a packed batch: FlashAttention on GPUs in 16 bits, padded grids elsewhere.
 
-Both are exact: a token sees the tokens of its own sentence, all of them and no other.
+Kernels for short sentences, written in Triton, take the place of both where they are asked for. All are exact: a token
+sees the tokens of its own sentence, all of them and no other.
 """
 
 import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 from torch.nn import functional as F
 
 from sst2.data.packing import Grid, Pack
+from sst2.utils.errors import shortened
 
 logger = logging.getLogger(__name__)
 
-FLASH_TOLERANCE = 0.02  # between two ways to round to 16 bits, of values of size 1
+PACKED_ATTENTION = "sst2_packed"  # names among transformers' attention functions, of which a model's config has one
+TRITON_ATTENTION = "sst2_packed_triton"
+TOLERANCES = {torch.float32: 1e-4}  # between two ways to compute in a type, of values of size 1
+TOLERANCE_IN_16_BITS = 0.02
 
 
 def attend(
@@ -26,6 +32,7 @@ def attend(
     probability: float,
     scaling: float,
     window: int | None = None,
+    implementation: str = PACKED_ATTENTION,
 ) -> torch.Tensor:
     """What each query takes from the values of its own sentence (Vaswani et al., 2017, eq. 1).
 
@@ -38,11 +45,17 @@ def attend(
         scaling: factor of the scores.
         window: the farthest that a token sees, in tokens to each side; None for the whole sentence. Where it is given,
             there is a query for every token.
+        implementation: `TRITON_ATTENTION` asks for the kernels for short sentences; where they do not work, a warning
+            says why, and attention is as without.
     """
-    is_windowed = window is not None
-    if query.is_cuda and _in_16_bits(query) and flash_works(query.device, query.dtype, query.shape[-1], is_windowed):
-        return by_flash(query, key, value, pack, probability, scaling, window)
-    return in_grids(query, key, value, pack, probability, scaling, window)
+    kind = query.device, query.dtype, query.shape[-1], window is not None
+    if implementation == TRITON_ATTENTION and triton_works(*kind):
+        way = by_triton
+    elif query.is_cuda and _in_16_bits(query) and flash_works(*kind):
+        way = by_flash
+    else:
+        way = in_grids
+    return way(query, key, value, pack, probability, scaling, window)
 
 
 def in_grids(
@@ -101,10 +114,49 @@ def by_flash(
     return mixed
 
 
+def by_triton(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pack: Pack,
+    probability: float,
+    scaling: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """`attend` by `sst2.models.short_attention`, which imports triton: torch for GPUs comes with it, others do not."""
+    from sst2.models.short_attention import short_attention
+
+    return short_attention(query, key, value, pack, probability, scaling, window)
+
+
 @lru_cache
 def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int, is_windowed: bool = False) -> bool:
     """Whether FlashAttention gives on this device what grids give; found out once, by trying, forward and backward."""
-    pack = Pack.of(torch.tensor([3, 9, 1, 20]).numpy()).to(device)
+    why_not = _difference(by_flash, device, dtype, head_dim, is_windowed)
+    if why_not:
+        logger.warning("FlashAttention %s: attention runs in padded grids", why_not)
+    return not why_not
+
+
+@lru_cache
+def triton_works(device: torch.device, dtype: torch.dtype, head_dim: int, is_windowed: bool = False) -> bool:
+    """The same of the kernels for short sentences."""
+    if find_spec("triton") is None:
+        why_not = "needs the package triton, which comes with a GPU's torch"
+    else:
+        from sst2.models.short_attention import obstacle
+
+        why_not = obstacle(device, head_dim) or _difference(by_triton, device, dtype, head_dim, is_windowed)
+    if why_not:
+        logger.warning("--attn_implementation triton %s: attention runs without it", why_not)
+    return not why_not
+
+
+def _difference(
+    way: Callable[..., torch.Tensor], device: torch.device, dtype: torch.dtype, head_dim: int, is_windowed: bool
+) -> str:
+    """What a way to attend does on this device that grids do not, forward or backward; nothing if it is right."""
+    pack = Pack.of(torch.tensor([3, 9, 1, 20, 40]).numpy()).to(device)
     generator = torch.Generator().manual_seed(0)  # the random state of training stays what it is
     inputs = torch.randn((3, pack.num_tokens, 2, head_dim), generator=generator).to(device, dtype)
 
@@ -120,15 +172,12 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int, is_wind
     try:
         # gradients are on, since the first to ask may be an evaluation
         with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            by_both, dropped = zip(run(by_flash, 0.0), run(in_grids, 0.0), strict=True), run(by_flash, 0.1)
-    except (RuntimeError, TypeError) as error:
-        logger.warning("FlashAttention does not work here (%s): attention runs in padded grids", error)
-        return False
-    is_close = all(torch.allclose(*both, rtol=FLASH_TOLERANCE, atol=FLASH_TOLERANCE) for both in by_both)
-    if not is_close or not all(tensor.isfinite().all() for tensor in dropped):
-        logger.warning("FlashAttention is wrong here: attention runs in padded grids")
-        return False
-    return True
+            by_both, dropped = zip(run(way, 0.0), run(in_grids, 0.0), strict=True), run(way, 0.1)
+    except Exception as error:  # whatever a library says on a machine that it was not made for
+        return f"does not work here ({shortened(str(error))})"
+    tolerance = TOLERANCES.get(dtype, TOLERANCE_IN_16_BITS)
+    is_close = all(torch.allclose(*both, rtol=tolerance, atol=tolerance) for both in by_both)
+    return "" if is_close and all(tensor.isfinite().all() for tensor in dropped) else "is wrong here"
 
 
 def mean_of_sentences(values: torch.Tensor, pack: Pack) -> torch.Tensor:

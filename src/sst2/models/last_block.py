@@ -40,7 +40,9 @@ class _LastBlock(nn.Module):
         projected = to_query(first), to_key(hidden), to_value(hidden)
         query, key, value = (tensor[0].unflatten(-1, (-1, attention.attention_head_size)) for tensor in projected)
         probability = attention.dropout.p if self.training else 0.0
-        return attend(query, key, value, pack, probability, attention.scaling).flatten(1)[None]
+        implementation = attention.config._attn_implementation
+        mixed = attend(query, key, value, pack, probability, attention.scaling, implementation=implementation)
+        return mixed.flatten(1)[None]
 
 
 class _LastDistilBertBlock(_LastBlock):

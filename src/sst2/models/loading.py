@@ -30,6 +30,7 @@ from sst2.models.architecture import (
     skeleton,
     tiny,
 )
+from sst2.models.attention import TRITON_ATTENTION
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.models.tokenizer import panics_as_errors, read_tokenizer
 from sst2.models.trial import pack_classifier, require_encoder
@@ -95,6 +96,8 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
         logger.info("%s: %s", name, head)
         if fresh.isdisjoint(output_weights(model)):
             _order_classes(model, name, class_names, settings.label_names)
+    if settings.attn_implementation == "triton" and model.can_pack:
+        model.config._attn_implementation = TRITON_ATTENTION
     return model
 
 

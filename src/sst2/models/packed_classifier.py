@@ -26,11 +26,10 @@ from sst2.models.architecture import (
     first_position,
     output_layer,
 )
-from sst2.models.attention import attend, mean_of_sentences
+from sst2.models.attention import PACKED_ATTENTION, TRITON_ATTENTION, attend, mean_of_sentences
 from sst2.models.last_block import compute_first_tokens_only
 
 CPU_TOKENS = 64  # a packed batch has a multiple of it on a CPU
-ATTENTION = "sst2_packed"  # its name among transformers' attention functions
 FIRST_TOKEN = ("cls", "bos")  # names of the pooling that takes a sentence's first token
 
 
@@ -121,7 +120,7 @@ def as_packed(model: PreTrainedModel, first_tokens_only: bool) -> PackedClassifi
     """
     packed = as_padded_only(model)
     packed.can_pack = True
-    packed.config._attn_implementation = ATTENTION
+    packed.config._attn_implementation = PACKED_ATTENTION
     packed.first_tokens_only = first_tokens_only and compute_first_tokens_only(encoder_blocks(packed))
     packed._first_position = first_position(packed)
     packed._pooling = _pooling_of(packed.config)
@@ -176,7 +175,8 @@ def packed_attention(
     key, value = (repeat_kv(tensor, query.shape[1] // key.shape[1]) for tensor in (key, value))
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     window = None if sliding_window is None else sliding_window - 1
-    return attend(query, key, value, pack, dropout, scaling, window)[None], None
+    config: Any = module.config
+    return attend(query, key, value, pack, dropout, scaling, window, config._attn_implementation)[None], None
 
 
 def packed_mask(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
@@ -184,5 +184,6 @@ def packed_mask(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> to
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
-AttentionInterface.register(ATTENTION, packed_attention)
-AttentionMaskInterface.register(ATTENTION, packed_mask)
+for name in (PACKED_ATTENTION, TRITON_ATTENTION):
+    AttentionInterface.register(name, packed_attention)
+    AttentionMaskInterface.register(name, packed_mask)

@@ -1,13 +1,14 @@
-"""FlashAttention over packed sentences, and steps that the host does not wait for."""
+"""FlashAttention, and the kernels for short sentences, over packed sentences on a GPU."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from sst2.data.packing import Pack
-from sst2.models.attention import by_flash, flash_works, in_grids
+from sst2.models.attention import by_flash, by_triton, flash_works, in_grids, triton_works
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -23,6 +24,11 @@ def inputs(pack: Pack, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, 
     return query, key, value
 
 
+BOTH = pytest.mark.parametrize(("way", "works"), [(by_flash, flash_works), (by_triton, triton_works)])
+Way = Callable[..., torch.Tensor]
+
+
+@BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "lengths",
@@ -32,14 +38,14 @@ def inputs(pack: Pack, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, 
 @pytest.mark.parametrize(
     ("one_each", "window"), [(False, None), (True, None), (False, 8)], ids=["all queries", "first queries", "a window"]
 )
-def test_flash_attention_gives_what_grids_give(
-    lengths: list[int], dtype: torch.dtype, one_each: bool, window: int | None
+def test_it_gives_what_grids_give(
+    lengths: list[int], dtype: torch.dtype, one_each: bool, window: int | None, way: Way, works: Callable[..., bool]
 ) -> None:
-    assert flash_works(torch.device("cuda"), dtype, WIDTH, is_windowed=window is not None)
+    assert works(torch.device("cuda"), dtype, WIDTH, is_windowed=window is not None)
     pack = Pack.of(np.array(lengths)).to(torch.device("cuda"))
     query, key, value = tensors = inputs(pack, dtype)
     found = []
-    for attention in (by_flash, in_grids):
+    for attention in (way, in_grids):
         queries = query[pack.cls_indices] if one_each else query
         mixed = attention(queries, key, value, pack, 0.0, SCALING, window)
         found.append([mixed, *torch.autograd.grad(mixed.float().square().sum(), tensors)])
@@ -47,11 +53,25 @@ def test_flash_attention_gives_what_grids_give(
         torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)
 
 
-def test_dropout_of_flash_attention_is_drawn_and_keeps_the_mean() -> None:
+@BOTH
+def test_dropout_is_drawn_and_keeps_the_mean(way: Way, works: Callable[..., bool]) -> None:
     pack = Pack.of(np.array([60, 40])).to(torch.device("cuda"))
     query, key, value = (tensor.detach() for tensor in inputs(pack, torch.bfloat16))
-    draws = torch.stack([by_flash(query, key, value, pack, 0.2, SCALING).float() for _ in range(2000)])
+    assert works(torch.device("cuda"), torch.bfloat16, WIDTH)
+    draws = torch.stack([way(query, key, value, pack, 0.2, SCALING).float() for _ in range(2000)])
     assert not torch.equal(draws[0], draws[1])
-    torch.testing.assert_close(
-        draws.mean(0), by_flash(query, key, value, pack, 0.0, SCALING).float(), rtol=0, atol=0.05
-    )
+    torch.testing.assert_close(draws.mean(0), way(query, key, value, pack, 0.0, SCALING).float(), rtol=0, atol=0.05)
+
+
+def test_gradients_of_the_kernels_for_short_sentences_are_the_same_each_time() -> None:
+    pack = Pack.of(np.array([60, 40, *range(1, 40)])).to(torch.device("cuda"))
+    tensors = inputs(pack, torch.bfloat16)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(3)
+        mixed = by_triton(*tensors, pack, 0.1, SCALING)
+        return torch.autograd.grad(mixed.float().square().sum(), tensors)
+
+    first = run()
+    for _ in range(5):
+        assert all(torch.equal(*pair) for pair in zip(first, run(), strict=True))
