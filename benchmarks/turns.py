@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,7 +146,8 @@ def measure(
     import torch
 
     at_once = torch.cuda.is_available()  # where cores do the work, starting processes would slow each other down
-    context = multiprocessing.get_context("spawn" if at_once else "forkserver")
+    spawn, forkserver = multiprocessing.get_context("spawn"), multiprocessing.get_context("forkserver")
+    context: SpawnContext | ForkServerContext = spawn if at_once else forkserver
     context.set_forkserver_preload(["sst2.training.setup", "sst2.training.results"])  # which import the libraries
     turns = Turns({name: [] for name in makers})
     ends: dict[str, Connection] = {}

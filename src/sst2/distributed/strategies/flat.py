@@ -7,15 +7,15 @@ first and the last need no other rank, so that each of them can be a graph.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import distributed, nn
 
+from sst2.distributed.strategies.compute_weights import ComputeWeights, flat_buffer
 from sst2.distributed.strategies.strategy import Strategy
-
-ALIGNMENT = 16  # numbers: each gradient begins at a multiple of 64 bytes, as kernels like it that read several at once
 
 
 class FlatStrategy(Strategy):
@@ -44,14 +44,11 @@ class FlatStrategy(Strategy):
         # A weight that no logit depends on has no gradient on any rank.
         idle: frozenset[str] = getattr(bare_model, "idle", frozenset())
         self._trained = [weight for name, weight in bare_model.named_parameters() if name not in idle]
-        places = [-(-weight.numel() // ALIGNMENT) * ALIGNMENT for weight in self._trained]
-        self._gradients = torch.zeros(sum(places), device=self.device)
-        self._views = [
-            part[: weight.numel()].view_as(weight)
-            for part, weight in zip(self._gradients.split(places), self._trained, strict=True)
-        ]
+        self._gradients, self._views = flat_buffer(self._trained, torch.float32)
         self._sent = self._gradients.to(torch.bfloat16) if compress else self._gradients
         self._is_empty = True  # the buffer, as the backward pass finds it
+        is_in_bf16 = accelerator.mixed_precision == "bf16"
+        self._compute_weights = ComputeWeights(bare_model, self._trained) if is_in_bf16 else None
 
     def _watch_backward(self) -> None:
         """Nothing: ranks wait for each other in `reduce_gradients` alone."""
@@ -69,8 +66,8 @@ class FlatStrategy(Strategy):
 
     def reset_gradients(self) -> None:
         """Forget gradients wherever they are, also those that a pass which failed has left on the way."""
-        for weight in self._trained:
-            weight.grad = None
+        for leaf in self._leaves():
+            leaf.grad = None
         self._gradients.zero_()
         self._is_empty = True
 
@@ -83,14 +80,18 @@ class FlatStrategy(Strategy):
     def backward(self, loss: torch.Tensor) -> None:
         """Add this rank's part of the gradient of `loss`, averaged over the ranks, to the buffer."""
         self._accelerator.backward(loss / self._accelerator.num_processes)
-        gradients = [weight.grad for weight in self._trained if weight.grad is not None]  # which all of them have
-        if self._is_empty:
-            torch._foreach_copy_(self._views, gradients)
-        else:
-            torch._foreach_add_(self._views, gradients)
+        leaves = self._leaves()
+        for dtype in {leaf.dtype for leaf in leaves}:  # one operation for each
+            pairs = [pair for pair in zip(self._views, leaves, strict=True) if pair[1].dtype == dtype]
+            views = [view for view, _ in pairs]
+            gradients: Any = [leaf.grad for _, leaf in pairs]  # which all of them have
+            if self._is_empty:
+                torch._foreach_copy_(views, gradients)
+            else:
+                torch._foreach_add_(views, gradients)
         self._is_empty = False
-        for weight in self._trained:
-            weight.grad = None  # so that the next pass writes a new one instead of adding to it
+        for leaf in leaves:
+            leaf.grad = None  # so that the next pass writes a new one instead of adding to it
 
     def reduce_gradients(self) -> None:
         """Add up the buffers of all ranks. All ranks call it."""
@@ -110,4 +111,20 @@ class FlatStrategy(Strategy):
             weight.grad = view
         norm = super().clip_and_step(max_norm)
         self._is_empty = True
+        self._round_weights()
         return norm
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take over weights: see `Strategy.load_weights`."""
+        super().load_weights(weights)
+        self._round_weights()
+
+    def _leaves(self) -> list[torch.Tensor]:
+        """Where a backward pass leaves the gradient of each weight."""
+        if self._compute_weights is None:
+            return list(self._trained)
+        return [self._compute_weights.leaf(weight) for weight in self._trained]
+
+    def _round_weights(self) -> None:
+        if self._compute_weights is not None:
+            self._compute_weights.refresh()
