@@ -171,10 +171,8 @@ PRECISE = ["--smoke", "--global_batch_size", 64, "--learning_rate", 2e-3, "--dro
 ONE_ROUNDING = 2**-8  # to bf16
 # After more steps, weights differ by more than rounding: errors grow with every step.
 FIRST_STEPS = [*PRECISE, "--max_train_steps", 25]
-# Long enough for accuracy not to hang on chance: seeds and precisions then differ by a point.
-LEARNING = [*PRECISE, "--num_train_epochs", 4]
-# Autocast, and both of DeepSpeed's optimizers in bf16: of stages 1 and 2, and of 3. Offloaded, they are the same.
-LEARNED = ["multi_cpu", "deepspeed_zero2", "deepspeed_zero3"]
+# Long enough for accuracy not to hang on chance: seeds and precisions differ by a point or two, and the end is 3 lower.
+LEARNING = [*PRECISE, "--num_train_epochs", 2]
 
 
 @pytest.fixture(scope="module")
@@ -185,31 +183,31 @@ def first_steps_in_float32(tmp_path_factory: pytest.TempPathFactory) -> list[flo
     return [line["loss"] for line in run.logged("train")]
 
 
-def assert_begins_alike(run: Finished, exact: list[float]) -> None:
+@pytest.mark.parametrize("name", ["multi_cpu", *ZERO])
+def test_bf16_begins_as_float32_does_under_each(name: str, first_steps_in_float32: list[float], tmp_path: Path) -> None:
+    run = train_ranks(FIRST_STEPS, tmp_path / "run", name, 2, "bf16")
     assert run.code == 0, run.stderr
     assert json.loads((run.run_dir / "environment.json").read_text())["mixed_precision"] == "bf16"
-    pairs = zip([line["loss"] for line in run.logged("train")][:25], exact[:25], strict=True)
-    assert 0 < mean(abs(one / other - 1) for one, other in pairs) < ONE_ROUNDING
-
-
-@pytest.mark.parametrize("name", [name for name in ZERO if name not in LEARNED])
-def test_bf16_begins_as_float32_does(name: str, first_steps_in_float32: list[float], tmp_path: Path) -> None:
-    assert_begins_alike(train_ranks(FIRST_STEPS, tmp_path / "run", name, 2, "bf16"), first_steps_in_float32)
+    losses = [line["loss"] for line in run.logged("train")]
+    pairs = zip(losses, first_steps_in_float32, strict=True)
+    assert 0 < mean(abs(loss / exact - 1) for loss, exact in pairs) < ONE_ROUNDING
 
 
 @pytest.fixture(scope="module")
-def learned_in_float32(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run of one process."""
+def lowest_accuracy_in_float32(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The lower end of the 95 % interval of one process."""
     run = train_ranks(LEARNING, tmp_path_factory.mktemp("float32") / "run")
     assert run.code == 0, run.stderr
-    return run
+    lowest: float = run.metrics["accuracy_ci95"][0]
+    return lowest
 
 
-@pytest.mark.parametrize("name", LEARNED)
-def test_bf16_begins_and_learns_as_float32_does(name: str, learned_in_float32: Finished, tmp_path: Path) -> None:
+# Autocast, and both of DeepSpeed's optimizers in bf16: of stages 1 and 2, and of 3. Offloaded, they are the same.
+@pytest.mark.parametrize("name", ["multi_cpu", "deepspeed_zero2", "deepspeed_zero3"])
+def test_bf16_learns_as_float32_does(name: str, lowest_accuracy_in_float32: float, tmp_path: Path) -> None:
     run = train_ranks(LEARNING, tmp_path / "run", name, 2, "bf16")
-    assert_begins_alike(run, [line["loss"] for line in learned_in_float32.logged("train")])
-    assert run.metrics["accuracy"] >= learned_in_float32.metrics["accuracy_ci95"][0] > 0.8
+    assert run.code == 0, run.stderr
+    assert run.metrics["accuracy"] >= lowest_accuracy_in_float32 > 0.8
     assert math.isfinite(run.metrics["loss"])
 
 
