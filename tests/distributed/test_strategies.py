@@ -171,7 +171,7 @@ PRECISE = ["--smoke", "--global_batch_size", 64, "--learning_rate", 2e-3, "--dro
 ONE_ROUNDING = 2**-8  # to bf16
 # After more steps, weights differ by more than rounding: errors grow with every step.
 FIRST_STEPS = [*PRECISE, "--max_train_steps", 25]
-# Long enough for accuracy not to hang on chance: seeds and precisions then differ by a point; after two epochs, by five.
+# Long enough for accuracy not to hang on chance: seeds and precisions then differ by a point, after two epochs by five.
 LEARNING = [*PRECISE, "--num_train_epochs", 3]
 
 
