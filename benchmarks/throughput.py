@@ -112,8 +112,11 @@ def this_job(
     folder: Path, batch_size: int, precision: str, batching: str, graphs: str = "auto", attention: str = "auto"
 ) -> Step:
     """The job itself, set up as by its command line."""
+    import torch
+
     from sst2.config.arguments import parse_arguments
     from sst2.distributed.stop_requests import StopRequests
+    from sst2.models.attention import triton_works
     from sst2.runs.run_folder import RunFolder
     from train_sst2 import setup, train_step
 
@@ -123,6 +126,10 @@ def this_job(
     flags += ["--cuda_graphs", graphs, "--attn_implementation", attention]
     settings = parse_arguments([*map(str, flags), "--max_train_steps", "100000"])
     trainer = setup(settings, StopRequests(), RunFolder(settings.run_dir))
+    config = trainer.model_config
+    width = config.hidden_size // config.num_attention_heads
+    if attention == "triton" and not triton_works(trainer.strategy.device, torch.bfloat16, width):
+        sys.exit("these kernels do not work here")  # what would be measured has another name
 
     def step() -> tuple[int, int]:
         indices = trainer.plan.indices(trainer.state.step)

@@ -38,6 +38,8 @@ Maker = Callable[[Path, int], Step | Loop]  # of inputs and batch size
 class Round(NamedTuple):
     """What one way to train has done in its turn; memory is the peak so far, of the device or of the process.
 
+    A process without a GPU has all libraries of this job in it, also where it trains another way.
+
     CPU seconds are those of all its threads. Other programs that want the same cores add to them little, where they may
     double the other seconds.
     """

@@ -104,6 +104,13 @@ def test_a_step_that_is_not_finite_leaves_them_alone(pair: Pair) -> None:
     assert torch.equal(logits_of(flat, batch), before)
 
 
+def test_a_weight_that_is_used_beside_its_layer_is_found_out(pair: Pair) -> None:
+    flat, _ = pair
+    weight = flat._bare_model.get_parameter("classifier.weight")
+    with pytest.raises(AssertionError, match="is used beside its forward"):
+        flat.backward(logits_of(flat, batch_of(flat, [4, 8])).sum() + weight.sum())
+
+
 def test_layers_with_a_rule_of_their_own_stay_as_they_are() -> None:
     class Doubled(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:

@@ -56,9 +56,10 @@ def without_its_end(run_dir: Path) -> Path:
     return killed
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["no", "bf16"])  # whose rounded weights are to be those of the checkpoint
+def test_a_resumed_run_is_the_uninterrupted_run(precision: str, tmp_path: Path) -> None:
     flags = [*SHORT_STEPS, *SPLIT, "--dropout", 0.1, "--gradient_compression", "bf16"]
-    way = ("multi_cpu", 2, "bf16")  # whose rounded weights are to be those of the checkpoint
+    way = ("multi_cpu", 2, precision)
     undisturbed = run_to_the_end(flags, tmp_path / "run", *way)
     assert run_to_the_end(flags, without_its_end(tmp_path / "run"), *way) == undisturbed
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from sst2.data.packing import Pack
 from sst2.models.attention import by_flash, by_triton, flash_works, in_grids, triton_works
+from tests.gpu.test_cuda_graphs_on_gpu import losses, trainer_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -61,6 +63,16 @@ def test_dropout_is_drawn_and_keeps_the_mean(way: Way, works: Callable[..., bool
     draws = torch.stack([way(query, key, value, pack, 0.2, SCALING).float() for _ in range(2000)])
     assert not torch.equal(draws[0], draws[1])
     torch.testing.assert_close(draws.mean(0), way(query, key, value, pack, 0.0, SCALING).float(), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "triton"])
+def test_it_is_tried_within_a_block_that_is_computed_again(implementation: str, tmp_path: Path) -> None:
+    """The trial's own tensors are none of those that gradient checkpointing counts."""
+    flash_works.cache_clear()
+    triton_works.cache_clear()
+    flags = ["--gradient_checkpointing", "--max_train_steps", 2, "--attn_implementation", implementation]
+    with trainer_of(tmp_path / "run", *flags) as trainer:
+        assert np.isfinite(losses(trainer, 2)).all()
 
 
 def test_gradients_of_the_kernels_for_short_sentences_are_the_same_each_time() -> None:

@@ -184,11 +184,11 @@ def test_a_mistake_is_not_tried_again_and_says_so_last(start: Submit) -> None:
 
 
 def test_what_is_preempted_for_ever_is_stopped_with_its_checkpoint(start: Submit) -> None:
-    job = start(*SAMPLE, options=ONE_NODE, SST2_REQUEUES="1")
+    job = start(*SAMPLE, SST2_REQUEUES="1")
     for number, step in ((1, 15), (2, 40)):
         job.wait_through_requeues(partial(job.has_logged, step))
         job.cluster.run("scancel", "--signal=USR1", job.number)
-        job.wait_for(partial(job.has_said, "stopped by SIGUSR1", number))
+        job.wait_for(partial(job.has_said, "stopped by SIGUSR1", 2 * number))  # a line of each node
     facts = job.end()
     assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "1"), job.said
     assert "requeued 1 times (SST2_REQUEUES): stopping for good; the last checkpoint is whole" in job.said

@@ -131,8 +131,8 @@ class TrainingArguments:
     )
     attn_implementation: Literal["auto", "triton"] = flag(
         "auto",
-        "of packed batches: auto takes FlashAttention on a GPU in 16 bits, else padded grids; triton takes kernels for "
-        "short sentences, which no GPU has tried in this form; one of %(choices)s",
+        "attention in packed batches: auto takes FlashAttention on a GPU in 16 bits, else padded grids; triton takes "
+        "kernels for short sentences, which no GPU has tried in this form; one of %(choices)s",
         "NAME",
     )
     gradient_checkpointing: bool = flag(

@@ -48,7 +48,7 @@ def attend(
         implementation: `TRITON_ATTENTION` asks for the kernels for short sentences; where they do not work, a warning
             says why, and attention is as without.
     """
-    kind = query.device, query.dtype, query.shape[-1], window is not None
+    kind = query.device, value.dtype, query.shape[-1], window is not None
     if implementation == TRITON_ATTENTION and triton_works(*kind):
         way = by_triton
     elif query.is_cuda and _in_16_bits(query) and flash_works(*kind):
@@ -123,9 +123,13 @@ def by_triton(
     scaling: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """`attend` by `sst2.models.short_attention`, which imports triton: torch for GPUs comes with it, others do not."""
+    """`attend` by `sst2.models.short_attention`, which imports triton: torch for GPUs comes with it, others do not.
+
+    Rotary positions leave query and key in float32 under autocast (EuroBERT); a kernel takes one type, the value's.
+    """
     from sst2.models.short_attention import short_attention
 
+    query, key = query.to(value.dtype), key.to(value.dtype)
     return short_attention(query, key, value, pack, probability, scaling, window)
 
 
@@ -167,11 +171,13 @@ def _difference(
             attention(query, own[1], own[2], pack, probability, head_dim**-0.5, window) for query, window in tried
         ]
         gradients = torch.autograd.grad([output.float().square().sum() for output in outputs], own)
-        return [tensor.float() for tensor in (*outputs, *gradients)]
+        return [tensor.detach().float() for tensor in (*outputs, *gradients)]
 
     try:
-        # gradients are on, since the first to ask may be an evaluation
-        with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # The first to ask may be an evaluation, or a block whose saved tensors are counted for gradient checkpointing.
+        saved_as_they_are = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        random_state = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with torch.enable_grad(), random_state, saved_as_they_are:
             by_both, dropped = zip(run(way, 0.0), run(in_grids, 0.0), strict=True), run(way, 0.1)
     except Exception as error:  # whatever a library says on a machine that it was not made for
         return f"does not work here ({shortened(str(error))})"

@@ -20,7 +20,7 @@ WIDTHS = (16, 32, 64, 128)  # of a head
 BLOCK = 32  # keys, and queries where each token has one
 FEWEST_QUERIES = 16  # of a block, where each sentence has one: a matrix product takes no fewer
 RANDOM_STEPS = 65536  # of 16 random bits; the probability of dropout is rounded to a multiple of 1 / RANDOM_STEPS
-LONGEST = 8192  # tokens of a sentence, for whose keys a head has random numbers of its own
+LONGEST = 65536  # tokens of a sentence, for whose keys a head has random numbers of its own: more than encoders take
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _GROUPS = tl.constexpr(LONGEST // 8)  # eight keys share a call of Philox
@@ -48,8 +48,9 @@ def short_attention(
     one_each = len(query) == len(pack)
     starts = pack.cu_seqlens
     query_starts = torch.arange(len(pack) + 1, dtype=torch.int32, device=query.device) if one_each else starts
-    seed = torch.randint(2**62, (1,), device=query.device)  # of torch's random state, which a graph draws from as well
     threshold = min(round(probability * RANDOM_STEPS), RANDOM_STEPS - 1)
+    # From torch's random state, also in a graph. Where nothing is dropped nothing is drawn, and nobody reads the seed.
+    seed = torch.randint(2**62, (1,), device=query.device) if threshold else starts
     mixed: torch.Tensor = _ShortAttention.apply(
         query,
         key,

@@ -2,8 +2,8 @@
 
 Autocast casts every weight to bf16 in each forward pass, and every gradient back: in a step of DistilBERT, 152
 operations, most of them tiny, beside those that do the work. Here one copy after AdamW's step does the first, and
-gradients are cast where they are written to the buffer of gradients anyway. Results are those of autocast, bit for bit:
-it computes with the same bf16 weights, and rounds the same gradients.
+gradients are cast where they are written to the buffer of gradients anyway. Results are those of autocast, which
+computes with the same bf16 weights and rounds the same gradients: on CPUs, bit for bit.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-ALIGNMENT = 16  # numbers: each weight begins at a multiple of 32 bytes, as kernels like it that read several at once
+ALIGNMENT = 256  # numbers: each weight begins at a multiple of 512 bytes, as what torch allocates on a GPU does
 
 
 def flat_buffer(weights: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -31,7 +31,7 @@ class ComputeWeights:
     stay what they were. All calls of the model need autocast to bf16, which casts what the layers are given.
 
     Args:
-        model: changed in place; a layer's weights are used by its `forward` alone.
+        model: changed in place. A layer's weights are used by its `forward` alone, or `backward` of the strategy ends.
         trained: the weights that have gradients. A layer with another one stays as it is.
     """
 
@@ -40,7 +40,7 @@ class ComputeWeights:
         layers = [
             module
             for module in model.modules()
-            if type(module).forward is nn.Linear.forward and {id(weight) for weight in module.parameters()} <= known
+            if type(module) is nn.Linear and {id(weight) for weight in module.parameters()} <= known
         ]
         masters = list({id(weight): weight for layer in layers for weight in layer.parameters()}.values())
         self._masters, views = flat_buffer(masters, torch.float32)
@@ -51,7 +51,7 @@ class ComputeWeights:
         self._leaves = {id(weight): leaf.requires_grad_() for weight, leaf in zip(masters, rounded, strict=True)}
         for layer in layers:
             own = {name: self.leaf(weight) for name, weight in layer.named_parameters()}
-            layer.forward = partial(F.linear, weight=own["weight"], bias=own.get("bias"))
+            layer.forward = partial(F.linear, weight=own["weight"], bias=own.get("bias"))  # type: ignore[method-assign]
         self.refresh()
 
     def leaf(self, weight: nn.Parameter) -> torch.Tensor:

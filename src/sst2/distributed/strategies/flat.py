@@ -66,7 +66,7 @@ class FlatStrategy(Strategy):
 
     def reset_gradients(self) -> None:
         """Forget gradients wherever they are, also those that a pass which failed has left on the way."""
-        for leaf in self._leaves():
+        for leaf in (*self._trained, *self._leaves()):
             leaf.grad = None
         self._gradients.zero_()
         self._is_empty = True
@@ -81,7 +81,9 @@ class FlatStrategy(Strategy):
         """Add this rank's part of the gradient of `loss`, averaged over the ranks, to the buffer."""
         self._accelerator.backward(loss / self._accelerator.num_processes)
         leaves = self._leaves()
-        for dtype in {leaf.dtype for leaf in leaves}:  # one operation for each
+        beside = [weight for weight, leaf in zip(self._trained, leaves, strict=True) if leaf is not weight]
+        assert all(weight.grad is None for weight in beside), "a linear layer's weight is used beside its forward"
+        for dtype in {leaf.dtype for leaf in leaves}:  # copied in one operation on a GPU, added up one by one
             pairs = [pair for pair in zip(self._views, leaves, strict=True) if pair[1].dtype == dtype]
             views = [view for view, _ in pairs]
             gradients: Any = [leaf.grad for _, leaf in pairs]  # which all of them have
