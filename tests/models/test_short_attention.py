@@ -18,9 +18,10 @@ from sst2.data.collation import collate
 from sst2.data.packing import Pack
 from sst2.models import attention
 from sst2.models.attention import TRITON_ATTENTION, attend, by_triton, in_grids, triton_works
+from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.trial import pack_classifier
 from tests.models.test_architectures import CLASSES, gradients, split_of
-from tests.support.architectures import PACKED, classifier_of
+from tests.support.architectures import PACKED, classifier_of, write_encoder
 from tests.support.running import REPOSITORY, Finished
 
 triton = pytest.importorskip("triton", reason="triton exists for Linux only")
@@ -221,6 +222,17 @@ def test_where_they_do_not_work_attention_goes_on_without(
     found = attend(*tokens, pack, 0.0, 0.3, implementation=TRITON_ATTENTION)
     assert torch.equal(found, in_grids(*tokens, pack, 0.0, 0.3))
     assert f"--attn_implementation triton {reason}: attention runs without it" in caplog.text
+
+
+def test_a_model_that_cannot_be_packed_says_that_it_has_none(
+    tmp_path: Path, tsv_files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = write_encoder("mpnet", tmp_path / "encoder")
+    files = ["--train_file", tsv_files[0], "--validation_file", tsv_files[1], "--label_names", "0", "1"]
+    flags = ["--model_name_or_path", encoder, *files, "--max_length", 64, "--attn_implementation", "triton"]
+    settings = parse_arguments([*map(str, flags)])
+    load_model(settings, load_tokenizer(settings))
+    assert "--attn_implementation triton is for packed batches: attention runs without it" in caplog.text
 
 
 def test_kernels_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -117,14 +117,16 @@ class _ShortAttention(torch.autograd.Function):
 
 
 @triton.jit
-def _keep(
-    seed,
-    rows,
-    first_group,
-    THRESHOLD: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+def _places(start, first, count, head, HEADS: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr):
+    """Numbers of SIZE tokens from the `first` in a sentence, whether they are there, and where their heads lie."""
+    number = first + tl.arange(0, SIZE)
+    columns = head * WIDTH + tl.arange(0, WIDTH)
+    at = (start + number).to(tl.int64)[:, None] * (HEADS * WIDTH) + columns[None, :]
+    return number, (number < count)[:, None], at
+
+
+@triton.jit
+def _keep(seed, rows, first_group, THRESHOLD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(ROWS, COLUMNS) bool, which weights stay, by the number of their query, (ROWS,) int32, and of eight keys."""
     groups = first_group + tl.arange(0, COLUMNS // 8)
     row, group = rows[:, None] + groups[None, :] * 0, rows[:, None] * 0 + groups[None, :]
@@ -170,19 +172,14 @@ def _forward(
     num_queries = tl.load(query_starts + sentence + 1) - first
     num_keys = tl.load(starts + sentence + 1) - start
     seed = tl.load(seeds)
-    columns = head * WIDTH + tl.arange(0, WIDTH)
     for first_query in range(0, num_queries, QUERIES):
-        i = first_query + tl.arange(0, QUERIES)
-        is_i = (i < num_queries)[:, None]
-        at_i = (first + i).to(tl.int64)[:, None] * (HEADS * WIDTH) + columns[None, :]
+        i, is_i, at_i = _places(first, first_query, num_queries, head, HEADS, WIDTH, QUERIES)
         q = tl.load(query + at_i, mask=is_i, other=0.0)
         highest = tl.full((QUERIES,), float("-inf"), tl.float32)
         total = tl.zeros((QUERIES,), tl.float32)
         sums = tl.zeros((QUERIES, WIDTH), tl.float32)
         for first_key in range(0, num_keys, KEYS):
-            j = first_key + tl.arange(0, KEYS)
-            is_j = (j < num_keys)[:, None]
-            at_j = (start + j).to(tl.int64)[:, None] * (HEADS * WIDTH) + columns[None, :]
+            j, is_j, at_j = _places(start, first_key, num_keys, head, HEADS, WIDTH, KEYS)
             k = tl.load(key + at_j, mask=is_j, other=0.0)
             v = tl.load(value + at_j, mask=is_j, other=0.0)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scaling * _LOG2_E)
@@ -203,36 +200,14 @@ def _forward(
 
 
 @triton.jit
-def _of_scores(
-    q,
-    k,
-    v,
-    grad,
-    own,
-    own_lse,
-    i,
-    j,
-    num_queries,
-    num_keys,
-    rows,
-    first_group,
-    seed,
-    scaling,
-    THRESHOLD: tl.constexpr,
-    WINDOW: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def _of_scores(q, k, v, grad, own, own_lse, seen, keep, scaling, THRESHOLD: tl.constexpr, PRECISION: tl.constexpr):
     """Weights after dropout, and gradients of scores, (QUERIES, KEYS) float32 each."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scaling * _LOG2_E)
-    seen = _in_sight(i, j, num_queries, num_keys, WINDOW)
     weights = tl.where(seen, tl.exp2(scores - own_lse[:, None]), 0.0)
     delta = tl.sum(grad.to(tl.float32) * own.to(tl.float32), 1)
     of_weights = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
     dropped = weights
     if THRESHOLD > 0:
-        keep = _keep(seed, rows, first_group, THRESHOLD, QUERIES, KEYS)
         dropped = tl.where(keep, weights * (65536.0 / (65536 - THRESHOLD)), 0.0)
         of_weights = tl.where(keep, of_weights * (65536.0 / (65536 - THRESHOLD)), 0.0)
     return dropped, weights * (of_weights - delta[:, None]) * scaling
@@ -268,44 +243,23 @@ def _backward(
     num_queries = tl.load(query_starts + sentence + 1) - first
     num_keys = tl.load(starts + sentence + 1) - start
     seed = tl.load(seeds)
-    columns = head * WIDTH + tl.arange(0, WIDTH)
     for first_key in range(0, num_keys, KEYS):
-        j = first_key + tl.arange(0, KEYS)
-        is_j = (j < num_keys)[:, None]
-        at_j = (start + j).to(tl.int64)[:, None] * (HEADS * WIDTH) + columns[None, :]
+        j, is_j, at_j = _places(start, first_key, num_keys, head, HEADS, WIDTH, KEYS)
         k = tl.load(key + at_j, mask=is_j, other=0.0)
         v = tl.load(value + at_j, mask=is_j, other=0.0)
         grad_k = tl.zeros((KEYS, WIDTH), tl.float32)
         grad_v = tl.zeros((KEYS, WIDTH), tl.float32)
         for first_query in range(0, num_queries, QUERIES):
-            i = first_query + tl.arange(0, QUERIES)
-            is_i = (i < num_queries)[:, None]
-            at_i = (first + i).to(tl.int64)[:, None] * (HEADS * WIDTH) + columns[None, :]
+            i, is_i, at_i = _places(first, first_query, num_queries, head, HEADS, WIDTH, QUERIES)
             q = tl.load(query + at_i, mask=is_i, other=0.0)
             grad = tl.load(grad_mixed + at_i, mask=is_i, other=0.0)
             own = tl.load(mixed + at_i, mask=is_i, other=0.0)
             own_lse = tl.load(lse + head * queries + first + i, mask=i < num_queries, other=0.0)
-            dropped, of_scores = _of_scores(
-                q,
-                k,
-                v,
-                grad,
-                own,
-                own_lse,
-                i,
-                j,
-                num_queries,
-                num_keys,
-                first + i,
-                head * _GROUPS + first_key // 8,
-                seed,
-                scaling,
-                THRESHOLD,
-                WINDOW,
-                QUERIES,
-                KEYS,
-                PRECISION,
-            )
+            seen = _in_sight(i, j, num_queries, num_keys, WINDOW)
+            keep = seen
+            if THRESHOLD > 0:
+                keep = _keep(seed, first + i, head * _GROUPS + first_key // 8, THRESHOLD, QUERIES, KEYS)
+            dropped, of_scores = _of_scores(q, k, v, grad, own, own_lse, seen, keep, scaling, THRESHOLD, PRECISION)
             of_scores = of_scores.to(q.dtype)
             grad_v += tl.dot(tl.trans(dropped.to(q.dtype)), grad, input_precision=PRECISION)
             grad_k += tl.dot(tl.trans(of_scores), q, input_precision=PRECISION)
@@ -316,40 +270,20 @@ def _backward(
         tl.store(grad_value + at_j, grad_v.to(v.dtype), mask=is_j)
     if num_keys > KEYS:  # a query's gradient is a sum over blocks of keys: once more, the other way round
         for first_query in range(0, num_queries, QUERIES):
-            i = first_query + tl.arange(0, QUERIES)
-            is_i = (i < num_queries)[:, None]
-            at_i = (first + i).to(tl.int64)[:, None] * (HEADS * WIDTH) + columns[None, :]
+            i, is_i, at_i = _places(first, first_query, num_queries, head, HEADS, WIDTH, QUERIES)
             q = tl.load(query + at_i, mask=is_i, other=0.0)
             grad = tl.load(grad_mixed + at_i, mask=is_i, other=0.0)
             own = tl.load(mixed + at_i, mask=is_i, other=0.0)
             own_lse = tl.load(lse + head * queries + first + i, mask=i < num_queries, other=0.0)
             grad_q = tl.zeros((QUERIES, WIDTH), tl.float32)
             for first_key in range(0, num_keys, KEYS):
-                j = first_key + tl.arange(0, KEYS)
-                is_j = (j < num_keys)[:, None]
-                at_j = (start + j).to(tl.int64)[:, None] * (HEADS * WIDTH) + columns[None, :]
+                j, is_j, at_j = _places(start, first_key, num_keys, head, HEADS, WIDTH, KEYS)
                 k = tl.load(key + at_j, mask=is_j, other=0.0)
                 v = tl.load(value + at_j, mask=is_j, other=0.0)
-                _, of_scores = _of_scores(
-                    q,
-                    k,
-                    v,
-                    grad,
-                    own,
-                    own_lse,
-                    i,
-                    j,
-                    num_queries,
-                    num_keys,
-                    first + i,
-                    head * _GROUPS + first_key // 8,
-                    seed,
-                    scaling,
-                    THRESHOLD,
-                    WINDOW,
-                    QUERIES,
-                    KEYS,
-                    PRECISION,
-                )
+                seen = _in_sight(i, j, num_queries, num_keys, WINDOW)
+                keep = seen
+                if THRESHOLD > 0:
+                    keep = _keep(seed, first + i, head * _GROUPS + first_key // 8, THRESHOLD, QUERIES, KEYS)
+                _, of_scores = _of_scores(q, k, v, grad, own, own_lse, seen, keep, scaling, THRESHOLD, PRECISION)
                 grad_q += tl.dot(of_scores.to(q.dtype), k, input_precision=PRECISION)
             tl.store(grad_query + at_i, grad_q.to(q.dtype), mask=is_i)
