@@ -220,8 +220,10 @@ def test_a_deepspeed_file_is_followed_in_what_it_owns(train: Train, tmp_path: Pa
     text = (CONFIGURATIONS / "deepspeed_file.yaml").read_text()
     yaml.write_text(text.replace("accelerate_configs/deepspeed.json", str(file)))
     way = [*ONE_PROCESS, "--config_file", str(yaml), "--num_processes", "2", "--main_process_port", "0"]
-    run = train("--smoke", "--max_train_steps", 3, launcher=way)
+    compiled = tmp_path / "compiled"
+    run = train("--smoke", "--max_train_steps", 3, launcher=way, TORCH_EXTENSIONS_DIR=str(compiled))
     assert run.code == 0, run.stderr
+    assert not compiled.exists()
     environment = json.loads((run.run_dir / "environment.json").read_text())
     assert environment["mixed_precision"] == "bf16"  # as the file says
     assert environment["deepspeed_config"]["zero_optimization"]["reduce_bucket_size"] == 12345

@@ -3,7 +3,6 @@
 # ruff: noqa: F401
 import deepspeed.runtime.zero.muon.muon_optimizer  # by DeepSpeed's engine: its decorator imports torch's compiler
 import pytest
-import torch.utils.cpp_extension
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 import sst2.checkpoints.checkpointer

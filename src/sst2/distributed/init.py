@@ -60,8 +60,13 @@ def init_distributed(
     precision, reason = _agree_on_precision(settings, launcher, store, saved_precision)
     plugin, backend = None, None
     if launcher.uses_deepspeed:
-        from sst2.distributed.strategies.deepspeed_config import deepspeed_plugin, precision_of_file
+        from sst2.distributed.strategies.deepspeed_config import (
+            deepspeed_plugin,
+            leave_out_inference_operator,
+            precision_of_file,
+        )
 
+        leave_out_inference_operator()
         asked = precision_of_file(launcher.deepspeed_file) if launcher.deepspeed_file else None
         if settings.mixed_precision is None and asked:
             precision, reason = choose_precision(asked)[0], "DeepSpeed's file says so"

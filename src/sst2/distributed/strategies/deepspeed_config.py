@@ -45,6 +45,16 @@ def deepspeed_plugin(launcher: Launcher, settings: Settings, precision: str) -> 
     return plugin
 
 
+def leave_out_inference_operator() -> None:
+    """Keep DeepSpeed from compiling an operator of inference on a CPU, which takes a minute and a compiler.
+
+    It all-reduces in shared memory, for `inference_all_reduce` alone, which training does not call.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def precision_of_file(file: str) -> Precision | None:
     """The precision that a DeepSpeed file asks for, where it does not leave that to others.
 
