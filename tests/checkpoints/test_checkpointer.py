@@ -31,7 +31,8 @@ from sst2.checkpoints.folders import checkpoint_name, import_checkpoints, list_c
 from sst2.checkpoints.random_states import random_state, restore_random_state
 from sst2.checkpoints.resume_compatibility import FIXED_ON_RESUME, LENGTHS_FIXED_ON_RESUME
 from sst2.checkpoints.training_state import TrainingState
-from sst2.config.settings import SAMPLE, Settings
+from sst2.config.flag_groups import SAMPLE
+from sst2.config.settings import Settings
 from sst2.data.splits import Split
 from sst2.distributed.strategies import prepare
 from sst2.training.optimizer import build_optimizer, build_schedule

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from sst2.config.arguments import given_yaml, parse_arguments, resolved_yaml
+from sst2.config.flag_groups import NAMES
 from sst2.config.run_flags import _OTHER_NAMES
-from sst2.config.settings import NAMES, Settings
+from sst2.config.settings import Settings
 from sst2.data.batch_plan import plan_batches
 from sst2.runs.run_folder import MARK
 from tests.support.running import SCRIPT

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from sst2.checkpoints.free_space import require_free_space
+from sst2.config.flag_groups import Precision
 from sst2.config.launcher import Launcher, read_launcher
-from sst2.config.settings import Precision, Settings
+from sst2.config.settings import Settings
 from sst2.distributed import rendezvous as rendezvous_module
 from sst2.distributed.init import _agree_on_precision, check_world_size, init_distributed
 from sst2.distributed.rendezvous import all_reduce_check, rendezvous, word_of_main

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sst2.config.settings import Precision
+from sst2.config.flag_groups import Precision
 from sst2.data.sample import sample_sentences
 from sst2.inference.predict.classifier import Classifier
 from sst2.inference.predict.explain import Explainer

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DistilBertForSequenceClassification, DistilBertModel
 
-from sst2.config.settings import SAMPLE, Settings
+from sst2.config.flag_groups import SAMPLE
+from sst2.config.settings import Settings
 from sst2.data.sample import sample_tokenizer
 from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.packed_classifier import PackedClassifier

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from tokenizers import normalizers
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer, pipeline
 
-from sst2.config.settings import LABEL_NAMES, SAMPLE, Settings
+from sst2.config.flag_groups import LABEL_NAMES, SAMPLE
+from sst2.config.settings import Settings
 from sst2.data.sample import sample_sentences, sample_tokenizer
 from sst2.models.export import Export, rehearse_export
 from sst2.models.loading import load_model, load_tokenizer

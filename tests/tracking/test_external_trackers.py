@@ -13,7 +13,8 @@ import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from sst2.config.arguments import parse_arguments
-from sst2.config.settings import TRACKERS, Settings
+from sst2.config.flag_groups import TRACKERS
+from sst2.config.settings import Settings
 from sst2.distributed.stop_requests import StopRequests
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.external_trackers import ExternalTrackers

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import DistilBertForSequenceClassification
 
-from sst2.config.settings import Settings, TrainingArguments
+from sst2.config.flag_groups import TrainingArguments
+from sst2.config.settings import Settings
 from sst2.data.sample import sample_config
 from sst2.distributed.strategies.clipping import clipped_step, global_norm
 from sst2.training.optimizer import build_optimizer, build_schedule

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from sst2.config.arguments import SMOKE_RECIPE, given_yaml, parse_arguments, resolved_yaml
-from sst2.config.settings import NAMES, Settings
+from sst2.config.flag_groups import NAMES
+from sst2.config.settings import Settings
 from sst2.data.batch_plan import plan_batches
 from sst2.utils.errors import UserError
 

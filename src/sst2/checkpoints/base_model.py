@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sst2.checkpoints.folders import list_checkpoints
-from sst2.config.settings import SAMPLE, Settings, is_path
+from sst2.config.flag_groups import SAMPLE
+from sst2.config.settings import Settings, is_path
 from sst2.models.loading import num_bytes
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.runs.run_folder import RunFolder, is_finished

@@ -8,7 +8,8 @@ from typing import Any
 
 from sst2.checkpoints.folders import newest_checkpoint
 from sst2.checkpoints.training_state import TrainingState
-from sst2.config.settings import Precision, Settings
+from sst2.config.flag_groups import Precision
+from sst2.config.settings import Settings
 from sst2.utils.errors import UserError
 
 # Settings that a run cannot change on its way and still be the run that it was, as `resolved.yaml` has them. Data and

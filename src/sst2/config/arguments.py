@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sst2.config.flag_groups import NAMES, SAMPLE
 from sst2.config.launcher import is_reporting_process, process_rank
 from sst2.config.output_dir import check_run_dir, go_on_with_own_run, has_begun_with_it
 from sst2.config.run_flags import FlagParser
-from sst2.config.settings import NAMES, SAMPLE, Settings
+from sst2.config.settings import Settings
 from sst2.config.yaml_file import RESOLVED_MARK, read_config
 from sst2.runs.run_folder import MARK
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, print_error

@@ -10,7 +10,7 @@ from typing import Any
 from transformers.hf_argparser import HfArgumentParser
 
 from sst2.config.command_line import OneLineParser
-from sst2.config.settings import GROUPS, NAMES
+from sst2.config.flag_groups import GROUPS, NAMES
 from sst2.utils.errors import UserError
 
 _NOT_GIVEN = object()

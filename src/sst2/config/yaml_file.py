@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from sst2.config.flag_groups import NAMES
 from sst2.config.run_flags import FlagParser
-from sst2.config.settings import NAMES
 from sst2.utils.errors import UserError
 
 RESOLVED_MARK = "# Every setting of a run, with what was worked out; config.yaml holds what was asked for"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from sst2.config.class_names import MAX_CLASSES, canonical, in_words, is_mistyped
-from sst2.config.settings import LABEL_NAMES
+from sst2.config.flag_groups import LABEL_NAMES
 from sst2.data.file_formats import UNLABELED, Columns, Record, dataset_records, file_records, named_classes
 from sst2.data.mapped_dataset import mapped_dataset
 from sst2.utils.errors import UserError, quoted, shortened

@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from sst2.config.settings import Batching, Settings
+from sst2.config.flag_groups import Batching
+from sst2.config.settings import Settings
 from sst2.data.packing import Pack, send
 from sst2.data.splits import Split
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sst2.config.settings import LABEL_NAMES
+from sst2.config.flag_groups import LABEL_NAMES
 from sst2.data.csv_cells import texts_of  # whose module also lets fields of csv be of any length
 from sst2.utils.errors import UserError, quoted, shortened
 from sst2.utils.text_files import format_of, is_stream, open_text

@@ -14,7 +14,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sst2.config.class_names import in_words
-from sst2.config.settings import LABEL_NAMES, SAMPLE, Settings
+from sst2.config.flag_groups import LABEL_NAMES, SAMPLE
+from sst2.config.settings import Settings
 from sst2.data.checked_rows import read_dataset, read_file, with_classes
 from sst2.data.file_formats import Columns
 from sst2.data.hub import reading_from_hub, require_revision

@@ -17,7 +17,8 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from sst2.config.settings import DATA_FILES, SAMPLE, Settings
+from sst2.config.flag_groups import DATA_FILES, SAMPLE
+from sst2.config.settings import Settings
 from sst2.data.hub import reading_from_hub
 from sst2.utils.atomic_folder import write_atomic_folder
 from sst2.utils.checksums import DamagedFolderError, describe_file, verify_folder

@@ -13,7 +13,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from sst2.config.settings import DATA_FILES, Settings
+from sst2.config.flag_groups import DATA_FILES
+from sst2.config.settings import Settings
 from sst2.data.splits import Split
 from sst2.utils.errors import UserError
 

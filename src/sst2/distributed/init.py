@@ -15,8 +15,9 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from packaging.version import Version
 from transformers.integrations import unset_hf_deepspeed_config
 
+from sst2.config.flag_groups import Precision
 from sst2.config.launcher import START_SEVERAL, Launcher, forget_leftovers, is_set, read_launcher
-from sst2.config.settings import Precision, Settings
+from sst2.config.settings import Settings
 from sst2.distributed.cpu import keep_memory, use_all_cores
 from sst2.distributed.devices import computes_on_cpu, loosens_float32, overlooks_gpus, runs_on_cpu
 from sst2.distributed.precision import choose_precision

@@ -6,8 +6,8 @@ from typing import cast
 
 import torch
 
+from sst2.config.flag_groups import Precision
 from sst2.config.launcher import launched_by
-from sst2.config.settings import Precision
 from sst2.distributed.devices import computes_on_cpu, cpu_info
 from sst2.utils.errors import UserError
 

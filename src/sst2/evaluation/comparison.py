@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sst2.config.settings import NAMES
+from sst2.config.flag_groups import NAMES
 from sst2.evaluation.predictions import f1_name
 from sst2.evaluation.run_results import Run, same_classes, same_sentences
 from sst2.evaluation.significance import compare_accuracy, mcnemar, mean_interval

@@ -11,7 +11,8 @@ import yaml
 
 from sst2.config.arguments import OF_ONE_START
 from sst2.config.class_names import order_of_classes
-from sst2.config.settings import LABEL_NAMES, Settings
+from sst2.config.flag_groups import LABEL_NAMES
+from sst2.config.settings import Settings
 from sst2.evaluation.predictions import f1_name, read_predictions
 from sst2.runs.run_folder import RunFolder
 from sst2.utils.errors import UserError

@@ -13,7 +13,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from sst2.config.class_names import are_generic, in_words, names_in_order, order_of_classes
-from sst2.config.settings import SAMPLE, Settings
+from sst2.config.flag_groups import SAMPLE
+from sst2.config.settings import Settings
 from sst2.data.hub import reading_from_hub
 from sst2.data.sample import sample_config, sample_tokenizer
 from sst2.models.architecture import (

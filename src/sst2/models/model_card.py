@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sst2.config.class_names import in_words
-from sst2.config.settings import DEFAULT_MODEL, LABEL_NAMES, SAMPLE, Settings, is_path
+from sst2.config.flag_groups import DEFAULT_MODEL, LABEL_NAMES, SAMPLE
+from sst2.config.settings import Settings, is_path
 
 # Those of two classes, then those of more; a card has the ones that there are.
 METRICS = (

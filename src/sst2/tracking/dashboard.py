@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from sst2.config.settings import LABEL_NAMES
+from sst2.config.flag_groups import LABEL_NAMES
 from sst2.evaluation.error_analysis import changed_sides, most_confident_mistakes
 from sst2.evaluation.predictions import log_probabilities
 from sst2.utils.device_timing import PHASES

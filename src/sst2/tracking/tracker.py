@@ -14,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from sst2.checkpoints.checkpointer import SavedTimes
 from sst2.checkpoints.training_state import TrainingState
-from sst2.config.settings import LABEL_NAMES
+from sst2.config.flag_groups import LABEL_NAMES
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.dashboard import Dashboard
 from sst2.tracking.external_trackers import ExternalTrackers, plain

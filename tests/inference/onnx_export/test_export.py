@@ -18,7 +18,8 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from benchmarks.onnx_variants import count_overflows
 from sst2.config.arguments import write_settings
 from sst2.config.class_names import are_generic, names_in_order
-from sst2.config.settings import SAMPLE, Settings
+from sst2.config.flag_groups import SAMPLE
+from sst2.config.settings import Settings
 from sst2.data.checked_rows import read_file
 from sst2.data.sample import sample_config, sample_sentences, sample_tokenizer
 from sst2.inference.onnx_export.command import PROGRAM, check_output_dir, locate, main

@@ -19,8 +19,8 @@ from accelerate.utils import gather_object
 from packaging.requirements import Requirement
 from torch import distributed
 
+from sst2.config.flag_groups import DEFAULT_MODEL
 from sst2.config.launcher import read_launcher
-from sst2.config.settings import DEFAULT_MODEL
 from sst2.data.hub import TIMEOUT, answer_in_time, in_words
 from sst2.distributed.devices import processor
 from sst2.distributed.precision import choose_precision

@@ -11,8 +11,9 @@ from typing import Any
 from accelerate import DeepSpeedPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
+from sst2.config.flag_groups import Precision
 from sst2.config.launcher import Launcher
-from sst2.config.settings import Precision, Settings
+from sst2.config.settings import Settings
 from sst2.utils.errors import UserError
 
 BUCKET = 10_000_000  # numbers

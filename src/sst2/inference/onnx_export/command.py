@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sst2.config.class_names import are_generic, in_words, names_in_order, order_of_classes
 from sst2.config.command_line import OneLineParser
-from sst2.config.settings import LABEL_NAMES
+from sst2.config.flag_groups import LABEL_NAMES
 from sst2.data.checked_rows import SST2, read_file
 from sst2.data.file_formats import Columns
 from sst2.data.mapped_dataset import batches_of_sentences, mapped_dataset, rows_of

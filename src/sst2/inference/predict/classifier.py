@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sst2.config.class_names import names_in_order
-from sst2.config.settings import Precision
+from sst2.config.flag_groups import Precision
 from sst2.data.packing import Pack, send
 from sst2.data.tokenization import encode, encoder_of
 from sst2.inference.predict.linear import use_faster_linear

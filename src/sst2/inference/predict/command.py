@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from sst2.config.class_names import have_positive, in_words, number_of_class, order_of_classes
 from sst2.config.command_line import OneLineParser
-from sst2.config.settings import LABEL_NAMES
+from sst2.config.flag_groups import LABEL_NAMES
 from sst2.evaluation.predictions import log_probabilities
 from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.inference.predict.formatters import Answer, answer_writer
@@ -37,7 +37,7 @@ from sst2.utils.errors import UserError, print_line
 from sst2.utils.text_files import FILE_SUFFIXES, format_of, problem_of
 
 if TYPE_CHECKING:  # they import torch, which is not needed to answer a mistake
-    from sst2.config.settings import Precision
+    from sst2.config.flag_groups import Precision
     from sst2.inference.predict.classifier import Classifier
 
 PROGRAM = "python -m sst2.predict"
