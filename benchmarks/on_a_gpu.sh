@@ -69,7 +69,7 @@ else
 fi
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>> "$log"; then
     at_once=(-n 12 --dist worksteal)
-    graphs=(trainer_bf16_grouped_compiled_graphs) triton=(this_job_bf16_packed_triton)
+    graphs=(trainer_bf16_grouped_compiled_graphs) triton=(this_job_bf16_packed_triton this_job_bf16_packed_split_graphs_triton)
     if [ -n "${SMALL:-}" ]; then graphs=() triton=(); fi  # the tiny model's heads are too narrow
 elif [ -n "${SMALL:-}" ]; then
     echo "no GPU: a trial on the CPU" | tee -a "$summary"

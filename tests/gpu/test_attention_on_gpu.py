@@ -70,7 +70,7 @@ def test_it_is_tried_within_a_block_that_is_computed_again(implementation: str, 
     """The trial's own tensors are none of those that gradient checkpointing counts."""
     flash_works.cache_clear()
     triton_works.cache_clear()
-    flags = ["--gradient_checkpointing", "--max_train_steps", 2, "--attn_implementation", implementation]
+    flags = ["--gradient_checkpointing", "--max_train_steps", 2, "--kernels", implementation]
     with trainer_of(tmp_path / "run", *flags) as trainer:
         assert np.isfinite(losses(trainer, 2)).all()
 

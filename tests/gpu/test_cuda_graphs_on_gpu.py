@@ -44,7 +44,7 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
 FLAGS = ["--dropout", 0, "--max_train_steps", 60, "--global_batch_size", 32, "--learning_rate", "3e-4"]
 
 
-@pytest.mark.parametrize("more", ["", "--class_weights 1 9 --label_smoothing 0.1", "--attn_implementation triton"])
+@pytest.mark.parametrize("more", ["", "--class_weights 1 9 --label_smoothing 0.1", "--kernels triton"])
 def test_losses_are_those_of_steps_operation_by_operation(more: str, tmp_path: Path) -> None:
     assert_recorded_steps_are_plain_ones(tmp_path, ["--smoke"], [*FLAGS, *more.split()])
 

@@ -26,7 +26,7 @@ def shapes(trainer: Trainer) -> tuple[int, int]:
 @pytest.mark.parametrize("attention", ["auto", "triton"])
 @pytest.mark.parametrize("accumulation", [[], ["--per_device_train_batch_size", 10]], ids=["whole", "accumulated"])
 def test_losses_are_those_of_eager_steps(accumulation: list[object], attention: str, tmp_path: Path) -> None:
-    own = ["--attn_implementation", attention]
+    own = ["--kernels", attention]
     with trainer_of(tmp_path / "split", *FLAGS, *accumulation, *SPLIT, *own) as trainer:
         found = losses(trainer, 60)
         captured, wanted = shapes(trainer)

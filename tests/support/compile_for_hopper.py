@@ -1,4 +1,4 @@
-"""Compile, for an H100 and without one, what the kernels for short sentences launch; print what each needs.
+"""Compile, for an H100 and without one, what the kernels launch in bf16; print what each needs.
 
     TRITON_INTERPRET=0 python -m tests.support.compile_for_hopper
 
@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 import triton
+from torch import nn
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from sst2.data.packing import Pack
-from sst2.models.short_attention import short_attention
+from sst2.kernels.adamw import Group, adamw
+from sst2.kernels.attention import short_attention
+from sst2.kernels.block import add_norm, bias_gelu
 
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
@@ -43,7 +46,7 @@ class Hopper:
 
 
 def main() -> None:
-    """Compile the kernels in bf16, with the options of training and evaluation."""
+    """Compile the kernels with the options of training and evaluation, for DistilBERT-base."""
     driver.set_active(Hopper())
     seen: set[str] = set()
     launch = JITFunction.run
@@ -63,6 +66,15 @@ def main() -> None:
         tokens = [torch.randn(pack.num_tokens, 12, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
         query = tokens[0][pack.cls_indices] if one_each else tokens[0]
         short_attention(query, tokens[1], tokens[2], pack, dropout, 0.125, window).sum().backward()
+    hidden, bias = (torch.randn(*shape, 768, dtype=torch.bfloat16, requires_grad=True) for shape in ((40,), ()))
+    for residual in (hidden, hidden.float()):
+        add_norm(hidden, bias, residual, nn.LayerNorm(768), 0.1).sum().backward()
+    bias_gelu(hidden, bias).sum().backward()
+    weights, number = torch.zeros(5000), torch.ones(())
+    groups = Group(number, 0.01), Group(number, 0.0)
+    options: dict[str, Any] = {"ends": (500, 1000, 3000), "step": number, "norm": number, "max_norm": 1.0}
+    for rounded in (weights[:1000].bfloat16(), None):
+        adamw(weights, weights, weights, weights, rounded, groups=groups, **options, betas=(0.9, 0.999), eps=1e-8)
 
 
 def resources(ptx: str) -> tuple[int, int]:

@@ -123,10 +123,10 @@ class TrainingArguments:
         "with accumulation, which no GPU has tried yet (a CPU runs such steps as functions); one of %(choices)s",
         "NAME",
     )
-    attn_implementation: Literal["auto", "triton"] = flag(
+    kernels: Literal["auto", "triton"] = flag(
         "auto",
-        "attention in packed batches: auto takes FlashAttention on a GPU in 16 bits, else padded grids; triton takes "
-        "kernels for short sentences, which no GPU has tried in this form; one of %(choices)s",
+        "auto takes torch's; triton those of this project, which no GPU has run in this form: attention within short "
+        "sentences and, with --cuda_graphs yes, AdamW and what lies between matrix products; one of %(choices)s",
         "NAME",
     )
     gradient_checkpointing: bool = flag(

@@ -127,8 +127,8 @@ def _check_combinations(s: Settings) -> None:
         raise ValueError("--train_file needs --validation_file beside it, or --holdout_fraction 0.1 to cut one from it")
     if s.overwrite_output_dir and s.resume_from_checkpoint:
         raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other: give one")
-    if s.attn_implementation == "triton" and s.batching == "padded":
-        raise ValueError("--attn_implementation triton is for packed batches: drop it, or drop --batching padded")
+    if s.kernels == "triton" and s.batching == "padded":
+        raise ValueError("--kernels triton is for packed batches: drop it, or drop --batching padded")
     if s.hub_model_id and not s.push_to_hub:
         raise ValueError("--hub_model_id needs --push_to_hub beside it")
 

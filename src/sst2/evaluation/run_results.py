@@ -21,7 +21,7 @@ from sst2.utils.errors import UserError
 IGNORED = (
     "output_dir report_to logging_steps log_sample_ids checkpointing_steps checkpoints_total_limit step_timeout "
     "connect_timeout stage_dir per_device_eval_batch_size per_device_train_batch_size gradient_accumulation_steps "
-    "sentence_column label_column label_names cuda_graphs attn_implementation gradient_checkpointing"
+    "sentence_column label_column label_names cuda_graphs kernels gradient_checkpointing"
 ).split()
 FIGURES = ("accuracy", "accuracy_ci95", "loss", "step", "sentences_per_second")
 

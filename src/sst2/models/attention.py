@@ -8,12 +8,12 @@ import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.util import find_spec
 
 import torch
 from torch.nn import functional as F
 
 from sst2.data.packing import Grid, Pack
+from sst2.kernels import obstacle
 from sst2.utils.errors import shortened
 
 logger = logging.getLogger(__name__)
@@ -123,11 +123,11 @@ def by_triton(
     scaling: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """`attend` by `sst2.models.short_attention`, which imports triton: torch for GPUs comes with it, others do not.
+    """`attend` by `sst2.kernels.attention`, which imports triton: torch for GPUs comes with it, others do not.
 
     Rotary positions leave query and key in float32 under autocast (EuroBERT); a kernel takes one type, the value's.
     """
-    from sst2.models.short_attention import short_attention
+    from sst2.kernels.attention import short_attention
 
     query, key = query.to(value.dtype), key.to(value.dtype)
     return short_attention(query, key, value, pack, probability, scaling, window)
@@ -145,14 +145,16 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_dim: int, is_wind
 @lru_cache
 def triton_works(device: torch.device, dtype: torch.dtype, head_dim: int, is_windowed: bool = False) -> bool:
     """The same of the kernels for short sentences."""
-    if find_spec("triton") is None:
-        why_not = "needs the package triton, which comes with a GPU's torch"
-    else:
-        from sst2.models.short_attention import obstacle
+    why_not = obstacle(device)
+    if not why_not:
+        from sst2.kernels.attention import WIDTHS
 
-        why_not = obstacle(device, head_dim) or _difference(by_triton, device, dtype, head_dim, is_windowed)
+        if head_dim in WIDTHS:
+            why_not = _difference(by_triton, device, dtype, head_dim, is_windowed)
+        else:
+            why_not = f"needs heads of width {', '.join(map(str, WIDTHS))}, and these have {head_dim}"
     if why_not:
-        logger.warning("--attn_implementation triton %s: attention runs without it", why_not)
+        logger.warning("--kernels triton %s: attention runs without it", why_not)
     return not why_not
 
 

@@ -19,7 +19,7 @@ BERT_PARTS = (
 ).split()
 
 
-class _LastBlock(nn.Module):
+class LastBlock(nn.Module):
     """Comes before a stock block's class, and takes over where it is told where the sentences lie."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, pack: Pack | None = None, **kwargs: Any) -> Any:
@@ -45,18 +45,25 @@ class _LastBlock(nn.Module):
         return mixed.flatten(1)[None]
 
 
-class _LastDistilBertBlock(_LastBlock):
-    def of_first_tokens(self, hidden: torch.Tensor, first: torch.Tensor, pack: Pack) -> torch.Tensor:
-        block: Any = self
-        attention = block.attention
+class LastDistilBertBlock(LastBlock):
+    """DistilBERT's."""
+
+    def attention_output(self, hidden: torch.Tensor, first: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """(1, sentences, width), before it is added to the first tokens' own states; arguments as `of_first_tokens`."""
+        attention: Any = self.attention
         layers = attention.q_lin, attention.k_lin, attention.v_lin
-        attended = attention.out_lin(self.attended(attention, layers, hidden, first, pack))
-        attended = block.sa_layer_norm(attended + first)
+        output: torch.Tensor = attention.out_lin(self.attended(attention, layers, hidden, first, pack))
+        return output
+
+    def of_first_tokens(self, hidden: torch.Tensor, first: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """As `LastBlock` says."""
+        block: Any = self
+        attended = block.sa_layer_norm(self.attention_output(hidden, first, pack) + first)
         output: torch.Tensor = block.output_layer_norm(block.ffn(attended) + attended)
         return output
 
 
-class _LastBertBlock(_LastBlock):
+class _LastBertBlock(LastBlock):
     def of_first_tokens(self, hidden: torch.Tensor, first: torch.Tensor, pack: Pack) -> torch.Tensor:
         block: Any = self
         attention = block.attention.self
@@ -75,15 +82,16 @@ def compute_first_tokens_only(blocks: nn.ModuleList) -> bool:
         return False
     block, kind = blocks[-1], type(blocks[-1])
     if isinstance(block, TransformerBlock):
-        block.__class__ = type(f"Last{kind.__name__}", (_LastDistilBertBlock, kind), {})
-    elif all(_has(block, part) for part in BERT_PARTS):
+        block.__class__ = type(f"Last{kind.__name__}", (LastDistilBertBlock, kind), {})
+    elif all(has_part(block, part) for part in BERT_PARTS):
         block.__class__ = type(f"Last{kind.__name__}", (_LastBertBlock, kind), {})
     else:
         return False
     return True
 
 
-def _has(block: nn.Module, part: str) -> bool:
+def has_part(block: nn.Module, part: str) -> bool:
+    """Whether a block has a module of this name within it."""
     try:
         block.get_submodule(part)
     except AttributeError:

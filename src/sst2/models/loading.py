@@ -97,11 +97,11 @@ def load_model(settings: Settings, tokenizer: PreTrainedTokenizerBase, with_weig
         logger.info("%s: %s", name, head)
         if fresh.isdisjoint(output_weights(model)):
             _order_classes(model, name, class_names, settings.label_names)
-    if settings.attn_implementation == "triton":
+    if settings.kernels == "triton":
         if model.can_pack:
             model.config._attn_implementation = TRITON_ATTENTION
         else:
-            logger.warning("--attn_implementation triton is for packed batches: attention runs without it")
+            logger.warning("--kernels triton is for packed batches: attention runs without it")
     return model
 
 

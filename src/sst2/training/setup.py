@@ -108,5 +108,5 @@ def prepare_training(accelerator: Accelerator, model: nn.Module, settings: Setti
     """Spread the model and its AdamW as the launcher has asked for, and make the schedule. All ranks call it."""
     optimizer = build_optimizer(model, settings)
     compress, flat = settings.gradient_compression == "bf16", settings.cuda_graphs == "yes" and not obstacle(settings)
-    strategy = prepare(accelerator, model, optimizer, compress, flat)
+    strategy = prepare(accelerator, model, optimizer, compress, flat, kernels=settings.kernels == "triton")
     return strategy, build_schedule(strategy.optimizer, settings)

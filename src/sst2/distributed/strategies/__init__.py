@@ -18,11 +18,13 @@ def prepare(
     optimizer: torch.optim.Optimizer,
     compress: bool = False,
     flat: bool = False,
+    kernels: bool = False,
 ) -> Strategy:
     """Spread the stock model and its AdamW as the launcher has asked for. All ranks call it.
 
     `compress` has gradients rounded to bf16 on their way between ranks. DeepSpeed's configuration says so itself.
-    `flat` asks for gradients in one buffer in place of DistributedDataParallel.
+    `flat` asks for gradients in one buffer in place of DistributedDataParallel, and `kernels` for blocks and AdamW by
+    kernels beside it.
     """
     names = {id(parameter): name for name, parameter in bare_model.named_parameters()}
     groups = [{"params": [names[id(parameter)] for parameter in group["params"]]} for group in optimizer.param_groups]
@@ -30,7 +32,8 @@ def prepare(
         limit_threads(bare_model)
     if flat and accelerator.distributed_type in (DistributedType.NO, *DATA_PARALLEL):
         model = accelerator.prepare_model(bare_model, evaluation_mode=True)  # in its precision, and not wrapped
-        return FlatStrategy(accelerator, bare_model, model, accelerator.prepare_optimizer(optimizer), compress)
+        prepared = accelerator.prepare_optimizer(optimizer)
+        return FlatStrategy(accelerator, bare_model, model, prepared, compress, kernels)
     if getattr(bare_model, "idle", None):
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     model, prepared = accelerator.prepare(bare_model, optimizer)

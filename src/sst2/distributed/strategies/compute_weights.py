@@ -13,42 +13,38 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-ALIGNMENT = 256  # numbers: each weight begins at a multiple of 512 bytes, as what torch allocates on a GPU does
+from sst2.distributed.strategies.flat_buffers import flat_buffer
 
 
-def flat_buffer(weights: Sequence[nn.Parameter], dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Zeros in one buffer, and views of it that have the shapes of these weights."""
-    places = [-(-weight.numel() // ALIGNMENT) * ALIGNMENT for weight in weights]
-    buffer = torch.zeros(sum(places), device=weights[0].device if weights else None, dtype=dtype)
-    parts = zip(buffer.split(places), weights, strict=True)
-    return buffer, [part[: weight.numel()].view_as(weight) for part, weight in parts]
+def linear_layers(model: nn.Module, trained: Sequence[nn.Parameter]) -> list[nn.Linear]:
+    """Those that may compute with other weights: torch's own, all of whose weights have gradients."""
+    known = {id(weight) for weight in trained}
+    return [
+        module
+        for module in model.modules()
+        if type(module) is nn.Linear and {id(weight) for weight in module.parameters()} <= known
+    ]
 
 
 class ComputeWeights:
     """What the linear layers of a model compute with, in training and evaluation.
 
-    Modules keep their float32 weights, which become views of a flat buffer: their names, `state_dict` and optimizer
-    stay what they were. All calls of the model need autocast to bf16, which casts what the layers are given.
+    Modules keep their float32 weights: their names, `state_dict` and optimizer stay what they were. All calls of the
+    model need autocast to bf16, which casts what the layers are given.
 
     Args:
-        model: changed in place. A layer's weights are used by its `forward` alone, or `backward` of the strategy ends.
-        trained: the weights that have gradients. A layer with another one stays as it is.
+        layers: changed in place. Their weights are used by their `forward` alone, or `backward` of the strategy ends.
+        weights: of these layers, each one once.
+        masters: the flat buffer whose views these weights are.
+
+    Attributes:
+        rounded: the flat buffer of the weights in bf16.
     """
 
-    def __init__(self, model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
-        known = {id(weight) for weight in trained}
-        layers = [
-            module
-            for module in model.modules()
-            if type(module) is nn.Linear and {id(weight) for weight in module.parameters()} <= known
-        ]
-        masters = list({id(weight): weight for layer in layers for weight in layer.parameters()}.values())
-        self._masters, views = flat_buffer(masters, torch.float32)
-        self._rounded, rounded = flat_buffer(masters, torch.bfloat16)
-        for weight, view in zip(masters, views, strict=True):
-            view.copy_(weight.detach())
-            weight.data = view
-        self._leaves = {id(weight): leaf.requires_grad_() for weight, leaf in zip(masters, rounded, strict=True)}
+    def __init__(self, layers: Sequence[nn.Linear], weights: Sequence[nn.Parameter], masters: torch.Tensor) -> None:
+        self._masters = masters
+        self.rounded, rounded = flat_buffer(weights, torch.bfloat16)
+        self._leaves = {id(weight): leaf.requires_grad_() for weight, leaf in zip(weights, rounded, strict=True)}
         for layer in layers:
             own = {name: self.leaf(weight) for name, weight in layer.named_parameters()}
             layer.forward = partial(F.linear, weight=own["weight"], bias=own.get("bias"))  # type: ignore[method-assign]
@@ -61,4 +57,4 @@ class ComputeWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the masters anew, after they have changed."""
-        self._rounded.copy_(self._masters)
+        self.rounded.copy_(self._masters)

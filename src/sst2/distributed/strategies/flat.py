@@ -14,8 +14,12 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import distributed, nn
 
-from sst2.distributed.strategies.compute_weights import ComputeWeights, flat_buffer
+from sst2.distributed.strategies.compute_weights import ComputeWeights, linear_layers
+from sst2.distributed.strategies.flat_adamw import FlatAdamW, flat_adamw
+from sst2.distributed.strategies.flat_buffers import flat_buffer, flat_size
 from sst2.distributed.strategies.strategy import Strategy
+from sst2.models.fused_blocks import fuse_blocks
+from sst2.models.packed_classifier import PackedClassifier
 
 
 class FlatStrategy(Strategy):
@@ -27,6 +31,7 @@ class FlatStrategy(Strategy):
         model: the same in its precision, or compiled, but not wrapped for several processes.
         optimizer: AdamW, as wrapped by accelerate.
         compress: whether gradients are rounded to bf16 on their way between ranks.
+        kernels: whether blocks and AdamW use kernels, where these work.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class FlatStrategy(Strategy):
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
         compress: bool = False,
+        kernels: bool = False,
     ) -> None:
         super().__init__(accelerator, bare_model, model, optimizer)
         if distributed.is_initialized():  # hosts may draw a new head that differs in its last bits
@@ -43,12 +49,35 @@ class FlatStrategy(Strategy):
                 distributed.broadcast(tensor, src=0)
         # A weight that no logit depends on has no gradient on any rank.
         idle: frozenset[str] = getattr(bare_model, "idle", frozenset())
-        self._trained = [weight for name, weight in bare_model.named_parameters() if name not in idle]
+        trained = [weight for name, weight in bare_model.named_parameters() if name not in idle]
+        layers = linear_layers(bare_model, trained) if accelerator.mixed_precision == "bf16" else []
+        segments = self._in_segments(trained, layers)
+        self._trained = [weight for segment in segments for weight in segment]
+        masters, views = flat_buffer(self._trained, torch.float32)
+        for weight, view in zip(self._trained, views, strict=True):
+            weight.data = view.copy_(weight.detach())
         self._gradients, self._views = flat_buffer(self._trained, torch.float32)
         self._sent = self._gradients.to(torch.bfloat16) if compress else self._gradients
         self._is_empty = True  # the buffer, as the backward pass finds it
-        is_in_bf16 = accelerator.mixed_precision == "bf16"
-        self._compute_weights = ComputeWeights(bare_model, self._trained) if is_in_bf16 else None
+        self._compute_weights: ComputeWeights | None = None
+        self._adamw: FlatAdamW | None = None
+        if layers:
+            rounded = [*segments[0], *segments[1]]
+            self._compute_weights = ComputeWeights(layers, rounded, masters[: flat_size(rounded)])
+        if kernels:
+            assert isinstance(bare_model, PackedClassifier)
+            fuse_blocks(bare_model, self._leaf, torch.bfloat16 if layers else torch.float32)
+            rounded_copy = self._compute_weights.rounded if self._compute_weights else None
+            self._adamw = flat_adamw(self.optimizer, segments, masters, self._gradients, rounded_copy)
+
+    def _in_segments(self, trained: list[nn.Parameter], layers: list[nn.Linear]) -> list[list[nn.Parameter]]:
+        """Weights of linear layers that are rounded, and others; each by the group of the optimizer, 0 or another."""
+        rounded = {id(weight) for layer in layers for weight in layer.parameters()}
+        first = {id(weight) for weight in self.optimizer.param_groups[0]["params"]}
+        segments: list[list[nn.Parameter]] = [[], [], [], []]
+        for weight in trained:
+            segments[2 * (id(weight) not in rounded) + (id(weight) not in first)].append(weight)
+        return segments
 
     def _watch_backward(self) -> None:
         """Nothing: ranks wait for each other in `reduce_gradients` alone."""
@@ -57,6 +86,11 @@ class FlatStrategy(Strategy):
     def fits_a_graph(self) -> bool:
         """Whether passes, and the optimizer's step, can each be captured: the model as it is, not compiled."""
         return self.model is self._bare_model
+
+    @property
+    def steps_by_kernel(self) -> bool:
+        """Whether AdamW is one kernel: it was asked for, and works."""
+        return self._adamw is not None
 
     def empty_gradients(self, zeros: bool) -> None:
         """Forget gradients. The next backward pass adds to zeros, or writes over what is there, which is less work."""
@@ -109,10 +143,12 @@ class FlatStrategy(Strategy):
 
     def clip_and_step(self, max_norm: float) -> torch.Tensor:
         """Clip and take the step: see `Strategy.clip_and_step`."""
+        self._is_empty = True
+        if self._adamw is not None:
+            return self._adamw.step(max_norm)
         for weight, view in zip(self._trained, self._views, strict=True):
             weight.grad = view
         norm = super().clip_and_step(max_norm)
-        self._is_empty = True
         self._round_weights()
         return norm
 
@@ -123,9 +159,10 @@ class FlatStrategy(Strategy):
 
     def _leaves(self) -> list[torch.Tensor]:
         """Where a backward pass leaves the gradient of each weight."""
-        if self._compute_weights is None:
-            return list(self._trained)
-        return [self._compute_weights.leaf(weight) for weight in self._trained]
+        return [self._leaf(weight) for weight in self._trained]
+
+    def _leaf(self, weight: nn.Parameter) -> torch.Tensor:
+        return weight if self._compute_weights is None else self._compute_weights.leaf(weight)
 
     def _round_weights(self) -> None:
         if self._compute_weights is not None:

@@ -1,11 +1,7 @@
 """Triton's kernels for short sentences on a CPU, in triton's interpreter; compiled, their turn is in tests/gpu."""
 
 import copy
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +18,7 @@ from sst2.models.loading import load_model, load_tokenizer
 from sst2.models.trial import pack_classifier
 from tests.models.test_architectures import CLASSES, gradients, split_of
 from tests.support.architectures import PACKED, classifier_of, write_encoder
-from tests.support.running import REPOSITORY, Finished
+from tests.support.running import Finished
 
 triton = pytest.importorskip("triton", reason="triton exists for Linux only")
 pytestmark = pytest.mark.skipif(
@@ -162,7 +158,7 @@ def test_a_run_has_the_losses_of_grids_in_training_and_evaluation(
 ) -> None:
     """The sample's model has heads of width 16."""
     flags = ["--smoke", "--max_train_steps", 2, "--per_device_train_batch_size", 4, "--max_eval_samples", 20]
-    flags += ["--dropout", 0, "--logging_steps", 1, "--mixed_precision", "no", "--attn_implementation"]
+    flags += ["--dropout", 0, "--logging_steps", 1, "--mixed_precision", "no", "--kernels"]
     grids, kernels = (train_here(*flags, name, run_dir=tmp_path / name) for name in ("auto", "triton"))
     assert (grids.code, kernels.code) == (0, 0), kernels.stderr
     assert triton_works.cache_info().hits == 2 * (2 + 1) - 1  # of two layers, in two steps and an evaluation
@@ -177,7 +173,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(train_here: Callable[..., Finish
     """Dropout included, and the evaluations before and after."""
     flags = ["--smoke", "--max_train_steps", 4, "--per_device_train_batch_size", 4, "--max_eval_samples", 8]
     flags += ["--eval_steps", 1, "--checkpointing_steps", 2, "--mixed_precision", "no"]
-    flags += ["--attn_implementation", "triton", "--gradient_checkpointing"]
+    flags += ["--kernels", "triton", "--gradient_checkpointing"]
     run = train_here(*flags, run_dir=tmp_path / "run")
     assert run.code == 0, run.stderr
     killed = Path(shutil.copytree(tmp_path / "run", tmp_path / "killed"))
@@ -188,22 +184,6 @@ def test_a_resumed_run_is_the_uninterrupted_run(train_here: Callable[..., Finish
     assert resumed.code == 0, resumed.stderr
     weights = [(one / "model" / "model.safetensors").read_bytes() for one in (tmp_path / "run", killed)]
     assert weights[0] == weights[1]
-
-
-@pytest.mark.slow
-def test_they_compile_for_an_h100_and_spill_no_registers(tmp_path: Path) -> None:
-    compiled = subprocess.run(
-        [sys.executable, "-m", "tests.support.compile_for_hopper"],
-        cwd=REPOSITORY,
-        env=os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    kernels = [json.loads(line) for line in compiled.stdout.splitlines()]
-    assert [kernel["kernel"] for kernel in kernels] == ["_forward", "_backward"] * 3
-    assert not any(kernel["spilled_bytes"] for kernel in kernels)
-    assert all(kernel["shared_bytes"] < 48 * 1024 for kernel in kernels)  # four blocks on a multiprocessor
 
 
 @pytest.mark.parametrize(
@@ -221,7 +201,7 @@ def test_where_they_do_not_work_attention_goes_on_without(
     tokens = inputs(8, width)
     found = attend(*tokens, pack, 0.0, 0.3, implementation=TRITON_ATTENTION)
     assert torch.equal(found, in_grids(*tokens, pack, 0.0, 0.3))
-    assert f"--attn_implementation triton {reason}: attention runs without it" in caplog.text
+    assert f"--kernels triton {reason}: attention runs without it" in caplog.text
 
 
 def test_a_model_that_cannot_be_packed_says_that_it_has_none(
@@ -229,20 +209,20 @@ def test_a_model_that_cannot_be_packed_says_that_it_has_none(
 ) -> None:
     encoder = write_encoder("mpnet", tmp_path / "encoder")
     files = ["--train_file", tsv_files[0], "--validation_file", tsv_files[1], "--label_names", "0", "1"]
-    flags = ["--model_name_or_path", encoder, *files, "--max_length", 64, "--attn_implementation", "triton"]
+    flags = ["--model_name_or_path", encoder, *files, "--max_length", 64, "--kernels", "triton"]
     settings = parse_arguments([*map(str, flags)])
     load_model(settings, load_tokenizer(settings))
-    assert "--attn_implementation triton is for packed batches: attention runs without it" in caplog.text
+    assert "--kernels triton is for packed batches: attention runs without it" in caplog.text
 
 
 def test_kernels_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     right = attention.by_triton
     monkeypatch.setattr(attention, "by_triton", lambda *args: right(*args) * 1.001)
     assert not triton_works(torch.device("cpu"), torch.float32, 16)
-    assert "--attn_implementation triton is wrong here" in caplog.text
+    assert "--kernels triton is wrong here" in caplog.text
 
 
 def test_padded_batches_have_none(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        parse_arguments(["--smoke", "--batching", "padded", "--attn_implementation", "triton"])
-    assert "--attn_implementation triton is for packed batches: drop it, or drop" in capsys.readouterr().err
+        parse_arguments(["--smoke", "--batching", "padded", "--kernels", "triton"])
+    assert "--kernels triton is for packed batches: drop it, or drop" in capsys.readouterr().err

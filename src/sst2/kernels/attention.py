@@ -4,8 +4,6 @@ FlashAttention works on tiles of 128 tokens, and most sentences have fewer than 
 keys and loops over them in the few sentences that are longer: exact for any length. There are no atomics, so that a
 step has the same gradients each time. Softmax is kept as in FlashAttention 2 (Dao, 2023): its base-2 logarithm of each
 row's denominator is all that the backward pass needs.
-
-Dropout draws 16 bits for each weight from Philox (Salmon et al., 2011), and the backward pass draws them again.
 """
 
 from typing import Any
@@ -15,24 +13,15 @@ import triton
 import triton.language as tl
 
 from sst2.data.packing import Pack
+from sst2.kernels import dropout
 
 WIDTHS = (16, 32, 64, 128)  # of a head
 BLOCK = 32  # keys, and queries where each token has one
 FEWEST_QUERIES = 16  # of a block, where each sentence has one: a matrix product takes no fewer
-RANDOM_STEPS = 65536  # of 16 random bits; the probability of dropout is rounded to a multiple of 1 / RANDOM_STEPS
 LONGEST = 65536  # tokens of a sentence, for whose keys a head has random numbers of its own: more than encoders take
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _GROUPS = tl.constexpr(LONGEST // 8)  # eight keys share a call of Philox
-
-
-def obstacle(device: torch.device, head_dim: int) -> str:
-    """Why these kernels cannot run; nothing if they can."""
-    if device.type != "cuda" and not triton.knobs.runtime.interpret:
-        return "needs a GPU"
-    if head_dim not in WIDTHS:
-        return f"needs heads of width {', '.join(map(str, WIDTHS))}, and these have {head_dim}"
-    return ""
 
 
 def short_attention(
@@ -48,9 +37,7 @@ def short_attention(
     one_each = len(query) == len(pack)
     starts = pack.cu_seqlens
     query_starts = torch.arange(len(pack) + 1, dtype=torch.int32, device=query.device) if one_each else starts
-    threshold = min(round(probability * RANDOM_STEPS), RANDOM_STEPS - 1)
-    # From torch's random state, also in a graph. Where nothing is dropped nothing is drawn, and nobody reads the seed.
-    seed = torch.randint(2**62, (1,), device=query.device) if threshold else starts
+    seed, threshold = dropout.drawn(probability, query.device)
     mixed: torch.Tensor = _ShortAttention.apply(
         query,
         key,
@@ -58,7 +45,7 @@ def short_attention(
         query_starts,
         starts,
         pack.num_tokens,
-        seed,
+        starts if seed is None else seed,  # which nobody reads then
         threshold,
         scaling,
         -1 if window is None else window,
@@ -126,17 +113,6 @@ def _places(start, first, count, head, HEADS: tl.constexpr, WIDTH: tl.constexpr,
 
 
 @triton.jit
-def _keep(seed, rows, first_group, THRESHOLD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """(ROWS, COLUMNS) bool, which weights stay, by the number of their query, (ROWS,) int32, and of eight keys."""
-    groups = first_group + tl.arange(0, COLUMNS // 8)
-    row, group = rows[:, None] + groups[None, :] * 0, rows[:, None] * 0 + groups[None, :]
-    a, b, c, d = tl.philox(seed, row, group, row * 0, row * 0)
-    words = tl.join(tl.join(a, b), tl.join(c, d))
-    halves = tl.join(words & 0xFFFF, words >> 16).to(tl.int32)
-    return tl.reshape(halves, (ROWS, COLUMNS)) >= THRESHOLD
-
-
-@triton.jit
 def _in_sight(i, j, num_queries, num_keys, WINDOW: tl.constexpr):
     """(queries, keys) bool: both are there, and near enough."""
     seen = (i < num_queries)[:, None] & (j < num_keys)[None, :]
@@ -190,7 +166,7 @@ def _forward(
             weights = tl.exp2(scores - base[:, None])
             total = total * shrink + tl.sum(weights, 1)
             if THRESHOLD > 0:
-                keep = _keep(seed, first + i, head * _GROUPS + first_key // 8, THRESHOLD, QUERIES, KEYS)
+                keep = dropout.keep(seed, first + i, head * _GROUPS + first_key // 8, THRESHOLD, QUERIES, KEYS)
                 weights = tl.where(keep, weights * (65536.0 / (65536 - THRESHOLD)), 0.0)
             sums = sums * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
             highest = new
@@ -258,7 +234,7 @@ def _backward(
             seen = _in_sight(i, j, num_queries, num_keys, WINDOW)
             keep = seen
             if THRESHOLD > 0:
-                keep = _keep(seed, first + i, head * _GROUPS + first_key // 8, THRESHOLD, QUERIES, KEYS)
+                keep = dropout.keep(seed, first + i, head * _GROUPS + first_key // 8, THRESHOLD, QUERIES, KEYS)
             dropped, of_scores = _of_scores(q, k, v, grad, own, own_lse, seen, keep, scaling, THRESHOLD, PRECISION)
             of_scores = of_scores.to(q.dtype)
             grad_v += tl.dot(tl.trans(dropped.to(q.dtype)), grad, input_precision=PRECISION)
@@ -283,7 +259,7 @@ def _backward(
                 seen = _in_sight(i, j, num_queries, num_keys, WINDOW)
                 keep = seen
                 if THRESHOLD > 0:
-                    keep = _keep(seed, first + i, head * _GROUPS + first_key // 8, THRESHOLD, QUERIES, KEYS)
+                    keep = dropout.keep(seed, first + i, head * _GROUPS + first_key // 8, THRESHOLD, QUERIES, KEYS)
                 _, of_scores = _of_scores(q, k, v, grad, own, own_lse, seen, keep, scaling, THRESHOLD, PRECISION)
                 grad_q += tl.dot(of_scores.to(q.dtype), k, input_precision=PRECISION)
             tl.store(grad_query + at_i, grad_q.to(q.dtype), mask=is_i)
