@@ -38,7 +38,7 @@ def test_what_is_logged_of_a_step_and_of_an_evaluation() -> None:
     tags = Tags("holdout", ["no", "yes"])
     assert tags.scalars("train", TRAINING) == {
         "train/loss": 0.5,
-        "train/learning_rate": 1e-5,
+        "train_optimizer/learning_rate": 1e-5,
         "train_speed/epoch": 0.1,
         "train_time/data_share": 0.1,
         "train_time/waiting_share": 0.2,
@@ -48,14 +48,15 @@ def test_what_is_logged_of_a_step_and_of_an_evaluation() -> None:
     }
     assert tags.scalars("holdout", EVALUATION) == {
         "eval/accuracy": 0.9,
-        "eval/f1": 0.8,
         "eval/loss": 0.3,
+        "verbose_eval/f1": 0.8,
         "verbose_eval/ece": 0.02,
         "verbose_eval/accuracy_ci95/0": 0.8,
         "verbose_eval/accuracy_ci95/1": 0.95,
         "verbose_eval/accuracy_by_length/65_/accuracy": 1.0,
     }
     assert Tags("validation", ["no", "yes"]).scalars("validation", EVALUATION) == tags.scalars("holdout", EVALUATION)
+    assert tags.scalars("holdout", {"best_loss": 0.2}) == {"train_best/eval_loss": 0.2}
     assert tags.scalars("validation", {"accuracy": 0.8}) == {"trained_model/validation/accuracy": 0.8}
 
 
@@ -118,7 +119,7 @@ Ask = Callable[..., Any]
 def ask(runs: Path) -> Iterator[Ask]:
     """Ask the real TensorBoard, as its page does, until it has read all of the runs."""
     port = free_port()
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", runs, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={runs}", "--host=127.0.0.1", f"--port={port}"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
 
         def ask(route: str, **request: object) -> Any:
@@ -151,8 +152,8 @@ def test_the_landing_page_begins_with_accuracy_and_loss_of_runs_by_their_names(a
         first_two = [tag for tag in in_order if tag.partition("/")[0] in ("eval", "train")]
         assert in_order[: len(first_two)] == first_two
         assert in_order[0] == "eval/accuracy"
-        assert first_two[-3:] == ["eval/loss", "train/learning_rate", "train/loss"]
-        assert len(first_two) <= 6  # two rows of three charts
+        assert first_two[-2:] == ["eval/loss", "train/loss"]
+        assert len(first_two) <= 4  # two rows of two charts
     assert set(tags_of["classes"]) & set(tags_of["validated"]) >= {"eval/accuracy", "eval/loss", "train/loss"}
     assert "trained_model/test/accuracy" in tags_of["sweep/held-out"]
 
@@ -161,7 +162,7 @@ def test_the_landing_page_begins_with_accuracy_and_loss_of_runs_by_their_names(a
 def test_the_hparams_table_has_all_runs_in_the_same_columns(ask: Ask) -> None:
     table = ask("plugin/hparams/experiment", experimentName="", includeMetrics=True)
     columns = [metric["name"]["tag"] for metric in table["metricInfos"]]
-    assert columns[:4] == ["eval/accuracy", "eval/f1", "eval/f1_macro", "eval/loss"]  # of the five that are shown
+    assert columns[:4] == ["eval/accuracy", "eval/f1_macro", "eval/loss", "train/loss"]  # of the five that are shown
     assert {info["name"] for info in table["hparamInfos"] if info["differs"]} == {"class_weights", "learning_rate"}
     assert [info["name"] for info in table["hparamInfos"][:2]] == ["class_weights", "learning_rate"]
     statuses = [f"STATUS_{name}" for name in ("UNKNOWN", "SUCCESS", "FAILURE", "RUNNING")]

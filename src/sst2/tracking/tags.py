@@ -1,8 +1,9 @@
 """Tags: the names of a run's curves, pictures and texts in TensorBoard, and of its numbers in other trackers.
 
 TensorBoard's landing page, Time Series, sorts tags by name, groups them by what stands before the first slash, opens
-the first two groups and leaves all others closed. So `eval` and `train` hold the few curves to look at first, and every
-other group has a name that comes after `train`. The HParams table, too, shows the first five tags by name.
+the first two groups and leaves all others closed. A window has room for about four charts. So `eval` and `train` hold
+only the curves to look at first, and every other group has a name that comes after `train`. The HParams table, too,
+shows the first five tags by name.
 """
 
 import re
@@ -14,13 +15,15 @@ from typing import Any
 from sst2.utils.device_timing import PHASES
 
 OF_TRAINING = {  # groups and what they hold
-    "train": "grad_norm learning_rate loss skipped_steps".split(),
+    "train": ["loss"],
+    "train_optimizer": "grad_norm learning_rate skipped_steps".split(),
     "train_system": "checkpoint_pause_seconds checkpoint_total_seconds peak_memory_mib".split(),
     "train_time": [f"{phase}_share" for phase in (*PHASES, "waiting")],
 }
 OF_TRAINING_ELSE = "train_speed"
 OF_EVALUATIONS = "eval"  # on the split that models are selected on, which may be a hold-out or the validation split
-SHOWN_FIRST = "accuracy best_accuracy best_f1_macro best_loss f1 f1_macro loss".split()
+SHOWN_FIRST = "accuracy f1_macro loss".split()
+OF_BEST = "train_best"  # in the HParams table, one of the first five; on the landing page closed
 OF_EVALUATIONS_ELSE = "verbose_eval"
 OF_OTHER_SPLITS = "trained_model"  # they are evaluated once, at the end
 
@@ -73,8 +76,11 @@ class Tags:
         if split == "train":
             group = next((group for group, names in OF_TRAINING.items() if name in names), OF_TRAINING_ELSE)
             return f"{group}/{name}"
-        is_first = split == self._selection_split and name in SHOWN_FIRST
-        return f"{OF_EVALUATIONS}/{name}" if is_first else self.detail(split, name)
+        if split == self._selection_split and name in SHOWN_FIRST:
+            return f"{OF_EVALUATIONS}/{name}"
+        if name.startswith("best_"):
+            return f"{OF_BEST}/eval_{name.removeprefix('best_')}"
+        return self.detail(split, name)
 
 
 def names_in_tags(label_names: Sequence[str]) -> list[str]:
