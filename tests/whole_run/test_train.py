@@ -615,6 +615,8 @@ def test_the_model_is_chosen_by_the_metric_that_is_named(
     evaluations = {line["step"]: line[metric] for line in run.logged("validation")}
     assert len(set(evaluations.values())) > 3
     assert run.metrics[metric] == evaluations[run.metrics["step"]] == best(evaluations.values())
+    so_far = [line[f"best_{metric}"] for line in run.logged("validation")]
+    assert so_far == [best([*evaluations.values()][: number + 1]) for number in range(len(evaluations))]
     assert run.metrics["selected"].startswith(f"{words} on the validation split of all that were evaluated")
 
 
