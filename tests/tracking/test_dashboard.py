@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from sst2.config.flag_groups import LABEL_NAMES
 from sst2.data.splits import Split
 from sst2.tracking.dashboard import Dashboard
+from sst2.tracking.plots import draw_evaluation, names_in_pictures
 from sst2.tracking.tags import Tags
 from tests.support.running import Finished
 
@@ -131,6 +132,18 @@ def test_class_names_are_no_formulas_and_pictures_cost_no_run(
     found = shown(writer)
     assert sorted(found["verbose_eval/confusion_matrix"]) == [4]
     assert sorted(found["verbose_eval/precision_recall"]) == [4, 8]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_classes_that_cannot_be_drawn_are_numbers() -> None:
+    long = "x" * 99
+    assert names_in_pictures(["joy", "良い", "joie é", f"{long}1", f"{long}2", "class 1"]) == [
+        *("joy", "class 1 1", "joie é", f"{'x' * 19}… 3", f"{'x' * 19}… 4", "class 1 5"),
+    ]
+    for names in (["悪い", "良い"], [f"{long}1", f"{long}2"], ["悪い", "良い", "__", "a/b"]):
+        labels = np.arange(12) % len(names)
+        pictures = draw_evaluation(labels, np.eye(len(names))[labels], names)  # without a warning of its font
+        assert set(pictures) == {"confusion_matrix", "reliability", "roc"}
 
 
 def test_several_classes_are_each_against_the_rest(writer: SummaryWriter) -> None:

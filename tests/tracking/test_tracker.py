@@ -193,7 +193,7 @@ def test_the_run_has_one_line_in_the_hparams_table(accelerator: Accelerator, run
                     starts.append(plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams)
     assert len(starts) == 1
     assert (starts[0]["learning_rate"].number_value, starts[0]["seed"].number_value) == (2e-5, 42)
-    assert starts[0]["load_best_model_at_end"].number_value == 1
+    assert starts[0]["load_best_model_at_end"].string_value == "True"
     assert starts[0]["batching"].string_value == "packed"
     assert set(starts[0]) == {"learning_rate", "seed", "load_best_model_at_end", "batching"}  # what decides, and is set
 

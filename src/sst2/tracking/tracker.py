@@ -131,9 +131,8 @@ class Tracker:
         Its columns of metrics are the last points of the curves. Without torch's summary of the experiment, TensorBoard
         works out all columns from all runs; with it, those of an arbitrary run would be the columns of all.
         """
-        values = {name: settings[name] for name in HPARAMS if settings.get(name) is not None}
-        values = {name: " ".join(value) if isinstance(value, list) else value for name, value in values.items()}
-        _, started, _ = hparams({name: plain(value) for name, value in values.items()}, {})
+        shown = {name: _in_table(settings[name]) for name in HPARAMS if settings.get(name) is not None}
+        _, started, _ = hparams(shown, {})
         self._on_board(lambda board: board._get_file_writer().add_summary(started))
 
     def flush(self) -> None:
@@ -183,6 +182,13 @@ class _Log:
         if not self._for_file.is_lost:
             with self._for_file:
                 write()
+
+
+def _in_table(value: Any) -> float | str:
+    """A setting as a cell of the HParams table, where torch would have 1.0 for True."""
+    if isinstance(value, bool):
+        return str(value)
+    return plain(" ".join(value) if isinstance(value, list) else value)
 
 
 def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
