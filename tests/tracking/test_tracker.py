@@ -245,6 +245,7 @@ def test_tensorboard_that_cannot_be_written_is_left_out_with_one_warning(
     assert [line["step"] for line in lines(run.metrics_log)] == list(range(1, 40))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
 def test_a_run_begins_without_the_logs_that_cannot_be_made(
     accelerator: Accelerator, run: RunFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
