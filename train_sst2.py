@@ -214,10 +214,11 @@ def validate(trainer: Trainer) -> bool:
     state, split = trainer.state, trainer.selection_split
     trainer.sync_to_host()  # else the evaluation would wait for steps that are still on their way
     metrics, logits = trainer.last_evaluation = evaluate(trainer, split)
-    trainer.tracker.log(split.name, state.step, metrics)
+    is_best = state.count_evaluation(trainer.selection_score(metrics), metrics["loss"])
+    trainer.tracker.log(split.name, state.step, metrics | trainer.best_so_far)
     trainer.tracker.show(split, state.step, logits, state.seconds)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))
-    return state.count_evaluation(trainer.selection_score(metrics), metrics["loss"])
+    return is_best
 
 
 @torch.no_grad()  # not inference_mode: FSDP2 and ZeRO keep the weights that they gather here, and train with them

@@ -29,11 +29,13 @@ from tests.support.processes import kill_at_change, start
 
 def fill(run: RunFolder) -> None:
     run.lock()
-    for folder in (run.model, run.onnx, run.tensorboard, run.checkpoints / "step-00000001"):
+    for folder in (run.model, run.onnx, run.checkpoints / "step-00000001"):
         folder.mkdir(parents=True)
         (folder / "file").write_text("old")
     for file in (run.config, run.environment, run.metrics_log, run.samples, run.metrics, run.predictions, run.log):
         file.write_text("old")
+    for second in (1, 2):
+        (run.path / f"events.out.tfevents.176437000{second}.host.7.0").write_text("old")
 
 
 def test_only_overwriting_removes_and_only_what_runs_write(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_a_kill_while_a_run_is_overwritten_leaves_a_run_that_can_be_overwritten(
         process, _ = start(overwrite, folder, killed_at)
         process.join()
         assert is_run(folder)
-        for whole in ("model", "onnx", "tensorboard", "checkpoints/step-00000001"):  # or gone, never half
+        for whole in ("model", "onnx", "checkpoints/step-00000001"):  # or gone, never half
             assert (folder / whole / "file").exists() or not (folder / whole).exists()
         assert not (folder / "metrics.json").exists() or (folder / "model").exists()
         if process.exitcode == 0:

@@ -104,7 +104,7 @@ def test_a_requeued_run_goes_on_with_its_run_there(train_here: Train, small_job:
     assert [what for what, _ in logged].count("start") == 2
     assert [what for what, _ in logged].count("config") == 1
     assert ["train/loss", 20] in logged
-    assert ["validation/accuracy", 20] in logged
+    assert ["eval/accuracy", 20] in logged
     afresh = train_here(*small_job, "--report_to", "mlflow", "--max_train_steps", 2, "--overwrite_output_dir")
     assert afresh.code == 0, afresh.stderr
     assert sorted(file.name for file in server.iterdir()) == ["run0", "run1"]
@@ -139,15 +139,6 @@ def test_one_that_fails_later_is_left_out_with_a_warning(
     assert again.code == 0, again.stderr
     assert again.stderr.count("--report_to mlflow is left out from now on (no login here)") == 1
     assert json.loads((run.run_dir / "trackers.json").read_text()) == {"mlflow": "run0"}
-
-
-def test_names_are_those_that_every_tracker_takes(server: Path, tmp_path: Path) -> None:
-    trackers = ExternalTrackers()
-    trackers.start(Settings(report_to=["mlflow"]), RunFolder(tmp_path / "run"))
-    trackers.log({"validation/by_length/65+/count": 3, "validation/by_length/17-32/count": 4}, 7)
-    trackers.close()
-    names = [what for what, step in lines(server / "run0") if step == 7]
-    assert names == ["validation/by_length/65_/count", "validation/by_length/17-32/count"]
 
 
 def test_one_that_does_not_answer_holds_up_nobody(

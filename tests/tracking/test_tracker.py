@@ -13,12 +13,13 @@ from accelerate.state import AcceleratorState, GradientState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer import event_file_writer
 
 from sst2.checkpoints.checkpointer import SavedTimes
 from sst2.checkpoints.training_state import TrainingState
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.external_trackers import ExternalTrackers
-from sst2.tracking.tracker import Tracker, drop_later_lines, flatten
+from sst2.tracking.tracker import Tracker, drop_later_lines
 from sst2.utils.logs import start_logging
 
 SETTINGS: dict[str, Any] = {"learning_rate": 2e-5, "seed": 42, "load_best_model_at_end": True, "batching": "packed"}
@@ -53,7 +54,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def curve(run: RunFolder, tag: str) -> list[tuple[int, float]]:
     """What TensorBoard draws."""
-    board = EventAccumulator(str(run.tensorboard), size_guidance={"scalars": 0}).Reload()
+    board = EventAccumulator(str(run.path), size_guidance={"scalars": 0}).Reload()
     return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
@@ -81,7 +82,7 @@ def test_a_restart_drops_what_came_after_its_checkpoint(
 
     expected = [(step, 0.5 if step <= resumed_at else 0.25) for step in range(1, 13)]
     assert curve(run, "train/loss") == expected  # every step once, in order
-    assert curve(run, "validation/accuracy") == expected[2::3]
+    assert curve(run, "eval/accuracy") == expected[2::3]
     logged = lines(run.metrics_log)
     assert [(line["step"], line["loss"]) for line in logged if line["split"] == "train"] == expected
     assert [(line["step"], line["loss"]) for line in logged if line["split"] == "validation"] == expected[2::3]
@@ -107,8 +108,8 @@ def test_a_checkpoint_costs_time_which_is_in_tensorboard_alone(accelerator: Acce
     tracker = tracker_from(0, accelerator, run)
     tracker.log_checkpoint(SavedTimes(step=7, pause=0.25, total=1.5))
     tracker.close()
-    assert curve(run, "checkpoint/pause_seconds") == [(7, 0.25)]
-    assert curve(run, "checkpoint/total_seconds") == [(7, 1.5)]
+    assert curve(run, "train_system/checkpoint_pause_seconds") == [(7, 0.25)]
+    assert curve(run, "train_system/checkpoint_total_seconds") == [(7, 1.5)]
     assert not run.metrics_log.exists()
 
 
@@ -120,31 +121,27 @@ def test_the_curve_is_whole_after_starts_in_the_same_second_or_by_a_clock_put_ba
         tracker = tracker_from(2 * start, accelerator, run)
         log_steps(tracker, range(2 * start + 1, 2 * start + 5), value=start)  # two steps more than are saved
         tracker.close()
-        newest = max(run.tensorboard.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        newest = max(run.event_files(), key=lambda file: file.stat().st_mtime_ns)
         *head, stamp, rest = newest.name.split(".", 4)
         newest.rename(newest.with_name(".".join([*head, str(int(stamp) + (4 - start) * seconds_ahead), rest])))
     expected = [(step, min((step - 1) // 2, 3)) for step in range(1, 11)]
     assert curve(run, "train/loss") == expected
 
 
-def test_nested_numbers_are_spread_over_names_in_tensorboard_and_whole_in_the_log(
+def test_numbers_have_tags_in_tensorboard_and_their_own_names_in_the_log(
     accelerator: Accelerator, run: RunFolder
 ) -> None:
-    values = {"ci": [0.25, 0.75], "by_length": {"1-8": {"count": 3}}, "matrix": [[1, 2], [3, 4]], "roc_auc": None}
-    assert flatten(values) == {
-        "ci/0": 0.25,
-        "ci/1": 0.75,
-        "by_length/1-8/count": 3,
-        "matrix/0/0": 1,
-        "matrix/0/1": 2,
-        "matrix/1/0": 3,
-        "matrix/1/1": 4,
-    }
+    values = {"accuracy": 0.5, "accuracy_ci95": [0.25, 0.75], "roc_auc": None, "confusion_matrix": [[1, 2], [3, 4]]}
     tracker = tracker_from(0, accelerator, run)
-    tracker.log("holdout", 5, values)
+    tracker.log("validation", 5, values)
     tracker.close()
-    assert lines(run.metrics_log) == [{"split": "holdout", "step": 5, **values}]
-    assert curve(run, "holdout/matrix/1/0") == [(5, 3.0)]
+    assert lines(run.metrics_log) == [{"split": "validation", "step": 5, **values}]
+    board = EventAccumulator(str(run.path)).Reload()
+    assert sorted(board.Tags()["scalars"]) == [
+        "eval/accuracy",
+        "verbose_eval/accuracy_ci95/0",
+        "verbose_eval/accuracy_ci95/1",
+    ]
 
 
 def test_a_number_that_is_none_is_null_in_the_log(accelerator: Accelerator, run: RunFolder) -> None:
@@ -181,15 +178,14 @@ def test_garbage_that_a_power_cut_has_left_is_dropped(garbage: bytes, accelerato
 
 
 def test_the_run_has_one_line_in_the_hparams_table(accelerator: Accelerator, run: RunFolder) -> None:
-    metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 0.5) | {"matthews": 0.1}
     tracker = tracker_from(0, accelerator, run)
     tracker.log("train", 1, {"loss": 0.5})
-    tracker.log_hparams(SETTINGS, "validation", 20, metrics)
+    tracker.log_hparams(SETTINGS)
     tracker.close()
     # SummaryWriter.add_hparams would make a folder, and with it a run, of its own.
-    assert all(path.is_file() for path in run.tensorboard.iterdir())
+    assert all(path.is_file() for path in run.path.iterdir())
     starts = []
-    for file in run.tensorboard.iterdir():
+    for file in run.event_files():
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 if value.tag == "_hparams_/session_start_info":
@@ -197,11 +193,9 @@ def test_the_run_has_one_line_in_the_hparams_table(accelerator: Accelerator, run
                     starts.append(plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams)
     assert len(starts) == 1
     assert (starts[0]["learning_rate"].number_value, starts[0]["seed"].number_value) == (2e-5, 42)
-    assert starts[0]["load_best_model_at_end"].number_value == 1
+    assert starts[0]["load_best_model_at_end"].string_value == "True"
     assert starts[0]["batching"].string_value == "packed"
     assert set(starts[0]) == {"learning_rate", "seed", "load_best_model_at_end", "batching"}  # what decides, and is set
-    for name in ("accuracy", "precision", "recall", "f1", "loss"):
-        assert curve(run, f"final/validation_{name}") == [(20, 0.5)]
 
 
 def break_file(file: Path) -> None:
@@ -211,7 +205,7 @@ def break_file(file: Path) -> None:
 
 
 def break_board(run: RunFolder) -> None:
-    (file,) = run.tensorboard.iterdir()
+    (file,) = run.event_files()
     break_file(file)
 
 
@@ -244,17 +238,18 @@ def test_tensorboard_that_cannot_be_written_is_left_out_with_one_warning(
         tracker.log("train", step, {"loss": 0.5})
         tracker.log_checkpoint(SavedTimes(step=step, pause=0.25, total=1.5))
     tracker.flush()
-    tracker.log_hparams(SETTINGS, "validation", 40, dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 1))
+    tracker.log_hparams(SETTINGS)
     tracker.note_end(40, "finished")
     tracker.close()
     assert caplog.messages == ["TensorBoard's file cannot be written (No space left on device): going on without it"]
     assert [line["step"] for line in lines(run.metrics_log)] == list(range(1, 40))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
 def test_a_run_begins_without_the_logs_that_cannot_be_made(
-    accelerator: Accelerator, run: RunFolder, caplog: pytest.LogCaptureFixture
+    accelerator: Accelerator, run: RunFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run.tensorboard.write_text("in the way")
+    monkeypatch.setattr(event_file_writer.socket, "gethostname", lambda: "no/such/folder")  # a part of the file's name
     run.metrics_log.mkdir()
     tracker = tracker_from(0, accelerator, run)
     log_steps(tracker, range(1, 4), value=0.5)
@@ -269,7 +264,7 @@ def test_a_run_begins_without_the_logs_that_cannot_be_made(
 def test_names_that_are_no_utf_8_are_shown_all_the_same(accelerator: Accelerator, run: RunFolder) -> None:
     settings = SETTINGS | {"train_file": os.fsdecode(b"/data/caf\xe9.tsv")}
     tracker = tracker_from(0, accelerator, run)
-    metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "loss"), 0.5)
-    tracker.log_hparams(settings, "validation", 20, metrics)
+    tracker.log_hparams(settings)
+    tracker.log("train", 1, {"loss": 0.5})
     tracker.close()
-    assert curve(run, "final/validation_loss") == [(20, 0.5)]
+    assert curve(run, "train/loss") == [(1, 0.5)]

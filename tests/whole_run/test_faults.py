@@ -211,7 +211,7 @@ def test_a_clock_that_jumps_back(long_job: list[object], undisturbed: dict[str, 
                 process.kill()
         date_ahead(run_dir, 86400 * days_ahead)
     assert run_to_the_end(long_job, run_dir) == undisturbed
-    board = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    board = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 121))
 
 
@@ -220,7 +220,7 @@ def date_ahead(run_dir: Path, seconds: int) -> None:
     now = time.time()
     for path in [path for path in run_dir.rglob("*") if path.stat().st_mtime <= now]:
         os.utime(path, (now + seconds, now + seconds))
-    for file in (run_dir / "tensorboard").glob("events.*"):
+    for file in run_dir.glob("events.*"):
         *head, stamp, rest = file.name.split(".", 4)
         if int(stamp) <= now:
             file.rename(file.with_name(".".join([*head, str(int(stamp) + seconds), rest])))

@@ -58,8 +58,9 @@ def test_smoke_run_as_users_start_it(train: Train, tmp_path: Path) -> None:
     assert run.metrics["count"] == 600
     assert f"accuracy {run.metrics['accuracy']:.4f}" in run.stderr
     # Everything the documentation promises is in the folder, and nothing is anywhere else.
+    (event_file,) = run.run_dir.glob("events.out.tfevents.*")  # here, so that TensorBoard calls the run by its folder
     assert {path.name for path in run.run_dir.iterdir()} == {
-        *("config.yaml", "resolved.yaml", "environment.json", "tensorboard", "metrics.jsonl", "checkpoints", "model"),
+        *("config.yaml", "resolved.yaml", "environment.json", event_file.name, "metrics.jsonl", "checkpoints", "model"),
         *("metrics.json", "predictions.csv", "train.log", ".lock"),
     }
     assert [path.name for path in (run.run_dir / "checkpoints").iterdir()] == ["step-00000845"]
@@ -614,6 +615,8 @@ def test_the_model_is_chosen_by_the_metric_that_is_named(
     evaluations = {line["step"]: line[metric] for line in run.logged("validation")}
     assert len(set(evaluations.values())) > 3
     assert run.metrics[metric] == evaluations[run.metrics["step"]] == best(evaluations.values())
+    so_far = [line[f"best_{metric}"] for line in run.logged("validation")]
+    assert so_far == [best([*evaluations.values()][: number + 1]) for number in range(len(evaluations))]
     assert run.metrics["selected"].startswith(f"{words} on the validation split of all that were evaluated")
 
 

@@ -13,6 +13,7 @@ from sst2.utils.file_system import fsync, wait_for_lock
 from sst2.utils.removal import discard, leftovers, put_aside
 
 MARK = "# A run of train_sst2.py: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
+EVENT_FILES = "events.out.tfevents.*"  # TensorBoard's, one for each start; the folder they are in names the run
 WEIGHTS = "model.safetensors"  # in the exported model's folder
 
 
@@ -24,7 +25,6 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.resolved = path / "resolved.yaml"
         self.environment = path / "environment.json"
-        self.tensorboard = path / "tensorboard"
         self.metrics_log = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.checkpoints = path / "checkpoints"
@@ -82,6 +82,10 @@ class RunFolder:
         self._lock.close()
         self._lock = None
 
+    def event_files(self) -> list[Path]:
+        """TensorBoard's files, the oldest first."""
+        return sorted(self.path.glob(EVENT_FILES))
+
     def begin(self, overwrite: bool) -> None:
         """Make the folder ready for a start that will write into it.
 
@@ -94,9 +98,11 @@ class RunFolder:
             UserError: the folder cannot be written.
         """
         entries = [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]
-        going = [self.metrics, *(path for path in entries if path != self.config)] if overwrite else [self.metrics]
+        going = [self.metrics]
+        if overwrite:
+            going += [*(path for path in entries if path != self.config), *self.event_files()]
         try:
-            for leftover in [path for entry in entries for path in leftovers(entry)]:
+            for leftover in [path for entry in [*entries, self.path / EVENT_FILES] for path in leftovers(entry)]:
                 discard(leftover)
             for entry in [path for path in going if os.path.lexists(path)]:
                 aside = put_aside(entry)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -29,7 +28,6 @@ _AGAIN: dict[str, Callable[[str], dict[str, Any]]] = {
     "mlflow": lambda identity: {"run_id": identity},
     "wandb": lambda identity: {"id": identity, "resume": "allow"},
 }
-_UNSAFE = re.compile(r"[^A-Za-z0-9_\-./ :]")  # mlflow takes no other characters in a metric's name
 
 
 class ExternalTrackers:
@@ -74,9 +72,8 @@ class ExternalTrackers:
             write_json(run.trackers, self._identities)
 
     def log(self, scalars: dict[str, Any], step: int) -> None:
-        """Hand numbers over by name. Returns at once."""
-        safe = {_UNSAFE.sub("_", name): value for name, value in scalars.items()}
-        self._each(lambda tracker: tracker.log(safe, step=step))
+        """Hand numbers over by tag. Returns at once."""
+        self._each(lambda tracker: tracker.log(scalars, step=step))
 
     def close(self) -> None:
         """Wait until everything is handed over, for a while."""

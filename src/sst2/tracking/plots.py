@@ -1,5 +1,6 @@
 """Plots: of evaluations for TensorBoard, and of runs for `compare`."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import ConfusionMatrixDisplay, RocCurveDisplay, auc, confusion_matrix, roc_curve
 
@@ -46,10 +48,24 @@ def draw_evaluation(labels: np.ndarray, probabilities: np.ndarray, names: Sequen
         By name, the pictures: (height, width, 3) uint8; no ROC curve where all labels are one class.
     """
     draw = _draw_two_classes if len(names) == 2 else _draw_several_classes
-    pictures = draw(labels, probabilities, names)
+    pictures = draw(labels, probabilities, names_in_pictures(names))
     if np.ptp(labels) == 0:
         del pictures["roc"]
     return {name: _picture(content, size) for name, (content, size) in pictures.items()}
+
+
+def names_in_pictures(names: Sequence[str]) -> list[str]:
+    """Names of classes as they are drawn: short, and no two alike.
+
+    The number of its class stands for a name with a character that matplotlib's font lacks, such as a Chinese one.
+    """
+    known = get_font(findfont("DejaVu Sans")).get_charmap().keys()  # the font that matplotlib brings, and uses
+    drawn = [
+        shortened(name, LONGEST_NAME) if known >= set(map(ord, name)) else f"class {number}"
+        for number, name in enumerate(names)
+    ]
+    counts = Counter(drawn)
+    return [name if counts[name] == 1 else f"{name} {number}" for number, name in enumerate(drawn)]
 
 
 Drawing = dict[str, tuple[Callable[[Axes], object], float]]  # by name: what draws, and the picture's height in inches
@@ -82,7 +98,6 @@ def _draw_several_classes(labels: np.ndarray, probabilities: np.ndarray, names: 
     """As large as their classes need, up to `MOST_NAMED`; of more, the matrix is colors without names and numbers."""
     count, predicted = len(names), probabilities.argmax(axis=1)
     are_named = count <= MOST_NAMED
-    short = [shortened(name, LONGEST_NAME) for name in names]
     matrix = confusion_matrix(labels, predicted, labels=range(count))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # of a class's sentences: rare ones show as well
 
@@ -91,8 +106,8 @@ def _draw_several_classes(labels: np.ndarray, probabilities: np.ndarray, names: 
         axes.set_xlabel("Predicted label")
         axes.set_ylabel("True label")
         if are_named:
-            axes.set_xticks(range(count), short, rotation=90, fontsize=8)
-            axes.set_yticks(range(count), short, fontsize=8)
+            axes.set_xticks(range(count), names, rotation=90, fontsize=8)
+            axes.set_yticks(range(count), names, fontsize=8)
             for row, column in np.argwhere(matrix):
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=7)
@@ -110,7 +125,7 @@ def _draw_several_classes(labels: np.ndarray, probabilities: np.ndarray, names: 
         for rank, number in enumerate(number for number in most if 0 < counts[number] < len(labels)):
             false_rate, true_rate, _ = roc_curve(labels == number, probabilities[:, number])
             style = ("-", "--")[rank // 10 % 2]  # matplotlib has ten colors
-            axes.plot(false_rate, true_rate, style, label=f"{short[number]} ({auc(false_rate, true_rate):.2f})")
+            axes.plot(false_rate, true_rate, style, label=f"{names[number]} ({auc(false_rate, true_rate):.2f})")
         axes.set_xlabel("False positive rate, each class against the rest")
         axes.set_ylabel("True positive rate")
         axes.legend(fontsize=7, loc="lower right", title="class (AUC)", title_fontsize=7, ncols=1 + (len(most) > 10))

@@ -15,9 +15,10 @@ from torch.utils.tensorboard.summary import hparams
 from sst2.checkpoints.checkpointer import SavedTimes
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.flag_groups import LABEL_NAMES
-from sst2.runs.run_folder import RunFolder
+from sst2.runs.run_folder import EVENT_FILES, RunFolder
 from sst2.tracking.dashboard import Dashboard
 from sst2.tracking.external_trackers import ExternalTrackers, plain
+from sst2.tracking.tags import Tags
 from sst2.utils.atomic_file import write_text
 from sst2.utils.file_system import BestEffort, fsync
 
@@ -25,15 +26,14 @@ if TYPE_CHECKING:
     from sst2.data.splits import Split
 
 
-# What is worth a column of TensorBoard's table of runs: settings that decide on the result.
+# What is worth a column of TensorBoard's HParams table: settings that decide on the result. It shows those first in
+# which the runs differ.
 HPARAMS = (
     "model_name_or_path dataset_name train_file holdout_fraction max_train_samples max_length batching "
     "global_batch_size learning_rate lr_scheduler_type num_train_epochs max_train_steps num_warmup_steps weight_decay "
-    "dropout max_grad_norm mixed_precision load_best_model_at_end seed"
+    "dropout max_grad_norm class_weights label_smoothing mixed_precision load_best_model_at_end metric_for_best_model "
+    "seed"
 ).split()
-# Likewise, where they are not left at their default.
-LOSS_HPARAMS: dict[str, Any] = {"class_weights": ["none"], "label_smoothing": 0.0, "metric_for_best_model": "accuracy"}
-FINALS = "accuracy precision recall f1 precision_macro recall_macro f1_macro loss".split()  # those that there are
 
 
 class Tracker:
@@ -65,26 +65,23 @@ class Tracker:
         self._samples = _Log(run.samples)
         self._board: SummaryWriter | None = None
         self._for_board = BestEffort("TensorBoard's file")
+        self._tags = Tags(selection_split, label_names)
         if accelerator.is_main_process:
             trackers.record(run)
             last_steps = {"train": state.step, selection_split: state.evaluated_step}
             for log in (self._metrics_log, self._samples):
                 log.drop_later_lines(last_steps)
             with self._for_board:
-                restarted = run.tensorboard.is_dir()
-                _date_before_now(run.tensorboard)
+                restarted = bool(run.event_files())
+                _date_before_now(run.event_files())
                 # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
-                self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
-                self._dashboard = Dashboard(self._board, selection_split, label_names)
-                self._event_files = sorted(run.tensorboard.glob("events.*"))[-1:]
+                self._board = SummaryWriter(str(run.path), purge_step=state.step + 1 if restarted else None)
+                self._dashboard = Dashboard(self._board, self._tags)
+                self._event_files = run.event_files()[-1:]
 
     def log(self, split: str, step: int, values: dict[str, Any]) -> None:
-        """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names.
-
-        A confusion matrix of more than two classes is no curves: it is in metrics.jsonl, and drawn.
-        """
-        curves = {name: value for name, value in values.items() if name != "confusion_matrix" or len(value) == 2}
-        scalars = {f"{split}/{name}": value for name, value in flatten(curves).items()}
+        """Log the numbers of one split after `step` optimizer steps: under their own names, and as curves by `Tags`."""
+        scalars = self._tags.scalars(split, values)
         self._trackers.log(scalars, step)
         self._log_scalars(scalars, step)
         if self._is_main:
@@ -125,25 +122,18 @@ class Tracker:
 
     def log_checkpoint(self, times: SavedTimes) -> None:
         """Log what a checkpoint cost: in TensorBoard alone, since it says nothing of the model."""
-        seconds = {"checkpoint/pause_seconds": times.pause, "checkpoint/total_seconds": times.total}
-        self._log_scalars(seconds, times.step)
+        seconds = {"checkpoint_pause_seconds": times.pause, "checkpoint_total_seconds": times.total}
+        self._log_scalars(self._tags.scalars("train", seconds), times.step)
 
-    def log_hparams(self, settings: dict[str, Any], split: str, step: int, metrics: dict[str, Any]) -> None:
-        """The run's one line in TensorBoard's HParams table, in the run itself rather than a run of its own."""
-        shown = {name: plain(settings[name]) for name in HPARAMS if settings.get(name) is not None}
-        of_loss = {
-            name: settings[name] for name, default in LOSS_HPARAMS.items() if settings.get(name, default) != default
-        }
-        shown |= {name: plain(" ".join(value) if isinstance(value, list) else value) for name, value in of_loss.items()}
-        names = [name for name in FINALS if name in metrics]
-        finals = {f"final/{split}_{name}": metrics[name] for name in names}
+    def log_hparams(self, settings: dict[str, Any]) -> None:
+        """The run's line in TensorBoard's HParams table, in the run itself rather than a run of its own.
 
-        def write(board: SummaryWriter) -> None:
-            for summary in hparams(shown, finals):
-                board._get_file_writer().add_summary(summary)
-
-        self._on_board(write)
-        self._log_scalars(finals, step)
+        Its columns of metrics are the last points of the curves. Without torch's summary of the experiment, TensorBoard
+        works out all columns from all runs; with it, those of an arbitrary run would be the columns of all.
+        """
+        shown = {name: _in_table(settings[name]) for name in HPARAMS if settings.get(name) is not None}
+        _, started, _ = hparams(shown, {})
+        self._on_board(lambda board: board._get_file_writer().add_summary(started))
 
     def flush(self) -> None:
         """Bring everything logged so far to disk, before a checkpoint says that it was."""
@@ -194,16 +184,11 @@ class _Log:
                 write()
 
 
-def flatten(values: dict[str, Any]) -> dict[str, float]:
-    """Numbers by name: `{"a": {"b": 1}, "ci": [2, 3]}` gives `{"a/b": 1, "ci/0": 2, "ci/1": 3}`; None is left out."""
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        inner = dict(enumerate(value)) if isinstance(value, list) else value
-        if isinstance(inner, dict):
-            flat |= {f"{name}/{key}": number for key, number in flatten(inner).items()}
-        elif value is not None:
-            flat[name] = value
-    return flat
+def _in_table(value: Any) -> float | str:
+    """A setting as a cell of the HParams table, where torch would have 1.0 for True."""
+    if isinstance(value, bool):
+        return str(value)
+    return plain(" ".join(value) if isinstance(value, list) else value)
 
 
 def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
@@ -225,15 +210,14 @@ def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:
     write_text(file, "".join(kept))
 
 
-def _date_before_now(board: Path) -> None:
+def _date_before_now(event_files: list[Path]) -> None:
     """TensorBoard reads a run's files in the order of the seconds in their names: one to come must be the last.
 
     It would not be after a start in this very second, or by a clock that has been put back.
     """
-    stem = "events.out.tfevents."
-    files = sorted(board.glob(f"{stem}*"))
+    stem = EVENT_FILES.removesuffix("*")
     now = int(time.time())
-    if files and files[-1].name >= f"{stem}{now:010d}":
-        for age, file in enumerate(reversed(files), start=1):
+    if event_files and event_files[-1].name >= f"{stem}{now:010d}":
+        for age, file in enumerate(reversed(event_files), start=1):
             rest = file.name.removeprefix(stem).partition(".")[2]
             file.rename(file.with_name(f"{stem}{now - age:010d}.{rest}"))

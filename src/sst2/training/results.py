@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.json, predictions.csv, the exported model and its card, a line in each tracker."""
+"""What a run leaves behind: metrics.json, predictions.csv, the exported model and its card."""
 
 import logging
 from collections.abc import Mapping
@@ -51,7 +51,6 @@ def write_results(
         expected=evaluations[split.name][1] if settings.mixed_precision == "no" else None,
     ).write(run.model)
     write_predictions(run.predictions, [(splits[name], logits) for name, (_, logits) in evaluations.items()])
-    trainer.tracker.log_hparams(settings.values(), split.name, step, metrics)
     write_json(run.metrics, metrics)  # last: it says that the run has finished
     trainer.tracker.note_end(step, f"finished: {in_words(metrics, split.name)}")
     logger.info("final: %s", in_words(metrics, split.name))

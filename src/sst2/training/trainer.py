@@ -192,6 +192,14 @@ class Trainer:
         return score
 
     @property
+    def best_so_far(self) -> dict[str, float]:
+        """The best score of the evaluations so far, under a name for logs, if `--load_best_model_at_end` exports it."""
+        score = self.state.best_score
+        if score is None or not self.settings.load_best_model_at_end:
+            return {}
+        return {f"best_{self.settings.metric_for_best_model}": abs(score)}  # losses are scores below 0
+
+    @property
     def reported_split(self) -> Split:
         """What `metrics.json` speaks of: validation where there is one, else the hold-out."""
         return self.splits.get("validation") or self.splits["holdout"]
@@ -250,6 +258,7 @@ class Trainer:
         what = "resumed" if self.state.step else "started"
         speed = f"matrix products at {self.step_metrics.peak / 1e9:,.0f} GFLOP/s each"
         self.tracker.note_start(self.state.step, f"{what} on {device}, {speed}")
+        self.tracker.log_hparams(self.settings.values())
         gc.freeze()  # what is there now stays, and need not be looked through
         gc.disable()  # from here on `count_step` collects
         return self
