@@ -12,6 +12,7 @@ from scipy import stats
 RESAMPLES = 10_000
 BATCH = 100  # resamples that are in memory at once
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # what means that are equal may differ by
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
     test = "bootstrap"
     if len(first) == len(second) == 1 and first.dtype == second.dtype == np.bool_:  # one run each, and no repeats
         (*_, p_value), test = mcnemar(first[0], second[0]), "McNemar"
-    elif min(len(first), len(second)) > 1 and np.ptp(first.mean(axis=1)) + np.ptp(second.mean(axis=1)) > 0:
-        p_value = float(stats.ttest_ind(first.mean(axis=1), second.mean(axis=1), equal_var=False).pvalue)
+    elif min(len(first), len(second)) > 1 and max(map(np.ptp, (first.mean(axis=1), second.mean(axis=1)))) > ROUNDING:
+        of_sides = [(side.mean(), side.std(ddof=1), len(side)) for side in (first.mean(axis=1), second.mean(axis=1))]
+        p_value = float(stats.ttest_ind_from_stats(*of_sides[0], *of_sides[1], equal_var=False).pvalue)
         test = "Welch"
     return Difference(float(gains.mean()), low, high, p_value, test)
 
@@ -104,7 +106,7 @@ def compare_by_seed(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -
         second: for each of the same seeds, the same of the other configuration.
     """
     differences = [float(one.mean() - other.mean()) for one, other in zip(first, second, strict=True)]
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2 or np.ptp(differences) < ROUNDING:
         return compare_accuracy(np.concatenate(first)[None], np.concatenate(second)[None])
     mean, _, interval = mean_interval(differences)
     assert interval is not None

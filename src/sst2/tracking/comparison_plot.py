@@ -1,6 +1,7 @@
 """The plot of `compare`: seeds of each configuration, their mean with its interval, and the baseline as a line."""
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ LINE = 0.19  # inches of a line of a label
 GAP = 0.16  # inches between two rows
 AROUND = 1.3  # inches of each panel for its title and axis, and of the figure for its legend
 LABEL_WIDTH, LABEL_LINES = 44, 3  # characters and lines of a label at most
+LONGEST_WORD = 28  # characters of a name or a value in it; no setting has a longer name
 DOTS, MOST_DOTS = 150, 2**16 - 1  # an inch; and from top to bottom at most, which is what the PNG's writer can do
 SEED, MEAN, RUN, BASELINE = "tab:gray", "tab:blue", "tab:green", "tab:red"
 
@@ -46,16 +48,18 @@ def plot_comparison(file: Path, comparison: Comparison) -> None:
             label: handle for axes in column for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-        figure.savefig(file, dpi=min(DOTS, MOST_DOTS / height))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box; the tables have the letter
+            figure.savefig(file, dpi=min(DOTS, MOST_DOTS / height))
 
 
 def _label(group: Configuration, comparison: Comparison) -> str:
     """A configuration's number and settings, on few lines: long values are shortened in their middle."""
     settings = comparison.label(group).split(", ")
-    words = [" ".join(shortened_middle(word, LABEL_WIDTH) for word in setting.split(" ")) for setting in settings]
+    words = [" ".join(shortened_middle(word, LONGEST_WORD) for word in setting.split(" ")) for setting in settings]
     kept_whole = [word.replace(" ", "\N{NO-BREAK SPACE}") if len(word) <= LABEL_WIDTH else word for word in words]
     text = f"{group.number}: {', '.join(kept_whole)}"
-    return "\n".join(textwrap.wrap(text, LABEL_WIDTH, max_lines=LABEL_LINES, placeholder=" …"))
+    return "\n".join(textwrap.wrap(text, LABEL_WIDTH, max_lines=LABEL_LINES, placeholder=" …", break_on_hyphens=False))
 
 
 def _draw(axes: Axes, groups: Sequence[Configuration], labels: Sequence[str], comparison: Comparison) -> None:
