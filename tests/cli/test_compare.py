@@ -234,7 +234,7 @@ def test_two_by_three_runs_give_what_is_computed_by_hand(compare: Compare, tmp_p
 def test_seeds_that_hold_out_sentences_of_their_own_are_compared_as_pairs(compare: Compare, tmp_path: Path) -> None:
     for seed, pair in {1: (0.80, 0.86), 2: (0.70, 0.78), 3: (0.90, 0.92), 4: (0.75, 0.76)}.items():
         for rate, accuracy in zip((2e-5, 5e-5), pair, strict=True):
-            own = {"split": "holdout", "film": f"film of seed {seed}", "holdout_fraction": 0.1}
+            own: dict[str, Any] = {"split": "holdout", "film": f"film of seed {seed}", "holdout_fraction": 0.1}
             write_run(tmp_path / f"{rate:g}-{seed}", accuracy, learning_rate=rate, seed=seed, **own)
     shutil.rmtree(tmp_path / "5e-05-4")
     code, said, _ = compare(
@@ -406,7 +406,11 @@ def test_a_table_fits_the_terminal_with_any_names(
     names = ("[bold]a", f"{'long-' * 40}name :smile:", "映画")
     folders = []
     for number, name in enumerate(names):
-        others = {"learning_rate": (number + 1) * 1e-5, "weight_decay": number / 100, "label_smoothing": number / 10}
+        others: dict[str, Any] = {
+            "learning_rate": (number + 1) * 1e-5,
+            "weight_decay": number / 100,
+            "label_smoothing": number / 10,
+        }
         others |= {
             "num_train_epochs": 1.0 + number,
             "global_batch_size": 16 * (number + 1),
@@ -441,12 +445,10 @@ def test_a_bar_in_a_setting_does_not_end_its_cell(compare: Compare, tmp_path: Pa
 
 @pytest.mark.parametrize(("count", "name"), [(4, "a"), (40, f"$a_{'long-' * 30}")])
 def test_the_plot_fits_any_number_and_length_of_names(compare: Compare, tmp_path: Path, count: int, name: str) -> None:
-    sentences = {"film": "film"}
     for number in range(count):
-        if number == count - 1:  # of another set of sentences: another panel
-            sentences = {"film": "series"}
-        own = {"dataset_revision": f"{name}{number // 2}", "seed": number % 2}
-        write_run(tmp_path / "runs" / f"{number:02}", 0.8 + number / 1000, **sentences, **own)
+        own: dict[str, Any] = {"dataset_revision": f"{name}{number // 2}", "seed": number % 2}
+        own["film"] = "series" if number == count - 1 else "film"  # other sentences: another panel
+        write_run(tmp_path / "runs" / f"{number:02}", 0.8 + number / 1000, **own)
     folders = sorted((tmp_path / "runs").iterdir())
     assert compare(*folders, "--baseline", folders[0], "--output", tmp_path / "out")[0] == 0
     picture = imread(tmp_path / "out" / "comparison.png")[..., :3]

@@ -147,7 +147,7 @@ def evaluation_sets(runs: Sequence[Run]) -> list[list[Run]]:
 
 def is_holdout(run: Run) -> bool:
     """Whether the run was evaluated on sentences that its seed has drawn."""
-    return bool(run.metrics) and run.metrics["split"] == "holdout"
+    return run.metrics is not None and run.metrics["split"] == "holdout"
 
 
 def _fits(run: Run, members: list[Run]) -> bool:

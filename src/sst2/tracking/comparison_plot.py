@@ -17,6 +17,7 @@ from sst2.utils.console import shortened_middle
 WIDTH = 10.0  # inches
 LINE = 0.19  # inches of a line of a label
 GAP = 0.16  # inches between two rows
+BELOW = 0.08  # inches from a mean to its seeds, so that none hides the other
 AROUND = 1.3  # inches of each panel for its title and axis, and of the figure for its legend
 LABEL_WIDTH, LABEL_LINES = 44, 3  # characters and lines of a label at most
 LONGEST_WORD = 28  # characters of a name or a value in it; no setting has a longer name
@@ -75,7 +76,8 @@ def _draw(axes: Axes, groups: Sequence[Configuration], labels: Sequence[str], co
         said = f"{found.mean:.4f}"
         if found.low is not None and found.high is not None:
             spans += [found.low, found.high]
-            axes.scatter(values, [y] * len(values), s=16, facecolors="white", edgecolors=SEED, label="a seed", zorder=3)
+            below = [y + BELOW] * len(values)
+            axes.scatter(values, below, s=16, facecolors="white", edgecolors=SEED, label="a seed", zorder=3)
             _point(
                 axes, found.mean, y, (found.low, found.high), "D", MEAN, "mean over seeds, 95 % interval (Student's t)"
             )
