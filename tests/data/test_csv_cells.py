@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sst2.cli.compare import as_csv
 from sst2.data.checked_rows import read_file
 from sst2.data.csv_cells import from_cell, to_cell
 from sst2.data.file_formats import Columns
 from sst2.data.splits import Split
 from sst2.evaluation.predictions import read_predictions, write_predictions
+from sst2.evaluation.tables import Table
 from sst2.inference.predict.command import main as predict
 from sst2.inference.predict.formatters import Answer, answer_writer
 from sst2.inference.predict.inputs import sentences_of
@@ -53,9 +53,8 @@ def test_answers_and_comparisons_are_safe_too() -> None:
     write = answer_writer("csv", written, ("=A", "B"), explained=False, color=False)  # type: ignore[arg-type]
     write(Answer("@cast", [0.9, 0.1], 0))
     assert written.text.splitlines()[1] == "'=A,0.100000,'@cast"
-    assert as_csv([["run", "difference"], ["=cmd", "-0.0100"], ["b", "-0.01 to +0.02"]]) == (
-        "run,difference\n'=cmd,-0.0100\nb,'-0.01 to +0.02\n"
-    )
+    records: list[dict[str, object]] = [{"run": "=cmd", "difference": -0.01}, {"run": "+1", "difference": None}]
+    assert Table(records, []).csv() == "run,difference\n'=cmd,-0.01\n+1,\n"
 
 
 def test_what_a_run_and_predict_have_written_is_read_as_it_was(tmp_path: Path, tiny_classifier: Path) -> None:

@@ -1,5 +1,6 @@
 """The scripts in slurm/ on a real SLURM of two nodes: jobs finish, come back when stopped, and fail visibly."""
 
+import csv
 import json
 import os
 import re
@@ -230,10 +231,10 @@ def test_a_sweep_of_which_tasks_are_stopped(start: Submit, cluster: Cluster, tmp
     ]
     comparison = Job(cluster, table, tmp_path / f"compare-{table}.out", tmp_path / "sweep" / "comparison")
     assert comparison.end()["JobState"] == "COMPLETED", comparison.said
-    lines = read(comparison.run_dir / "runs.csv").splitlines()
-    assert lines[0].startswith("run,seed,accuracy,")
-    assert [line.split(",")[1] for line in lines[1:]] == ["1", "2", "3", "4"]
-    assert "| 4 " in comparison.said  # runs of the one configuration
+    with (comparison.run_dir / "runs.csv").open(newline="") as file:
+        assert [(line["seed"], line["status"]) for line in csv.DictReader(file)] == [(n, "finished") for n in "1234"]
+    with (comparison.run_dir / "configurations.csv").open(newline="") as file:
+        assert [(line["seeds"], line["runs"]) for line in csv.DictReader(file)] == [("4", "4")]
     assert (comparison.run_dir / "comparison.png").stat().st_size > 0
 
 

@@ -17,6 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sst2.checkpoints.folders import find_latest, list_checkpoints
+from sst2.evaluation.run_results import find_run
 from tests.support.jobs import POOR_DISK, SLOW_DISK, TWO_PROCESSES, results, running
 from tests.support.ranks import run_to_the_end
 from tests.support.running import REPOSITORY, Finished
@@ -189,8 +190,12 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_taken(
     flags = [*long_job, "--checkpoints_total_limit", 4]
     with running(flags, tmp_path / "run") as job:
         job.wait_for_step(33)
+        assert find_run(tmp_path / "run").status == "running"
         job.process.send_signal(signal.SIGUSR1)
         assert job.wait().code == 75
+    left = find_run(tmp_path / "run")  # as compare sees it
+    assert (left.status, left.note[:18], left.total_steps) == ("stopped", "stopped by SIGUSR1", 120)
+    assert left.step == int(list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name.removeprefix("step-"))
     whole, *damaged = list_checkpoints(tmp_path / "run" / "checkpoints")
     ways = (flip_a_byte, truncate, delete_the_manifest)
     reasons = {place: damage(place) for place, damage in zip(damaged, ways, strict=True)}

@@ -29,6 +29,7 @@ from transformers import (
 import train_sst2
 from sst2.data.splits import Split
 from sst2.distributed import precision as precision_module
+from sst2.evaluation.run_results import find_run
 from sst2.training.trainer import Trainer
 from tests.support.running import REPOSITORY, Finished, without_times
 
@@ -400,7 +401,11 @@ def test_a_broken_model_ends_the_run_after_ten_steps(
     run = train_here(*small_job, "--model_name_or_path", broken_model)
     assert run.code == 3
     assert "not finite in 10 steps in a row, up to step 10" in run.stderr
+    assert run.stderr.count("not finite in 10 steps") == 1
     assert "Traceback" not in run.stderr
+    left = find_run(run.run_dir)  # as compare sees it
+    assert (left.status, left.total_steps) == ("diverged", 20)
+    assert "not finite in 10 steps in a row" in left.note
     assert not (run.run_dir / "model").exists()
 
 

@@ -3,6 +3,7 @@
 Runs are compared on the same sentences, which takes out what makes a sentence hard for all of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import stats
 RESAMPLES = 10_000
 BATCH = 100  # resamples that are in memory at once
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # what means that are equal may differ by
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Difference:
         low, high: 95 % interval over sentences, from a paired bootstrap (percentiles): what other sentences would give.
         p_value: two-sided.
         test: where it is from. `McNemar` for one run against one, which speaks of these two models on other sentences;
-            `Welch` for several against several, which speaks of other seeds on these sentences; else `bootstrap`.
+            `Welch` for several seeds against several, which speaks of other seeds on these sentences; `paired t` where
+            each seed has sentences of its own; else `bootstrap`.
     """
 
     value: float
@@ -70,16 +73,48 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
     """Compare two configurations on the same sentences.
 
     The paired bootstrap draws sentences with replacement, the same for both sides (Efron & Tibshirani, 1993, chapter
-    13); a sentence counts with the share of a side's runs that have it right. With several runs on both sides, the
-    p-value is that of Welch's t-test (1947) on the runs' accuracies, unless these do not differ at all.
+    13); a sentence counts with the mean over a side's seeds. With several seeds on both sides, the p-value is that of
+    Welch's t-test (1947) on the seeds' accuracies, unless these do not differ at all.
 
     Args:
-        first: (runs, sentences) bool, whether each run's prediction is right, in one configuration.
-        second: the same in the other configuration; the number of runs may differ.
+        first: (seeds, sentences), of one configuration: bool, whether each prediction is right; or float, the share of
+            a seed's repeats that have it right.
+        second: the same of the other configuration; the number of seeds may differ.
         seed: of the bootstrap.
         resamples: of the bootstrap.
     """
     gains = first.mean(axis=0) - second.mean(axis=0)
+    low, high, p_value = _paired_bootstrap(gains, seed, resamples)
+    test = "bootstrap"
+    if len(first) == len(second) == 1 and first.dtype == second.dtype == np.bool_:  # one run each, and no repeats
+        (*_, p_value), test = mcnemar(first[0], second[0]), "McNemar"
+    elif min(len(first), len(second)) > 1 and max(map(np.ptp, (first.mean(axis=1), second.mean(axis=1)))) > ROUNDING:
+        of_sides = [(side.mean(), side.std(ddof=1), len(side)) for side in (first.mean(axis=1), second.mean(axis=1))]
+        p_value = float(stats.ttest_ind_from_stats(*of_sides[0], *of_sides[1], equal_var=False).pvalue)
+        test = "Welch"
+    return Difference(float(gains.mean()), low, high, p_value, test)
+
+
+def compare_by_seed(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> Difference:
+    """Compare two configurations whose seeds each have sentences of their own, as hold-outs drawn by the seed are.
+
+    Seeds are pairs: the value is the mean of their differences, with an interval by Student's t, and the p-value that
+    of the paired t-test. One seed, or seeds whose differences are all the same, are compared by their sentences.
+
+    Args:
+        first: for each seed, (sentences of that seed,) as in `compare_accuracy`, of one configuration.
+        second: for each of the same seeds, the same of the other configuration.
+    """
+    differences = [float(one.mean() - other.mean()) for one, other in zip(first, second, strict=True)]
+    if len(differences) < 2 or np.ptp(differences) < ROUNDING:
+        return compare_accuracy(np.concatenate(first)[None], np.concatenate(second)[None])
+    mean, _, interval = mean_interval(differences)
+    assert interval is not None
+    return Difference(mean, *interval, float(stats.ttest_1samp(differences, 0.0).pvalue), "paired t")
+
+
+def _paired_bootstrap(gains: np.ndarray, seed: int, resamples: int) -> tuple[float, float, float]:
+    """95 % interval of the mean of gains, (sentences,) float, and the two-sided p-value of its being 0."""
     resampled = stats.bootstrap(
         (np.resize(gains, max(2, len(gains))),),  # scipy wants two sentences; one is as good as itself twice
         np.mean,
@@ -89,15 +124,8 @@ def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
         method="percentile",
         rng=np.random.default_rng(seed),
     )
+    # The share of resamples beyond 0, on the smaller side, twice; never 0, as if there had been one more.
+    drawn = resampled.bootstrap_distribution
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     low, high = resampled.confidence_interval
-    if len(first) == len(second) == 1:
-        (*_, p_value), test = mcnemar(first[0], second[0]), "McNemar"
-    elif min(len(first), len(second)) > 1 and np.ptp(first.mean(axis=1)) + np.ptp(second.mean(axis=1)) > 0:
-        p_value = float(stats.ttest_ind(first.mean(axis=1), second.mean(axis=1), equal_var=False).pvalue)
-        test = "Welch"
-    else:
-        # The share of resamples beyond 0, on the smaller side, twice; never 0, as if there had been one more.
-        drawn = resampled.bootstrap_distribution
-        beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-        p_value, test = min(1.0, 2 * (beyond + 1) / (resamples + 1)), "bootstrap"
-    return Difference(float(gains.mean()), float(low), float(high), p_value, test)
+    return float(low), float(high), min(1.0, 2 * (beyond + 1) / (resamples + 1))

@@ -1,5 +1,6 @@
 """The folder of a run: what lies where, its lock, and whether a run is there and has finished."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -131,6 +132,16 @@ def is_run(folder: Path) -> bool:
             return file.readline().rstrip() == MARK
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def is_in_use(run: RunFolder) -> bool:
+    """Whether a job works in the folder, as far as this host can see: it asks for the lock, and lets it go."""
+    with suppress(OSError), (run.path / ".lock").open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # some network file systems say the latter
+            return True
+    return False
 
 
 def is_finished(run: RunFolder) -> bool:

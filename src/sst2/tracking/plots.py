@@ -1,9 +1,7 @@
-"""Plots: of evaluations for TensorBoard, and of runs for `compare`."""
+"""Plots of evaluations, for TensorBoard."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -20,20 +18,6 @@ from sst2.utils.errors import shortened
 HEIGHT = 4.0  # inches of a picture of two classes, at 100 dots each
 MOST_NAMED = 20  # classes in a picture
 LONGEST_NAME = 20  # characters
-
-
-def plot_accuracy(file: Path, labels: list[str], metrics: list[dict[str, Any]]) -> None:
-    """Write a PNG: a point and its 95 % interval for each run, whose metrics are as in `metrics.json`."""
-    figure = Figure(figsize=(8, 1.2 + 0.35 * len(labels)), layout="constrained")
-    axes = figure.subplots()
-    accuracy = np.array([values["accuracy"] for values in metrics])
-    intervals = np.array([values["accuracy_ci95"] for values in metrics])
-    axes.errorbar(accuracy, range(len(labels)), xerr=np.abs(intervals.T - accuracy), fmt="o", capsize=3)
-    axes.set_yticks(range(len(labels)), labels, parse_math=False)  # a name may hold a $
-    axes.invert_yaxis()
-    axes.set_xlabel("accuracy with its 95 % interval (Wilson)")
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(file, dpi=150)
 
 
 def draw_evaluation(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:

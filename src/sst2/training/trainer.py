@@ -33,6 +33,7 @@ from sst2.training.steps.choose import choose_runner
 from sst2.training.steps.runner import StepRunner
 from sst2.utils.checksums import damage_of
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, is_lost_process, lost_process
+from sst2.utils.logs import log_end
 from sst2.utils.waiting import RunningTime
 
 logger = logging.getLogger(__name__)
@@ -276,6 +277,8 @@ class Trainer:
         try:
             self.checkpointer.wait()
             if not self.checkpointer.is_given_up:  # else the files of the tracker may not answer either
+                if error is not None:
+                    log_end(error)
                 with suppress(OSError) if kind else nullcontext():
                     self.log_checkpoint_times()
                     self.tracker.close()

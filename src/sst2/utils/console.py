@@ -5,15 +5,34 @@ Nothing heavy is imported here: signals must be caught before the seconds that i
 
 import io
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from sst2.utils.errors import UserError
 
 EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
 WIDTH = 1 << 20  # columns of a table's longest line
+WIDTH_OF_FILES = 120  # columns of a table that is printed to a file or a pipe, unless COLUMNS says otherwise
+GAP = 2  # columns between those of a fitted table
+SHORTEST = 9  # columns that words and names are left with where no other column can be left out
+
+
+class Fit(NamedTuple):
+    """How a column may be fitted to a terminal.
+
+    Attributes:
+        kind: `figure` is never cut; `text` is wrapped; a `name` is shortened in its middle, to one line.
+        rank: the column of the highest rank is the first to be left out; one of rank 0 stays.
+        least: columns that words and names keep as long as another column can be left out.
+    """
+
+    kind: Literal["figure", "text", "name"] = "figure"
+    rank: int = 0
+    least: int = 16
 
 
 @contextmanager
@@ -50,7 +69,6 @@ def table(rows: Iterable[Sequence[str]], markdown: bool = False) -> str:
         markdown: whether there are bars between the columns, as in Markdown, or spaces.
     """
     from rich.box import MARKDOWN
-    from rich.console import Console
     from rich.table import Table
 
     names, *lines = ([cell.replace("|", "\\|") if markdown else cell for cell in row] for row in rows)
@@ -58,12 +76,111 @@ def table(rows: Iterable[Sequence[str]], markdown: bool = False) -> str:
     drawn = Table(*names, box=box, padding=padding, pad_edge=markdown)
     for line in lines:
         drawn.add_row(*line)
+    return _printed(drawn)
+
+
+def _printed(drawn: Any) -> str:
+    """A table of rich as plain text, without empty lines and spaces at the ends of lines."""
+    from rich.console import Console
+
     text = io.StringIO()
     plain = Console(
         file=text, width=WIDTH, color_system=None, markup=False, emoji=False, force_terminal=False, force_jupyter=False
     )
     plain.print(drawn)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
+
+
+def terminal_width() -> int:
+    """Columns that a table may take: of COLUMNS or of the terminal, and of a file what most windows show."""
+    return shutil.get_terminal_size((WIDTH_OF_FILES, 0)).columns
+
+
+def fitted_table(rows: Sequence[Sequence[str]], fits: Sequence[Fit], width: int) -> tuple[str, list[str]]:
+    """Rows as columns in a terminal of that width, the first row their names.
+
+    Words and names get what figures leave. Where that is too little, columns are left out by their rank.
+
+    Args:
+        rows: of cells.
+        fits: of each column.
+        width: columns of the terminal.
+
+    Returns:
+        The table, and the names of the columns that it has no room for. Its lines are longer than the width only where
+        the columns that must stay are.
+    """
+    kept, left_out = list(range(len(fits))), []
+    while not (widths := _widths(rows, fits, kept, width)):
+        goes = max(kept, key=lambda column: (fits[column].rank, column))
+        if not fits[goes].rank:
+            fits = [fit._replace(least=SHORTEST) for fit in fits]
+            widths = _widths(rows, fits, kept, width) or _widths(rows, fits, kept, WIDTH)
+            break
+        kept.remove(goes)
+        left_out.append(rows[0][goes])
+    return _draw(rows, fits, dict(zip(kept, widths, strict=True))), left_out
+
+
+def _widths(rows: Sequence[Sequence[str]], fits: Sequence[Fit], kept: list[int], width: int) -> list[int]:
+    """A width for each column that is kept; none where they do not fit."""
+    from rich.cells import cell_len
+
+    needed, wanted = [], []
+    for column in kept:
+        cells = max((cell_len(row[column]) for row in rows[1:]), default=0)
+        needed.append(max(map(cell_len, [*_words(rows[0][column]), ""])))
+        needed[-1] = max(needed[-1], cells if fits[column].kind == "figure" else min(cells, fits[column].least))
+        wanted.append(max(cells, cell_len(rows[0][column]), needed[-1]))
+    spare = min(width, sum(wanted) + GAP * (len(kept) - 1)) - sum(needed) - GAP * (len(kept) - 1)
+    if spare < 0:
+        return []
+    for _ in range(spare):  # to the narrowest that can use it
+        narrowest = min((n for n in range(len(kept)) if needed[n] < wanted[n]), key=needed.__getitem__)
+        needed[narrowest] += 1
+    return needed
+
+
+def _words(title: str) -> list[str]:
+    """The parts between which the name of a column may be broken."""
+    return re.findall(r"[^ _]+[ _]*", title)
+
+
+def _draw(rows: Sequence[Sequence[str]], fits: Sequence[Fit], widths: dict[int, int]) -> str:
+    from rich.cells import cell_len
+    from rich.table import Table
+
+    drawn = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+    for column, width in widths.items():
+        lines = [""]
+        for word in _words(rows[0][column]):
+            lines += [""] * bool(lines[-1] and cell_len(lines[-1] + word.rstrip()) > width)
+            lines[-1] += word
+        title = "\n".join(line.rstrip() for line in lines)
+        drawn.add_column(title, width=width, overflow="fold", no_wrap=fits[column].kind != "text")
+    drawn.add_row(*("-" * width for width in widths.values()))
+    for row in rows[1:]:
+        cells = []
+        for column, width in widths.items():
+            longest = {"figure": WIDTH, "name": width, "text": 2 * width}[fits[column].kind]
+            words = [row[column]] if fits[column].kind == "name" else row[column].split(" ")
+            cells.append(" ".join(shortened_middle(word, longest) for word in words))
+        drawn.add_row(*cells)
+    return _printed(drawn)
+
+
+def shortened_middle(text: str, width: int) -> str:
+    """The text in so many columns at most. More of its end is kept: there, names of runs and paths differ."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    head, tail = "", ""
+    while cell_len(head) < (width - 1) // 3:
+        head += text[len(head)]
+    while cell_len(f"{head}…{tail}{text[-len(tail) - 1]}") <= width:
+        tail = text[-len(tail) - 1 :]
+    return f"{head}…{tail}"
 
 
 def flush() -> None:

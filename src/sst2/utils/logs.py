@@ -11,6 +11,7 @@ import datasets
 import huggingface_hub
 import transformers
 
+from sst2.utils.errors import StopRequestedError, TrainingDivergedError, first_line
 from sst2.utils.file_system import BestEffort
 from sst2.utils.redaction import redact_logging
 
@@ -58,6 +59,17 @@ def log_to_file(file: Path) -> None:
             held.close()
             _LOGGER.removeHandler(held)
         _LOGGER.addHandler(handler)
+
+
+def log_end(error: BaseException) -> None:
+    """Note in the log file why this start of the run ends. The terminal hears of it when the process ends."""
+    kinds = {StopRequestedError: "stopped", TrainingDivergedError: "diverged"}
+    kind = next((word for of, word in kinds.items() if isinstance(error, of)), "failed")
+    level = logging.INFO if kind == "stopped" else logging.ERROR
+    said = f"ended ({kind}): {first_line(error) if kind == 'failed' else ' '.join(str(error).split())}"
+    for handler in _LOGGER.handlers:
+        if isinstance(handler, _LogFile):
+            handler.handle(logging.getLogRecordFactory()(_LOGGER.name, level, __file__, 0, said, None, None))
 
 
 class _LogFile(logging.FileHandler):
