@@ -63,7 +63,7 @@ if [ -n "${SMALL:-}" ]; then
     patience=8  # with cores that others use as well
     host=(--rounds 1 --steps 20 --warm_up 20) batch=64 seeds=(0) few=(--max_train_samples 64 --num_train_epochs 1 --max_eval_samples 64)
 else
-    small=() tests=(tests/gpu)
+    small=() tests=(tests/gpu tests/kernels/test_block_kernels.py tests/kernels/test_adamw_kernel.py)
     timing=(--rounds 3 --steps 300 --warm_up 304) timing_1024=(--rounds 3 --steps 32 --warm_up 24) steps=60 split_steps=400 epochs=3
     patience=1 host=(--rounds 3 --steps 1000 --warm_up 200) batch=1024 seeds=(0 1 2) few=()
 fi

@@ -131,12 +131,9 @@ def this_job(
     width = config.hidden_size // config.num_attention_heads
     if kernels == "triton" and not triton_works(trainer.strategy.device, torch.bfloat16, width):
         sys.exit("these kernels do not work here")  # what would be measured has another name
-    if (
-        kernels == "triton"
-        and graphs == "yes"
-        and not (isinstance(trainer.strategy, FlatStrategy) and trainer.strategy.steps_by_kernel)
-    ):
-        sys.exit("AdamW's kernel does not work here")
+    flat = trainer.strategy if isinstance(trainer.strategy, FlatStrategy) else None
+    if kernels == "triton" and flat and not (flat.steps_by_kernel and flat.blocks_by_kernel):
+        sys.exit("the kernels of blocks or AdamW do not work here")
 
     def step() -> tuple[int, int]:
         indices = trainer.plan.indices(trainer.state.step)

@@ -126,9 +126,10 @@ def test_what_cannot_be_recorded_is_not(flags: list[str], tmp_path: Path) -> Non
         losses(trainer, 3)
 
 
-@pytest.mark.parametrize("graphs", ["auto", "yes", "no"])
-def test_the_host_waits_for_nothing(graphs: str, tmp_path: Path) -> None:
-    with trainer_of(tmp_path / "run", "--max_train_steps", 60, "--cuda_graphs", graphs) as trainer:
+@pytest.mark.parametrize(("graphs", "kernels"), [("auto", "auto"), ("yes", "auto"), ("yes", "triton"), ("no", "auto")])
+def test_the_host_waits_for_nothing(graphs: str, kernels: str, tmp_path: Path) -> None:
+    flags = ["--max_train_steps", 60, "--cuda_graphs", graphs, "--kernels", kernels]
+    with trainer_of(tmp_path / "run", *flags) as trainer:
         for _ in range(3):
             repeated(trainer)  # whose shape is captured then; metrics are read each time
         torch.cuda.set_sync_debug_mode("error")

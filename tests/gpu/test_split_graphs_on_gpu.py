@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sst2.distributed.strategies.flat import FlatStrategy
 from sst2.training.steps.split_graphs import SplitGraphRunner
 from sst2.training.trainer import Trainer
 from tests.gpu.test_cuda_graphs_on_gpu import FLAGS, losses, repeated, trainer_of
@@ -23,14 +24,16 @@ def shapes(trainer: Trainer) -> tuple[int, int]:
     return trainer.step_runner.captured, len(trainer.step_runner._sizes)
 
 
-@pytest.mark.parametrize("attention", ["auto", "triton"])
+@pytest.mark.parametrize("kernels", ["auto", "triton"])
 @pytest.mark.parametrize("accumulation", [[], ["--per_device_train_batch_size", 10]], ids=["whole", "accumulated"])
-def test_losses_are_those_of_eager_steps(accumulation: list[object], attention: str, tmp_path: Path) -> None:
-    own = ["--kernels", attention]
+def test_losses_are_those_of_eager_steps(accumulation: list[object], kernels: str, tmp_path: Path) -> None:
+    own = ["--kernels", kernels]
     with trainer_of(tmp_path / "split", *FLAGS, *accumulation, *SPLIT, *own) as trainer:
         found = losses(trainer, 60)
         captured, wanted = shapes(trainer)
         assert captured == wanted >= 2
+        assert isinstance(trainer.strategy, FlatStrategy)
+        assert trainer.strategy.steps_by_kernel == trainer.strategy.blocks_by_kernel == (kernels == "triton")
         weights = trainer.strategy.weights()
     with trainer_of(tmp_path / "eager", *FLAGS, *accumulation, "--cuda_graphs", "no") as trainer:
         eager = losses(trainer, 60)
@@ -53,8 +56,9 @@ def test_capturing_changes_neither_weights_nor_random_states(tmp_path: Path) -> 
             torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6)
 
 
-def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
-    with trainer_of(tmp_path / "run", "--max_train_steps", 60, *SPLIT) as trainer:
+@pytest.mark.parametrize("kernels", ["auto", "triton"])
+def test_a_step_that_is_not_finite_changes_nothing(kernels: str, tmp_path: Path) -> None:
+    with trainer_of(tmp_path / "run", "--max_train_steps", 60, *SPLIT, "--kernels", kernels) as trainer:
         losses(trainer, 4)
         norm = trainer.strategy.model.get_parameter("distilbert.embeddings.LayerNorm.weight")  # computed with as it is
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""AdamW as one kernel, in Triton's interpreter: torch's clipped steps, and none where the norm is not finite."""
+"""AdamW as one kernel, in Triton's interpreter or on a GPU: the clipped steps of torch, and none that is not finite."""
 
 import math
 
@@ -12,25 +12,27 @@ triton = pytest.importorskip("triton", reason="triton exists for Linux only")
 from sst2.kernels.adamw import SIZE, Group, adamw  # noqa: E402 - it imports triton
 
 pytestmark = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="where there is a GPU, kernels are compiled for it: tests/gpu"
+    not (triton.knobs.runtime.interpret or torch.cuda.is_available()), reason="there is neither interpreter nor GPU"
 )
+DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 COUNT = 2 * SIZE + 300
 ENDS = 700, 1500, 2000
 
 
 @pytest.mark.parametrize("max_norm", [1.0, 0.0])
 def test_steps_are_torchs(max_norm: float) -> None:
-    places = torch.arange(COUNT)
+    places = torch.arange(COUNT, device=DEVICE)
     is_first = (places < ENDS[0]) | ((places >= ENDS[1]) & (places < ENDS[2]))
     generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(COUNT, generator=generator)
+    weights = torch.randn(COUNT, generator=generator).to(DEVICE)
     stock = [weights[part].clone().requires_grad_() for part in (is_first, ~is_first)]
     groups = [{"params": [stock[0]], "weight_decay": 0.1}, {"params": [stock[1]], "weight_decay": 0.0, "lr": 2e-2}]
     optimizer = torch.optim.AdamW(groups, 1e-2, fused=True)
-    moments, rounded = torch.zeros(2, COUNT), torch.zeros(ENDS[1], dtype=torch.float16)
+    moments = torch.zeros(2, COUNT, device=DEVICE)
+    rounded = torch.zeros(ENDS[1], dtype=torch.float16, device=DEVICE)
     taken = 0
     for exponent in (-2, 0, 3, math.nan, -1, 1):
-        gradient = torch.randn(COUNT, generator=generator) * 10.0**exponent
+        gradient = torch.randn(COUNT, generator=generator).to(DEVICE) * 10.0**exponent
         taken += not math.isnan(exponent)
         for weight, part in zip(stock, (is_first, ~is_first), strict=True):
             weight.grad = gradient[part].clone()
@@ -38,9 +40,9 @@ def test_steps_are_torchs(max_norm: float) -> None:
         before, own = weights.clone(), gradient.clone()
         adamw(
             *(weights, *moments, gradient, rounded),
-            groups=(Group(torch.tensor(1e-2), 0.1), Group(torch.tensor(2e-2), 0.0)),
+            groups=(Group(torch.tensor(1e-2, device=DEVICE), 0.1), Group(torch.tensor(2e-2, device=DEVICE), 0.0)),
             ends=ENDS,
-            step=torch.tensor(float(taken)),
+            step=torch.tensor(float(taken), device=DEVICE),
             norm=norm,
             max_norm=max_norm,
             betas=(0.9, 0.999),
@@ -55,17 +57,18 @@ def test_steps_are_torchs(max_norm: float) -> None:
 
 
 def test_nothing_is_rounded_without_a_place_for_it() -> None:
-    weights, moments = torch.ones(10), torch.zeros(2, 10)
-    group = Group(torch.tensor(0.1), 0.0)
+    weights, moments = torch.ones(10, device=DEVICE), torch.zeros(2, 10, device=DEVICE)
+    number = torch.ones((), device=DEVICE)
+    group = Group(0.1 * number, 0.0)
     adamw(
-        *(weights, *moments, torch.ones(10), None),
+        *(weights, *moments, torch.ones_like(weights), None),
         groups=(group, group),
         ends=(10, 10, 10),
-        step=torch.tensor(1.0),
-        norm=torch.tensor(1.0),
+        step=number,
+        norm=number,
         max_norm=0.0,
         betas=(0.9, 0.999),
         eps=1e-8,
     )
-    torch.testing.assert_close(weights, torch.full((10,), 0.9))
-    torch.testing.assert_close(moments[0], torch.full((10,), 0.1))
+    torch.testing.assert_close(weights, torch.full_like(weights, 0.9))
+    torch.testing.assert_close(moments[0], torch.full_like(weights, 0.1))

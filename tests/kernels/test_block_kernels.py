@@ -1,4 +1,4 @@
-"""The small operations of a block as kernels, in Triton's interpreter: torch's numbers, and one mask of dropout."""
+"""The small operations of a block as kernels, in Triton's interpreter or on a GPU: the numbers of torch."""
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from sst2.kernels import block  # noqa: E402 - it imports triton
 from sst2.kernels.block import COLUMNS, ROWS, add_norm, bias_gelu  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="where there is a GPU, kernels are compiled for it: tests/gpu"
+    not (triton.knobs.runtime.interpret or torch.cuda.is_available()), reason="there is neither interpreter nor GPU"
 )
+DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 SHAPES = [(1, 16), (7, 48), (ROWS + 1, COLUMNS + 4)]
 
 
@@ -24,11 +25,11 @@ def few_programs(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE).requires_grad_()
 
 
 def norm_of(width: int) -> nn.LayerNorm:
-    norm = nn.LayerNorm(width, eps=1e-5)
+    norm = nn.LayerNorm(width, eps=1e-5, device=DEVICE)
     with torch.no_grad():
         norm.weight.copy_(drawn(width, seed=3))
         norm.bias.copy_(drawn(width, seed=4))
@@ -75,8 +76,8 @@ def test_products_in_16_bits_may_meet_a_residual_in_32() -> None:
 def test_the_backward_pass_drops_what_the_forward_pass_has_dropped() -> None:
     """With a residual of 0 and a norm that is nearly none, zeros of the output tell what was dropped."""
     rows, width, probability = 40, 128, 0.25
-    hidden, bias = drawn(rows, width), torch.full((width,), 10.0, requires_grad=True)
-    norm, residual = nn.LayerNorm(width), torch.zeros(rows, width)
+    hidden, bias = drawn(rows, width), torch.full((width,), 10.0, device=DEVICE, requires_grad=True)
+    norm, residual = nn.LayerNorm(width, device=DEVICE), torch.zeros(rows, width, device=DEVICE)
     torch.manual_seed(0)
     # The mean of a row is known from what is kept: the lowest values are those of dropped elements.
     output = add_norm(hidden, bias, residual, norm, probability)
@@ -92,8 +93,8 @@ def test_the_backward_pass_drops_what_the_forward_pass_has_dropped() -> None:
 
 
 def test_masks_of_rows_and_columns_have_nothing_in_common() -> None:
-    hidden, norm = torch.full((60, 128), 10.0), nn.LayerNorm(128)
-    output = add_norm(hidden, torch.zeros(128), torch.zeros(60, 128), norm, 0.5)
+    hidden, norm = torch.full((60, 128), 10.0, device=DEVICE), nn.LayerNorm(128, device=DEVICE)
+    output = add_norm(hidden, torch.zeros_like(hidden[0]), torch.zeros_like(hidden), norm, 0.5)
     is_kept = (output > 0).float()
     assert 0.45 < float(is_kept.mean()) < 0.55
     for other in (is_kept.roll(1, 0), is_kept.roll(1, 1), is_kept.roll(8, 1)):
@@ -101,6 +102,7 @@ def test_masks_of_rows_and_columns_have_nothing_in_common() -> None:
 
 
 def test_where_nothing_is_dropped_nothing_is_drawn() -> None:
-    before = torch.get_rng_state()
+    state = torch.cuda.get_rng_state if DEVICE == "cuda" else torch.get_rng_state
+    before = state()
     add_norm(drawn(3, 16), drawn(16), drawn(3, 16), norm_of(16), 0.0)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(state(), before)

@@ -13,7 +13,7 @@ from tests.support.running import REPOSITORY
 pytest.importorskip("triton", reason="triton exists for Linux only")
 pytestmark = pytest.mark.slow
 
-KERNELS = ["_forward", "_backward"] * 3 + ["_add_norm", "_add_norm_backward"] * 2
+KERNELS = ["_forward", "_backward"] * 3 + ["_add_norm", "_add_norm_backward"] * 3
 KERNELS += ["_bias_gelu", "_bias_gelu_backward", "_adamw", "_adamw"]
 
 

@@ -67,13 +67,13 @@ def main() -> None:
         query = tokens[0][pack.cls_indices] if one_each else tokens[0]
         short_attention(query, tokens[1], tokens[2], pack, dropout, 0.125, window).sum().backward()
     hidden, bias = (torch.randn(*shape, 768, dtype=torch.bfloat16, requires_grad=True) for shape in ((40,), ()))
-    for residual in (hidden, hidden.float()):
-        add_norm(hidden, bias, residual, nn.LayerNorm(768), 0.1).sum().backward()
+    for residual, dropout in ((hidden, 0.1), (hidden.float(), 0.1), (hidden, 0.0)):
+        add_norm(hidden, bias, residual, nn.LayerNorm(768), dropout).sum().backward()
     bias_gelu(hidden, bias).sum().backward()
-    weights, number = torch.zeros(5000), torch.ones(())
+    weights, number = torch.zeros(5120), torch.ones(())
     groups = Group(number, 0.01), Group(number, 0.0)
-    options: dict[str, Any] = {"ends": (500, 1000, 3000), "step": number, "norm": number, "max_norm": 1.0}
-    for rounded in (weights[:1000].bfloat16(), None):
+    options: dict[str, Any] = {"ends": (512, 1024, 3072), "step": number, "norm": number, "max_norm": 1.0}
+    for rounded in (weights[:1024].bfloat16(), None):
         adamw(weights, weights, weights, weights, rounded, groups=groups, **options, betas=(0.9, 0.999), eps=1e-8)
 
 

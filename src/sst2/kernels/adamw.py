@@ -41,13 +41,13 @@ def adamw(
     """A step of AdamW (Loshchilov and Hutter, 2019), in place; none where `norm` is not finite.
 
     Args:
-        weights: (parameters,) float32; so are the moments and gradients.
+        weights: (places,) float32; so are the moments and gradients. What lies between two weights is 0 in all.
         average: first moment.
         average_sq: second moment.
         gradients: as they came; they stay what they are.
-        rounded: (the first parameters,) bf16, what these are rounded to; or None.
-        groups: the first one's parameters come up to `ends[0]`, and from `ends[1]` to `ends[2]`.
-        ends: three numbers of parameters.
+        rounded: (first places,) bf16, what their weights are rounded to; or None.
+        groups: the first one's weights lie before place `ends[0]`, and from `ends[1]` to before `ends[2]`.
+        ends: three places.
         step: () float32, the number of this step from 1 on.
         norm: () float32, of the gradients.
         max_norm: to clip them to; 0 does not clip.
@@ -55,9 +55,11 @@ def adamw(
         eps: added to the root of the second moment.
     """
     count = len(weights)
+    steps = step.double()  # 1 - 0.999 in float32 is off by 5e-5
+    corrections = torch.stack([1 - betas[0] ** steps, (1 - betas[1] ** steps).sqrt()]).float()
     _adamw[(triton.cdiv(count, SIZE),)](
         *(weights, average, average_sq, gradients, weights if rounded is None else rounded),
-        *(groups[0].lr, groups[1].lr, step, norm, max_norm or math.inf),
+        *(groups[0].lr, groups[1].lr, corrections, norm, max_norm or math.inf),
         *(count, 0 if rounded is None else len(rounded), *ends),
         DECAY_0=groups[0].weight_decay,
         DECAY_1=groups[1].weight_decay,
@@ -77,7 +79,7 @@ def _adamw(
     rounded,
     lr_0,
     lr_1,
-    steps,
+    corrections,
     norms,
     max_norm,
     count,
@@ -93,10 +95,8 @@ def _adamw(
     SIZE: tl.constexpr,
 ):
     norm = tl.load(norms)
-    step = tl.load(steps).to(tl.float64)
-    correction_1 = (1.0 - tl.exp(step * tl.log(tl.full((), BETA_1, tl.float64)))).to(tl.float32)
-    correction_2 = tl.sqrt(1.0 - tl.exp(step * tl.log(tl.full((), BETA_2, tl.float64)))).to(tl.float32)
-    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    correction_1, correction_2 = tl.load(corrections), tl.load(corrections + 1)
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     there = at < tl.where(norm - norm == 0.0, count, 0)  # the norm is finite
     is_first = (at < end_0) | ((at >= end_1) & (at < end_2))
     lr = tl.where(is_first, tl.load(lr_0), tl.load(lr_1))

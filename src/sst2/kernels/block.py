@@ -94,7 +94,7 @@ class _BiasGelu(torch.autograd.Function):
         width = hidden.shape[-1]
         rows = hidden.numel() // width
         activated = torch.empty_like(hidden)
-        grid = (triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))
+        grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS))  # of the second one, CUDA takes 65,535 at most
         _bias_gelu[grid](hidden, bias, activated, rows, WIDTH=width, ROWS=ROWS, COLUMNS=COLUMNS)
         ctx.save_for_backward(hidden, bias)
         return activated
@@ -108,7 +108,7 @@ class _BiasGelu(torch.autograd.Function):
         programs = min(max(PROGRAMS // blocks, 1), triton.cdiv(rows, ROWS))
         of_hidden = torch.empty_like(hidden)
         sums = torch.empty((programs, width), dtype=torch.float32, device=hidden.device)
-        _bias_gelu_backward[(blocks, programs)](
+        _bias_gelu_backward[(programs, blocks)](
             hidden, bias, grad.contiguous(), of_hidden, sums, rows, WIDTH=width, ROWS=ROWS, COLUMNS=COLUMNS
         )
         return of_hidden, sums.sum(0).to(bias.dtype)
@@ -225,7 +225,7 @@ def _add_norm_backward(
 @triton.jit
 def _biased(hidden, bias, first, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Places of a program's columns in ROWS rows, whether they are there, and their sums with the bias, float32."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     row = first + tl.arange(0, ROWS)
     there = (row < rows)[:, None] & (column < WIDTH)[None, :]
     at = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
@@ -235,7 +235,7 @@ def _biased(hidden, bias, first, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, 
 
 @triton.jit
 def _bias_gelu(hidden, bias, activated, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    at, there, x = _biased(hidden, bias, tl.program_id(1) * ROWS, rows, WIDTH, ROWS, COLUMNS)
+    at, there, x = _biased(hidden, bias, tl.program_id(0) * ROWS, rows, WIDTH, ROWS, COLUMNS)
     x = 0.5 * x * (1.0 + tl.erf(x * _ROOT_HALF))
     tl.store(activated + at, x.to(activated.dtype.element_ty), mask=there)
 
@@ -245,7 +245,7 @@ def _bias_gelu_backward(
     hidden, bias, grad, grad_hidden, sums, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Of a block of columns in all rows that are this program's, and the sums over them."""
-    program, programs = tl.program_id(1), tl.num_programs(1)
+    program, programs = tl.program_id(0), tl.num_programs(0)
     of_bias = tl.zeros((COLUMNS,), tl.float32)
     for first in range(program * ROWS, rows, programs * ROWS):
         at, there, x = _biased(hidden, bias, first, rows, WIDTH, ROWS, COLUMNS)
@@ -253,5 +253,5 @@ def _bias_gelu_backward(
         of_hidden = tl.load(grad + at, mask=there, other=0.0).to(tl.float32) * slope
         tl.store(grad_hidden + at, of_hidden.to(grad_hidden.dtype.element_ty), mask=there)
         of_bias += tl.sum(of_hidden, 0)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     tl.store(sums + program * WIDTH + column, of_bias, mask=column < WIDTH)

@@ -4,7 +4,6 @@ As with `last_block`, what a block computes has to be known: DistilBERT's, and t
 stay as they are, and so does one that gives something else with the kernels, which is found out by trying.
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -24,33 +23,50 @@ from sst2.models.last_block import BERT_PARTS, LastDistilBertBlock, has_part
 from sst2.models.packed_classifier import PackedClassifier
 from sst2.utils.errors import shortened
 
-logger = logging.getLogger(__name__)
-
 Leaf = Callable[[nn.Parameter], torch.Tensor]
-TOLERANCE = 1e-4  # of the largest output and the largest gradient of a block, in float32
+Changed = list[tuple[nn.Module, Callable[..., Any]]]  # modules, and the forward that they had
+TOLERANCE = 1e-4  # of the largest of an output or of a gradient, in float32
 TOLERANCE_IN_16_BITS = 0.05
+FLOOR = 0.05  # of the largest gradient of a block: of smaller ones, as of the bias of keys, rounding is left
 
 
-def fuse_blocks(model: PackedClassifier, leaf: Leaf, dtype: torch.dtype) -> bool:
-    """Have blocks computed so, in place; whether all of them are. A warning says why one is not.
+class FusedBlocks:
+    """The blocks of a model with kernels, in place, all of them or none.
 
     Args:
         model: on its device.
-        leaf: what is computed with in place of a weight of a linear layer.
+        leaf: gives, for a weight, the tensor that its layer computes with: its copy in 16 bits, or itself.
         dtype: of forward passes, float32 or that of autocast.
+
+    Attributes:
+        why_not: why they stay as they are, for a warning; empty if they have kernels.
     """
-    why_not = obstacle(model.device) or _unknown_block(model)
-    for block in [] if why_not else encoder_blocks(model):
-        expected = _tried(block, leaf, dtype)
-        changed = _fuse_distilbert(block, leaf) if isinstance(block, TransformerBlock) else _fuse_bert(block, leaf)
-        why_not = _difference(partial(_tried, block, leaf, dtype), expected, dtype)
-        if why_not:
-            for module, forward in changed:
-                module.forward = forward
-            break
-    if why_not:
-        logger.warning("--kernels triton %s: torch's small operations remain", why_not)
-    return not why_not
+
+    def __init__(self, model: PackedClassifier, leaf: Leaf, dtype: torch.dtype) -> None:
+        self._changed: Changed = []
+        self.why_not = obstacle(model.device) or _unknown_block(model)
+        for block in [] if self.why_not else encoder_blocks(model):
+            self.why_not = self._fuse(block, leaf, dtype)
+            if self.why_not:
+                self.undo()
+                break
+
+    def undo(self) -> None:
+        """Have all blocks as they were."""
+        for module, forward in reversed(self._changed):
+            module.forward = forward
+        self._changed.clear()
+
+    def _fuse(self, block: nn.Module, leaf: Leaf, dtype: torch.dtype) -> str:
+        """Change a block. Returns what is different with kernels; nothing if they give the same."""
+        try:
+            expected = _tried(block, leaf, dtype)
+            fuse = _fuse_distilbert if isinstance(block, TransformerBlock) else _fuse_bert
+            self._changed += fuse(block, leaf)
+            is_right = _are_close(_tried(block, leaf, dtype), expected, dtype) and _drops_rightly(block, dtype)
+        except Exception as error:  # whatever a compiler says on a machine that it was not made for
+            return f"does not work here ({shortened(str(error))})"
+        return "" if is_right else "is wrong here"
 
 
 def _unknown_block(model: PackedClassifier) -> str:
@@ -58,9 +74,6 @@ def _unknown_block(model: PackedClassifier) -> str:
         if not isinstance(block, TransformerBlock) and not all(has_part(block, part) for part in BERT_PARTS):
             return f"does not know the blocks of {display_name(model.config)} models"
     return ""
-
-
-Changed = list[tuple[nn.Module, Callable[..., Any]]]  # modules, and the forward that they had
 
 
 def _fuse_bert(block: Any, leaf: Leaf) -> Changed:
@@ -142,33 +155,56 @@ def _is_gelu(activation: nn.Module) -> bool:
 
 def _tried(block: nn.Module, leaf: Leaf, dtype: torch.dtype) -> list[torch.Tensor]:
     """Without dropout, of two sentences: a block's output, and the gradients of its input and its weights."""
-    weights = list(block.parameters())
-    device, width = weights[0].device, next(module for module in block.modules() if type(module) is nn.LayerNorm)
+    weights, norm = list(block.parameters()), _norm_of(block)
+    device = weights[0].device
     pack = Pack.of(np.array([3, 9])).to(device)
     generator = torch.Generator().manual_seed(0)  # the random state of training stays what it is
-    shape = (1, pack.num_tokens, *width.normalized_shape)
-    hidden = torch.randn(shape, generator=generator).to(device).requires_grad_()
-    was_training, _ = block.training, block.eval()
+    drawn = torch.randn((2, 1, pack.num_tokens, *norm.normalized_shape), generator=generator).to(device)
+    hidden, was_training = drawn[0].requires_grad_(), block.training
+    block.eval()
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     with torch.enable_grad(), autocast:
         output = block(hidden, attention_mask=None, pack=pack)
     block.train(was_training)
     output = output[0] if isinstance(output, tuple) else output
-    factors = torch.linspace(-1, 1, output.numel(), device=device).view_as(output)
     leaves = [hidden, *(leaf(weight) for weight in weights)]
-    gradients = torch.autograd.grad((output.float() * factors).sum(), leaves, allow_unused=True)
+    loss = (output.float() * drawn[1][:, : output.shape[1]]).sum()
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     tensors = (output, *(gradient for gradient in gradients if gradient is not None))
     return [tensor.detach().float() for tensor in tensors]
 
 
-def _difference(again: Callable[[], list[torch.Tensor]], expected: list[torch.Tensor], dtype: torch.dtype) -> str:
-    try:
-        found = again()
-    except Exception as error:  # whatever a compiler says on a machine that it was not made for
-        return f"does not work here ({shortened(str(error))})"
+def _norm_of(block: nn.Module) -> nn.LayerNorm:
+    return next(module for module in block.modules() if isinstance(module, nn.LayerNorm))
+
+
+def _are_close(found: list[torch.Tensor], expected: list[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether an output and gradients are the expected ones, each by its own largest number."""
+    if len(found) != len(expected):
+        return False
     tolerance = TOLERANCE if dtype == torch.float32 else TOLERANCE_IN_16_BITS
-    bounds = [tolerance * float(expected[0].abs().max())]
-    bounds += [tolerance * max(float(gradient.abs().max()) for gradient in expected[1:])] * (len(expected) - 1)
-    pairs = zip(found, expected, bounds, strict=True)
-    is_close = all(float((one - other).abs().max()) <= bound for one, other, bound in pairs)
-    return "" if is_close else "is wrong here"
+    floor = FLOOR * max(float(gradient.abs().max()) for gradient in expected[1:])
+    return all(
+        float((one - other).abs().max()) <= tolerance * max(float(other.abs().max()), floor)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _drops_rightly(block: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether dropout within a sum that is normed gives what torch gives with the same elements dropped."""
+    from sst2.kernels.block import add_norm
+
+    norm, probability = _norm_of(block), 0.25
+    device, width = norm.weight.device, norm.normalized_shape[0]
+    plain = nn.LayerNorm(width, norm.eps, device=device)
+    hidden = torch.linspace(0.5, 1.5, 5 * width, device=device).view(5, width).to(dtype).requires_grad_()
+    bias, residual = torch.full_like(hidden[0], 10.0).detach(), torch.zeros_like(hidden).detach()
+    factors = torch.cos(torch.arange(5 * width, device=device)).view(5, width)
+    with torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        output = add_norm(hidden, bias, residual, plain, probability).float()
+        is_kept = output.detach() > output.detach().mean(1, keepdim=True)  # 0 is far below 13
+        expected = plain(torch.where(is_kept, (hidden.float() + bias.float()) / (1 - probability), 0.0))
+        outputs = [(one, torch.autograd.grad((one * factors).sum(), hidden)[0].float()) for one in (output, expected)]
+    share = float(is_kept.float().mean())
+    found, other = ([tensor.detach() for tensor in pair] for pair in outputs)
+    return abs(share - (1 - probability)) < 0.2 and _are_close(found, other, dtype)

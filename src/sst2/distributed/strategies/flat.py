@@ -1,10 +1,11 @@
-"""One flat buffer of gradients on every rank, and one collective on it after the backward pass.
+"""Weights and gradients in flat buffers on every rank, and one collective on the latter after the backward pass.
 
 DistributedDataParallel shares gradients from hooks within the backward pass, which a CUDA graph cannot hold. Here a
 step has three parts: forward and backward passes, which end in the buffer; the collective; clipping and AdamW. The
 first and the last need no other rank, so that each of them can be a graph.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +16,14 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import distributed, nn
 
 from sst2.distributed.strategies.compute_weights import ComputeWeights, linear_layers
-from sst2.distributed.strategies.flat_adamw import FlatAdamW, flat_adamw
+from sst2.distributed.strategies.flat_adamw import FlatAdamW, difference
 from sst2.distributed.strategies.flat_buffers import flat_buffer, flat_size
 from sst2.distributed.strategies.strategy import Strategy
-from sst2.models.fused_blocks import fuse_blocks
+from sst2.kernels import obstacle
+from sst2.models.fused_blocks import FusedBlocks
 from sst2.models.packed_classifier import PackedClassifier
+
+logger = logging.getLogger(__name__)
 
 
 class FlatStrategy(Strategy):
@@ -32,7 +36,12 @@ class FlatStrategy(Strategy):
         optimizer: AdamW, as wrapped by accelerate.
         compress: whether gradients are rounded to bf16 on their way between ranks.
         kernels: whether blocks and AdamW use kernels, where these work.
+
+    Attributes:
+        blocks_by_kernel: whether blocks do: it was asked for, and works on all ranks.
     """
+
+    blocks_by_kernel = False
 
     def __init__(
         self,
@@ -66,9 +75,24 @@ class FlatStrategy(Strategy):
             self._compute_weights = ComputeWeights(layers, rounded, masters[: flat_size(rounded)])
         if kernels:
             assert isinstance(bare_model, PackedClassifier)
-            fuse_blocks(bare_model, self._leaf, torch.bfloat16 if layers else torch.float32)
-            rounded_copy = self._compute_weights.rounded if self._compute_weights else None
-            self._adamw = flat_adamw(self.optimizer, segments, masters, self._gradients, rounded_copy)
+            dtype = torch.bfloat16 if layers else torch.float32
+            fused = FusedBlocks(bare_model, self._leaf, dtype)
+            self.blocks_by_kernel = self._all_agree("torch's small operations remain", fused.why_not)
+            if not self.blocks_by_kernel:
+                fused.undo()
+            if self._all_agree("AdamW is torch's", obstacle(self.device) or difference(self.device, dtype)):
+                rounded_copy = self._compute_weights.rounded if self._compute_weights else None
+                self._adamw = FlatAdamW(self.optimizer, segments, masters, self._gradients, rounded_copy)
+
+    def _all_agree(self, instead: str, why_not: str) -> bool:
+        """Whether kernels work on all ranks: one that went another way would come to weights of its own."""
+        works = torch.tensor(float(not why_not), device=self.device)
+        if distributed.is_initialized():
+            distributed.all_reduce(works, distributed.ReduceOp.MIN)
+        if not works:
+            reason = why_not or "does not work on another rank"
+            logger.warning("--kernels triton %s: %s", reason, instead)
+        return bool(works)
 
     def _in_segments(self, trained: list[nn.Parameter], layers: list[nn.Linear]) -> list[list[nn.Parameter]]:
         """Weights of linear layers that are rounded, and others; each by the group of the optimizer, 0 or another."""
@@ -89,7 +113,7 @@ class FlatStrategy(Strategy):
 
     @property
     def steps_by_kernel(self) -> bool:
-        """Whether AdamW is one kernel: it was asked for, and works."""
+        """Whether AdamW is one kernel: it was asked for, and works on all ranks."""
         return self._adamw is not None
 
     def empty_gradients(self, zeros: bool) -> None:
