@@ -1,6 +1,8 @@
 """Tags as TensorBoard shows them: what its landing page begins with, names of runs, columns of the HParams table."""
 
 import json
+import posixpath
+import re
 import subprocess
 import sys
 import time
@@ -68,6 +70,9 @@ def test_names_of_classes_are_what_every_tracker_takes_and_are_told_apart() -> N
     scalars = Tags("validation", ODD).scalars("validation", of_classes(ODD))
     assert {f"verbose_eval/per_class/{name}/f1" for name in names_in_tags(ODD)} <= set(scalars)
     assert not any(tag.endswith("support") for tag in scalars)
+    for tag in scalars:  # mlflow's rules
+        assert re.fullmatch(r"[/\w.\- ]{1,250}", tag)
+        assert posixpath.normpath(tag) == tag
 
 
 def test_of_many_classes_those_with_the_most_sentences_have_curves() -> None:

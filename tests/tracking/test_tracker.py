@@ -245,10 +245,11 @@ def test_tensorboard_that_cannot_be_written_is_left_out_with_one_warning(
     assert [line["step"] for line in lines(run.metrics_log)] == list(range(1, 40))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
 def test_a_run_begins_without_the_logs_that_cannot_be_made(
     accelerator: Accelerator, run: RunFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    start_logging(is_main=True)
+    logging.getLogger("sst2").addHandler(caplog.handler)
     monkeypatch.setattr(event_file_writer.socket, "gethostname", lambda: "no/such/folder")  # a part of the file's name
     run.metrics_log.mkdir()
     tracker = tracker_from(0, accelerator, run)
