@@ -458,6 +458,8 @@ def test_the_plot_fits_any_number_and_length_of_names(compare: Compare, tmp_path
     assert all((edge == 1).all() for edge in edges)  # nothing reaches beyond it
     red = (picture[..., 0] > 0.8) & (picture[..., 1] < 0.3)
     assert red.any()  # the baseline's line
+    is_frame = (picture.max(axis=2) < 0.5).mean(axis=1) > 0.3
+    assert (np.diff(is_frame.astype(int)) == 1).sum() == 4  # above and below each of two panels
 
 
 def test_mistakes_are_one_line(compare: Compare, runs: Path, tmp_path: Path) -> None:
