@@ -335,7 +335,7 @@ def test_what_is_missing_or_has_not_finished_is_a_line_that_says_so(
         **{f"lr5e-05-seed{seed}": ("finished", "40", "40") for seed in (1, 2, 3)},
     }
     assert lines["lr2e-05-seed5"]["note"] == "loss was not finite: lower --learning_rate"
-    assert "lr2e-05-seed5 is diverged: loss was not finite" in said
+    assert "lr2e-05-seed5: diverged, loss was not finite" in said
     assert "diverged, 5/40" in said
     means = read(tmp_path / "out", "configurations")
     assert [(line["seeds"], line["seeds_begun"]) for line in means] == [("2", "6"), ("3", "3")]
@@ -424,7 +424,7 @@ def test_a_table_fits_the_terminal_with_any_names(
     assert code == 0
     below = said.partition("\n\n")[2]  # without the folder, which may be longer
     columns = [sum(2 if "\u2e80" < letter < "\ua000" else 1 for letter in line) for line in below.splitlines()]
-    tables = below.partition("# numbers")[0]
+    tables = below.partition("Column #")[0]
     assert max(columns[: tables.count("\n")]) <= width
     assert tables.count("0.8900") >= 3  # no figure is cut
     assert tables.count("0.8850 ± 0.0071") == 3
@@ -435,6 +435,7 @@ def test_a_table_fits_the_terminal_with_any_names(
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     assert all(name in markdown for name in names)
     assert "sentences/s" in markdown
+    assert "\n#" not in markdown  # which would be a heading
 
 
 def test_a_bar_in_a_setting_does_not_end_its_cell(compare: Compare, tmp_path: Path) -> None:
@@ -458,6 +459,8 @@ def test_the_plot_fits_any_number_and_length_of_names(compare: Compare, tmp_path
     assert all((edge == 1).all() for edge in edges)  # nothing reaches beyond it
     red = (picture[..., 0] > 0.8) & (picture[..., 1] < 0.3)
     assert red.any()  # the baseline's line
+    is_frame = (picture.max(axis=2) < 0.5).mean(axis=1) > 0.3
+    assert (np.diff(is_frame.astype(int)) == 1).sum() == 4  # above and below each of two panels
 
 
 def test_mistakes_are_one_line(compare: Compare, runs: Path, tmp_path: Path) -> None:

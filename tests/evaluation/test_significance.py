@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sst2.evaluation.significance import compare_accuracy, mcnemar, mean_interval
+from sst2.evaluation.significance import compare_accuracy, compare_by_seed, mcnemar, mean_interval
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -79,3 +79,25 @@ def test_where_only_seeds_differ_about_one_comparison_in_twenty_says_otherwise()
         for _ in range(1000)
     ]
     assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.07
+
+
+def test_seeds_with_sentences_of_their_own_are_pairs() -> None:
+    right = [np.arange(100) < count for count in (80, 70, 90)]
+    better = [np.arange(50) < count for count in (43, 39, 46)]  # of other numbers of sentences
+    found = compare_by_seed(better, right)
+    expected = stats.ttest_1samp([0.06, 0.08, 0.02], 0)
+    interval = expected.confidence_interval()
+    assert found.test == "paired t"
+    assert (found.value, found.low, found.high) == pytest.approx((0.16 / 3, interval.low, interval.high))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert compare_by_seed(right[:1], [~right[0]]).test == "McNemar"
+    # Both differ by 0.05, but for rounding: no spread over seeds from which to take a p-value.
+    first, second = [np.arange(100) < count for count in (92, 86)], [np.arange(100) < count for count in (87, 81)]
+    assert compare_by_seed(first, second).test == "McNemar"  # of 200 sentences
+    assert compare_by_seed(first, second).value == pytest.approx(0.05)
+
+
+def test_repeats_count_as_one_seed() -> None:
+    repeats = np.array([[1.0, 1.0, 0.5, 0.0]])
+    found = compare_accuracy(repeats, np.array([[True, False, False, False]]))
+    assert (found.value, found.test) == (0.375, "bootstrap")

@@ -99,7 +99,7 @@ def _wrapped(text: str, width: int, indent: str = "") -> str:
 def as_markdown(comparison: Comparison, remarks: list[str]) -> str:
     """Tables, with all columns, and remarks."""
     tables = [f"{table.markdown()}\n" for table in comparison.tables().values()]
-    return "\n\n".join(filter(None, [_where(comparison), "\n".join(tables).rstrip(), *remarks])) + "\n"
+    return "\n\n".join(filter(None, [_where(comparison).rstrip(), "\n".join(tables).rstrip(), *remarks])) + "\n"
 
 
 def _where(comparison: Comparison) -> str:

@@ -222,8 +222,8 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What a reader must know to read the tables."""
         lines = [
-            "# numbers the configurations: runs with the same settings but for the seed. ± is one standard deviation "
-            "over seeds. Intervals: of a run, Wilson's over its sentences; of a mean, Student's t over seeds."
+            "Column # numbers the configurations: runs with the same settings but for the seed. ± is one standard "
+            "deviation over seeds. Intervals: of a run, Wilson's over its sentences; of a mean, Student's t over seeds."
         ]
         if self.reference and self._baseline:
             lines += self._about_tests(self._baseline.name, self.reference)
@@ -268,7 +268,8 @@ class Comparison:
             )
         if count := sum(not run.is_finished for run in self.runs):
             lines.append(f"Not finished, and in no mean: {count} of {len(self.runs)} runs.")
-        return lines + [f"{run.name} is {run.status}: {run.note}" for run in self.runs if run.note]
+        ends = {run: run.note if run.note.startswith(run.status) else f"{run.status}, {run.note}" for run in self.runs}
+        return lines + [f"{run.name}: {end}" for run, end in ends.items() if run.note]
 
 
 def common_parent(names: Sequence[str]) -> str:
