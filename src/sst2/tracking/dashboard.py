@@ -30,14 +30,20 @@ FIRST_PICTURES_SECONDS = 1.5  # what those of one evaluation take, before any wa
 class Dashboard:
     """Writes to a TensorBoard writer, for the one process that has one."""
 
-    def __init__(self, writer: SummaryWriter, selection_split: str, label_names: Sequence[str] = LABEL_NAMES) -> None:
+    def __init__(
+        self,
+        writer: SummaryWriter,
+        selection_split: str,
+        label_names: Sequence[str] = LABEL_NAMES,
+        num_ranks: int = 1,
+    ) -> None:
         self._writer = writer
         self._shown: set[tuple[str, int]] = set()  # splits and steps
         self._drawn: set[tuple[str, int]] = set()
         self._before: dict[str, tuple[int, np.ndarray]] = {}  # of each split, the last step shown, and probabilities
         self._drawing_seconds = 0.0
         self._pictures_seconds = FIRST_PICTURES_SECONDS
-        writer.add_custom_scalars(layout(selection_split, len(label_names)))
+        writer.add_custom_scalars(layout(selection_split, len(label_names), num_ranks))
 
     def show(self, split: "Split", step: int, logits: np.ndarray, run_seconds: float | None = None) -> None:
         """Show one evaluation: once for each split and step. Without labels, there is only the histogram.
@@ -102,7 +108,7 @@ class Dashboard:
         self._drawing_seconds += self._pictures_seconds
 
 
-def layout(selection_split: str, num_classes: int = 2) -> dict[str, dict[str, list[Any]]]:
+def layout(selection_split: str, num_classes: int = 2, num_ranks: int = 1) -> dict[str, dict[str, list[Any]]]:
     """TensorBoard's custom scalars: what belongs together in one chart, for the split evaluated during training."""
 
     def lines(*tags: str) -> list[Any]:
@@ -120,6 +126,10 @@ def layout(selection_split: str, num_classes: int = 2) -> dict[str, dict[str, li
             "f1 of each class": lines(*of_split("per_class/.*/f1")),
         }
     shares = [f"train/{name}_share" for name in (*PHASES, "waiting")]
+    of_ranks = {
+        "by how much the slowest process computes longer than the median": lines("train/slowest_rank_slowdown"),
+        "computing and waiting in a step by process, seconds": lines("train/rank_.*_seconds/.*"),
+    }
     return {
         "training": {
             "loss, in training and in evaluation": lines("train/loss", *of_split("loss")),
@@ -134,6 +144,7 @@ def layout(selection_split: str, num_classes: int = 2) -> dict[str, dict[str, li
             "sentences a second": lines("train/sentences_per_second"),
             "share of the measured matmul peak": lines("train/matmul_peak_share"),
             "where the time of a step goes": lines(*shares),
+            **(of_ranks if num_ranks > 1 else {}),
             "checkpoints: training pauses, and until written, seconds": lines("checkpoint/.*"),
         },
         "health": {

@@ -33,6 +33,7 @@ HPARAMS = (
 ).split()
 # Likewise, where they are not left at their default.
 LOSS_HPARAMS: dict[str, Any] = {"class_weights": ["none"], "label_smoothing": 0.0, "metric_for_best_model": "accuracy"}
+MOST_RANKS = 16  # whose times are curves
 FINALS = "accuracy precision recall f1 precision_macro recall_macro f1_macro loss".split()  # those that there are
 
 
@@ -75,15 +76,16 @@ class Tracker:
                 _date_before_now(run.tensorboard)
                 # TensorBoard's own tracker of accelerate has no purge_step: its curves zig-zag after a restart
                 self._board = SummaryWriter(str(run.tensorboard), purge_step=state.step + 1 if restarted else None)
-                self._dashboard = Dashboard(self._board, selection_split, label_names)
+                self._dashboard = Dashboard(self._board, selection_split, label_names, accelerator.num_processes)
                 self._event_files = sorted(run.tensorboard.glob("events.*"))[-1:]
 
     def log(self, split: str, step: int, values: dict[str, Any]) -> None:
         """Log the numbers of one split after `step` optimizer steps. Dictionaries and lists are spread over names.
 
-        A confusion matrix of more than two classes is no curves: it is in metrics.jsonl, and drawn.
+        Too many to be curves are a confusion matrix of more than two classes, which is drawn, and the times of more
+        than `MOST_RANKS` ranks: they are in metrics.jsonl.
         """
-        curves = {name: value for name, value in values.items() if name != "confusion_matrix" or len(value) == 2}
+        curves = {name: value for name, value in values.items() if not _is_no_curve(name, value)}
         scalars = {f"{split}/{name}": value for name, value in flatten(curves).items()}
         self._trackers.log(scalars, step)
         self._log_scalars(scalars, step)
@@ -114,6 +116,10 @@ class Tracker:
     def note_end(self, step: int, text: str) -> None:
         """Why it ended, likewise. Under a name of its own, since TensorBoard shows one text for each step."""
         self._note("run/ends", step, text)
+
+    def note_slow_ranks(self, step: int, text: str) -> None:
+        """Which ranks have become slow, or are so no longer, likewise."""
+        self._note("run/slow_ranks", step, text)
 
     def _note(self, tag: str, step: int, text: str) -> None:
         self._on_board(lambda board: board.add_text(tag, text, step))
@@ -204,6 +210,12 @@ def flatten(values: dict[str, Any]) -> dict[str, float]:
         elif value is not None:
             flat[name] = value
     return flat
+
+
+def _is_no_curve(name: str, value: Any) -> bool:
+    if name == "confusion_matrix":
+        return len(value) > 2
+    return isinstance(value, list) and name.startswith("rank_") and len(value) > MOST_RANKS
 
 
 def drop_later_lines(file: Path, last_steps: dict[str, int]) -> None:

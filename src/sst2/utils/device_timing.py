@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 Moment = Any  # seconds of the host's clock, or a torch.cuda.Event
 
@@ -47,9 +48,15 @@ PHASES = ("data", "forward", "backward", "optimizer", "graph", "stop_check")
 
 
 class Phases:
-    """The time that a rank has spent in each of `PHASES`, summed up. On a GPU it is the device's time."""
+    """The time that a rank has spent in each of `PHASES`, summed up. On a GPU it is the device's time.
+
+    Attributes:
+        are_marked: whether phases are marked in the trace that torch.profiler records.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.are_marked = False
+        self._mark: record_function | None = None
         self._clock = DeviceClock(device)
         self._current: tuple[str, Moment] | None = None
         self._spans: dict[str, list[tuple[Moment, Moment]]] = {phase: [] for phase in PHASES}
@@ -60,6 +67,9 @@ class Phases:
             return
         now = self.end()
         self._current = phase, now
+        if self.are_marked:
+            self._mark = record_function(phase)
+            self._mark.__enter__()
 
     def end(self) -> Moment:
         """The step is over. Returns the moment."""
@@ -68,6 +78,9 @@ class Phases:
             phase, began = self._current
             self._spans[phase].append((began, now))
         self._current = None
+        if self._mark is not None:
+            self._mark.__exit__(None, None, None)
+            self._mark = None
         return now
 
     def take(self) -> list[float]:
