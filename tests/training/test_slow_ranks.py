@@ -6,16 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sst2.training.slow_ranks import COMPUTE, STEPS, TOKENS, WAITING, RankTimes, SlowRanks, median_of_others
+from sst2.training.slow_ranks import COMPUTE, ON_CORE, STEPS, TOKENS, WAITING, RankTimes, SlowRanks, median_of_others
 
 HOSTS = ["n1", "n1", "n2", "n2"]
 
 
-def blocks_of(compute: np.ndarray, steps: int = 10, tokens: np.ndarray | None = None) -> np.ndarray:
+def blocks_of(
+    compute: np.ndarray, steps: int = 10, tokens: np.ndarray | None = None, on_core: np.ndarray | None = None
+) -> np.ndarray:
     """Blocks of steps in which each rank has computed so long, (blocks, ranks) milliseconds a step."""
-    blocks = np.zeros((*compute.shape, 4))
+    blocks = np.zeros((*compute.shape, 5))
     blocks[:, :, STEPS] = steps
     blocks[:, :, COMPUTE] = compute * steps / 1000
+    blocks[:, :, ON_CORE] = (compute if on_core is None else on_core) * steps / 1000
     blocks[:, :, WAITING] = 0.001 * steps
     blocks[:, :, TOKENS] = 400 * steps if tokens is None else tokens * steps
     return blocks
@@ -48,7 +51,7 @@ def test_a_slow_rank_is_named_at_the_hundredth_step_and_once(ranks: int) -> None
     host = HOSTS[ranks - 1]
     line = f"slow over 100 steps, by their own time against the median of the other ranks: rank {ranks - 1} on {host}"
     assert said == [[]] * 9 + [[f"{line} (+20 %)"]] + [[]] * 20
-    expected = {"first_step": 1001, "last_step": 1300, "steps": 300, "slowdown": 0.2}
+    expected = {"first_step": 1001, "last_step": 1300, "steps": 300, "slowdown": 0.2, "lacks_cores": False}
     assert found == [{"rank": ranks - 1, "host": host, **expected}]
 
 
@@ -66,8 +69,9 @@ def test_a_tenth_is_the_margin(share: float) -> None:
 
 def noise(draw: np.random.Generator, blocks: int, ranks: int) -> np.ndarray:
     """Steps that are twice as long now and then, as on cores that are shared."""
-    steps = 5 * (1 + (draw.random((blocks, 10, ranks)) < 0.2))
-    return steps.mean(axis=1)
+    steps: np.ndarray = 5.0 * (1 + (draw.random((blocks, 10, ranks)) < 0.2))
+    mean: np.ndarray = steps.mean(axis=1)
+    return mean
 
 
 def pauses(draw: np.random.Generator, blocks: int, ranks: int) -> np.ndarray:
@@ -89,7 +93,7 @@ def bad_luck(draw: np.random.Generator, blocks: int, ranks: int) -> np.ndarray:
 @pytest.mark.parametrize("how", [noise, pauses, bad_luck])
 def test_nobody_is_named_for_what_passes(how: Callable[..., np.ndarray], ranks: int) -> None:
     draw = np.random.default_rng(0)
-    for _ in range(100):
+    for _ in range(20):
         assert judged(how(draw, 50, ranks)) == []
 
 
@@ -114,10 +118,20 @@ def test_it_recovers_and_may_become_slow_again_on_the_same_line() -> None:
     slow_ranks = SlowRanks(HOSTS, found)
     said = {10 * number: slow_ranks.add(block[None]) for number, block in enumerate(blocks_of(times), start=1)}
     said = {step: lines for step, lines in said.items() if lines}
-    assert [*said] == [100, 210, 480]  # when nearly all, not even half, and again nearly all of the window is slow
+    assert [*said] == [100, 210, 490]  # when nearly all, not even half, and again nearly all of the window is slow
     assert said[210] == ["no longer slow: rank 1 on n1 (+100 % at worst)"]
-    steps = 200 + 220  # the last step of each time that it is slow, and the first of the window in which it was found
-    assert found == [{"rank": 1, "host": "n1", "first_step": 1, "last_step": 600, "steps": steps, "slowdown": 1.0}]
+    steps = 200 + 210  # the last step of each time that it is slow, and the first of the window in which it was found
+    assert found == [
+        {
+            "rank": 1,
+            "host": "n1",
+            "first_step": 1,
+            "last_step": 600,
+            "steps": steps,
+            "slowdown": 1.0,
+            "lacks_cores": False,
+        }
+    ]
 
 
 def test_blocks_that_come_at_once_are_judged_one_by_one() -> None:
@@ -166,18 +180,40 @@ def test_blocks_of_other_sizes_make_a_window_of_about_a_hundred_steps() -> None:
     assert slow_ranks.add(blocks_of(np.array([[5.0, 6.0]]), steps=16)) != []
 
 
+def test_who_does_not_get_cores_is_named_where_that_lasts() -> None:
+    times = np.full((1300, 3), 5.0)
+    times[:, 1] = 9.0
+    found: list[dict[str, Any]] = []
+    slow_ranks = SlowRanks(HOSTS, found)
+    said = {
+        10 * number: lines
+        for number, block in enumerate(blocks_of(times, on_core=np.full((1300, 3), 5.0)), start=1)
+        if (lines := slow_ranks.add(block[None]))
+    }
+    # Steps of 6 ms, the others' computing and waiting, from the 100th on.
+    assert [*said] == [10_090]
+    assert said[10_090][0].endswith("rank 1 on n1 (+80 %, as other processes take its cores)")
+    assert found[0]["lacks_cores"]
+    assert judged(times[:1000], on_core=np.full((1000, 3), 5.0)) == []
+    (busy,) = judged(times[:10])
+    assert not busy["lacks_cores"]
+
+
 def test_own_time_is_that_of_the_phases_in_which_nobody_is_waited_for() -> None:
     seconds = {"data": 1.0, "forward": 2.0, "backward": 4.0, "graph": 0.0, "optimizer": 8.0}
     seconds |= {"stop_check": 16.0, "waiting": 3.0}
-    for own_phases, expected in (
-        (("data", "forward", "backward", "graph", "optimizer"), 12.0),
-        (("data", "forward"), 3.0),
+    on_core = dict.fromkeys(seconds, 0.5)
+    on_gpu = dict.fromkeys(seconds, 0.0)
+    for own_phases, own, cores in (
+        (("data", "forward", "backward", "graph", "optimizer"), 12.0, 2.5),
+        (("data", "forward"), 3.0, 1.0),
     ):
-        times = RankTimes(own_phases)
-        for _ in range(3):
-            times.add(4, seconds, 100)
-        (block,) = times._blocks
-        assert block.tolist() == [12, 3 * expected, 3 * 19.0, 300]
+        for clock, expected in ((on_core, cores), (on_gpu, own)):
+            times = RankTimes(own_phases)
+            for _ in range(3):
+                times.add(4, seconds, clock, 100)
+            (block,) = times._blocks
+            assert block.tolist() == [12, 3 * own, 3 * expected, 3 * 19.0, 300]
 
 
 def test_nothing_is_sent_as_long_as_no_block_is_full() -> None:

@@ -20,8 +20,8 @@ class TrainingState:
         logged: sums since the last logged point, by name.
         logged_times: seconds since then, by phase of a step, and `waiting` of backward passes for other ranks.
         slow_ranks: those that the others have waited for, each once: `rank` and `host`; `first_step` and `last_step`,
-            between which it was slow for so many `steps`; `slowdown`, the share by which it was slower at worst. On
-            rank 0, others have those of earlier starts.
+            between which it was slow for so many `steps`; `slowdown`, the share by which it was slower at worst;
+            `lacks_cores`, whether that was for other processes alone. On rank 0; others have those of earlier starts.
     """
 
     step: int = 0

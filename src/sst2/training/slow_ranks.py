@@ -4,7 +4,7 @@ Ranks take each step together: a slow one computes longer, and the others wait f
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ BLOCK = 10  # steps, at least, whose times are added up
 WINDOW = 100  # steps over which ranks are compared
 FEWEST = WINDOW - BLOCK + 1  # of them that are there: the last ones may be in a block that is not full yet
 MARGIN = 0.10  # of the median of the other ranks' time, by which a slow rank's is longer,
-MOST = 0.8  # in blocks with this share of the steps: a pause, or a rank that is unlucky for a while, is in few of them
+MOST = 5 / 6  # in blocks with this share of the steps: a pause is in fewer of them
+LASTING = 60.0  # seconds for which a rank has to be slow that only does not get the cores that it asks for
 NAMED = 8  # ranks in a message, at most
-STEPS, COMPUTE, WAITING, TOKENS = range(4)  # columns of a block: seconds, and tokens with padding
+STEPS, COMPUTE, ON_CORE, WAITING, TOKENS = range(5)  # columns of a block: seconds, and tokens with padding
 
 
 class RankTimes:
@@ -32,23 +33,31 @@ class RankTimes:
     def __init__(self, own_phases: Sequence[str]) -> None:
         self._own_phases = own_phases
         self._blocks: list[np.ndarray] = []
-        self._open = np.zeros(4)
+        self._open = np.zeros(5)
 
-    def add(self, steps: int, seconds: Mapping[str, float], tokens: int) -> None:
-        """Add what some steps took: seconds by phase and of `waiting`, and the tokens of this rank with padding."""
+    def add(self, steps: int, seconds: Mapping[str, float], on_core: Mapping[str, float], tokens: int) -> None:
+        """Add what some steps took.
+
+        Args:
+            steps: their number.
+            seconds: by phase, and of `waiting`.
+            on_core: of the seconds by phase, those for which a CPU's thread had a core; 0 on a GPU.
+            tokens: of this rank, padding included.
+        """
         compute = sum(seconds[phase] for phase in self._own_phases)
         if "backward" in self._own_phases:  # which ends with the waiting
             compute -= seconds["waiting"]
-        self._open += (steps, compute, seconds["waiting"] + seconds["stop_check"], tokens)
+        on_cores = sum(on_core[phase] for phase in self._own_phases) or compute
+        self._open += (steps, compute, on_cores, seconds["waiting"] + seconds["stop_check"], tokens)
         if self._open[STEPS] >= BLOCK:
             self._blocks.append(self._open)
-            self._open = np.zeros(4)
+            self._open = np.zeros(5)
 
     def gather(self) -> np.ndarray | None:
         """Bring the blocks that were filled since the last call together, through host memory. All ranks call it.
 
         Returns:
-            (blocks, ranks, 4) float64 on rank 0; None on the others, and where no block was filled.
+            (blocks, ranks, 5) float64 on rank 0; None on the others, and where no block was filled.
         """
         if not self._blocks:
             return None
@@ -58,15 +67,17 @@ class RankTimes:
         if distributed.get_rank() == 0:
             everyone = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
         distributed.gather(own, everyone, dst=0, group=cpu_process_group())
-        return None if everyone is None else torch.stack(everyone, dim=1).numpy()
+        if everyone is None:
+            return None
+        blocks: np.ndarray = torch.stack(everyone, dim=1).numpy()
+        return blocks
 
 
 class SlowRanks:
     """Names a rank whose own time was more than `MARGIN` longer than the median of the others' over `WINDOW` steps.
 
-    It has to be so by the time of a step and by that of a token, since a rank with more tokens is not slow, and one
-    with fewer has no shorter steps where they are bound by launches: with few sentences, tokens cannot be shared
-    evenly.
+    A CPU's process that other processes take the cores from has to be so for `LASTING` seconds: on a machine with
+    anything else to do, each rank is unlucky for a while.
 
     Args:
         hosts: of each rank.
@@ -76,12 +87,13 @@ class SlowRanks:
 
     def __init__(self, hosts: Sequence[str], found: list[dict[str, Any]], step: int = 0) -> None:
         self._hosts, self._found, self._step = hosts, found, step
-        self._window: deque[tuple[int, np.ndarray]] = deque()  # steps of a block, and by how much each rank was slower
+        self._window: deque[_Block] = deque()
         self._now: set[int] = set()
+        self._since: dict[int, float] = {}  # seconds for which ranks have been slow, for whatever reason
         self._slowdown: np.ndarray | None = None
 
     def add(self, blocks: np.ndarray) -> list[str]:
-        """Compare ranks in some more blocks, (blocks, ranks, 4).
+        """Compare ranks in some more blocks, (blocks, ranks, 5).
 
         Returns:
             What is to be said: which ranks have become slow, and which are so no longer.
@@ -89,7 +101,7 @@ class SlowRanks:
         named: set[int] = set()
         recovered: set[int] = set()
         for block in blocks:
-            before = set(self._now)
+            before = self._now
             self._add(block)
             named |= self._now - before
             recovered |= before - self._now
@@ -117,29 +129,34 @@ class SlowRanks:
             values |= {"slowest_rank": slowest, "slowest_rank_slowdown": float(self._slowdown[slowest])}
         return values
 
-    def _add(self, block: np.ndarray) -> None:
-        steps, compute = int(block[0, STEPS]), block[:, COMPUTE]
-        self._step += steps
-        by_token = compute / block[:, TOKENS]
-        longer = np.minimum(compute / median_of_others(compute), by_token / median_of_others(by_token)) - 1
-        self._window.append((steps, longer))
-        total = sum(size for size, _ in self._window)
-        while total - self._window[0][0] >= FEWEST:
-            total -= self._window.popleft()[0]
+    def _add(self, columns: np.ndarray) -> None:
+        block = _Block(columns)
+        self._step += block.steps
+        self._window.append(block)
+        total = sum(each.steps for each in self._window)
+        while total - self._window[0].steps >= FEWEST:
+            total -= self._window.popleft().steps
         if total < FEWEST:
             return
-        sizes = np.array([size for size, _ in self._window])
-        each = np.stack([longer for _, longer in self._window])
-        share = sizes @ (each > MARGIN) / total
-        self._slowdown = np.median(each, axis=0)
-        before = self._now
-        self._now = {rank for rank in range(len(share)) if share[rank] >= (0.5 if rank in before else MOST)}
+        self._slowdown = np.median([each.longer for each in self._window], axis=0)
+        slow = self._are_slow([each.longer for each in self._window], before=self._since.keys())
+        self._since = {rank: self._since.get(rank, 0.0) + block.seconds for rank in slow}
+        by_itself = self._are_slow([each.longer_on_core for each in self._window], before=self._now)
+        lasting = {rank for rank, seconds in self._since.items() if seconds >= LASTING}
+        before, self._now = self._now, by_itself | lasting
         for rank in self._now:
             entry = self._entry(rank)
             entry["first_step"] = entry["first_step"] or self._step - total + 1
-            entry["steps"] += steps if rank in before else total
             entry["last_step"] = self._step
+            entry["steps"] += block.steps if rank in before else total
             entry["slowdown"] = max(entry["slowdown"], round(float(self._slowdown[rank]), 3))
+            entry["lacks_cores"] = entry["lacks_cores"] and rank not in by_itself
+
+    def _are_slow(self, longer: list[np.ndarray], before: Collection[int]) -> set[int]:
+        """Ranks that took longer in enough blocks; those of `before` remain so as long as it is in half of them."""
+        sizes = np.array([block.steps for block in self._window])
+        share = sizes @ (np.stack(longer) > MARGIN) / sizes.sum()
+        return {rank for rank in range(len(share)) if share[rank] >= (0.5 if rank in before else MOST)}
 
     def _entry(self, rank: int) -> dict[str, Any]:
         """What was found of a rank, to be changed in place."""
@@ -147,8 +164,36 @@ class SlowRanks:
         for entry in self._found:
             if (entry["rank"], entry["host"]) == (rank, host):
                 return entry
-        self._found.append({"rank": rank, "host": host, "first_step": 0, "last_step": 0, "steps": 0, "slowdown": 0.0})
+        never = {"first_step": 0, "last_step": 0, "steps": 0, "slowdown": 0.0, "lacks_cores": True}
+        self._found.append({"rank": rank, "host": host, **never})
         return self._found[-1]
+
+
+class _Block:
+    """Some steps of all ranks.
+
+    Attributes:
+        steps, seconds: that it has, and that they took.
+        longer: (ranks,) share by which each rank computed longer than the others' median: 0.2 is a fifth more.
+        longer_on_core: the same, by the time that it had cores.
+    """
+
+    def __init__(self, columns: np.ndarray) -> None:
+        self.steps = int(columns[0, STEPS])
+        self.seconds = float(np.median(columns[:, COMPUTE] + columns[:, WAITING]))
+        self.longer = longer_than_others(columns[:, COMPUTE], columns[:, TOKENS])
+        self.longer_on_core = np.minimum(self.longer, longer_than_others(columns[:, ON_CORE], columns[:, TOKENS]))
+
+
+def longer_than_others(seconds: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """The share by which each rank took longer than the median of the others, (ranks,).
+
+    The smaller one of two: by its time, and by that of a token. A rank with more tokens is not slow, and one with fewer
+    has no shorter steps where they are bound by launches; few sentences cannot be shared out evenly.
+    """
+    by_token = seconds / tokens
+    times: np.ndarray = np.minimum(seconds / median_of_others(seconds), by_token / median_of_others(by_token))
+    return times - 1
 
 
 def median_of_others(values: np.ndarray) -> np.ndarray:
@@ -161,6 +206,8 @@ def median_of_others(values: np.ndarray) -> np.ndarray:
 
 def in_words(entries: Sequence[Mapping[str, Any]], when: str = "") -> str:
     """Some slow ranks with host and slowdown, the slowest first."""
-    slowest = sorted(entries, key=lambda entry: -entry["slowdown"])[:NAMED]
-    who = [f"rank {each['rank']} on {each['host']} (+{100 * each['slowdown']:.0f} %{when})" for each in slowest]
+    who = []
+    for entry in sorted(entries, key=lambda entry: -entry["slowdown"])[:NAMED]:
+        why = ", as other processes take its cores" if entry["lacks_cores"] else ""
+        who.append(f"rank {entry['rank']} on {entry['host']} (+{100 * entry['slowdown']:.0f} %{when}{why})")
     return ", ".join(who) + (f" and {len(entries) - NAMED} more" if len(entries) > NAMED else "")

@@ -102,7 +102,7 @@ class StepMetrics:
         on_host = [self._padded_tokens, self._waiting.take(), *self.phases.take()]
         if self._rank_times is not None:
             own_times = dict(zip(("waiting", *PHASES), on_host[1:], strict=True))
-            self._rank_times.add(self._steps, own_times, self._padded_tokens)
+            self._rank_times.add(self._steps, own_times, self.phases.take_on_core(), self._padded_tokens)
         own = torch.cat([self._sums, self._sums.new_tensor(on_host)])
         loss_sum, loss_weight, padded_tokens, *times = self._accelerator.reduce(own, reduction="sum").tolist()
         times = [seconds / self._accelerator.num_processes for seconds in times]
