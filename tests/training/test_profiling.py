@@ -36,6 +36,7 @@ def test_a_trace_and_a_table_of_the_steps_asked_for(
     assert run.metrics["model_sha256"] == weights  # it only looks
     trace, table = (run.run_dir / "profile" / f"steps-3-5-rank0.{kind}" for kind in ("json.gz", "txt"))
     assert sorted((run.run_dir / "profile").iterdir()) == [trace, table]
+    assert "profiler_st" not in run.stderr  # what the profiler's library says
     assert f"profile: open {trace} in https://ui.perfetto.dev; where the time goes: {table}" in run.stderr
     marks = annotations(trace)
     steps = [mark for mark in marks if mark["name"].startswith("step ")]
@@ -58,6 +59,7 @@ def test_a_trace_and_a_table_of_the_steps_asked_for(
     assert "aten::addmm" in text
 
 
+@pytest.mark.slow
 def test_steps_that_are_done_are_left_out(train_here: Callable[..., Finished], small_job: list[object]) -> None:
     flags = [*small_job, "--max_train_steps", 7, "--checkpointing_steps", 4]
     run = train_here(*flags)

@@ -137,10 +137,10 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     ),
     "steps to profile from last to first": (with_flags("--profile_steps", "5:3"), "--profile_steps 5:3 cannot work"),
     "a step before the first to profile": (with_flags("--profile_steps", "0:3"), "--profile_steps 0:3 cannot work"),
-    "too many steps to profile": (with_flags("--profile_steps", "1:101"), "100 steps at most"),
+    "too many steps to profile": (with_flags("--profile_steps", "1:21"), "20 steps at most"),
     "steps to profile beyond the last": (
-        with_flags("--profile_steps", "19:21"),
-        "--profile_steps 19:21 cannot work: the run has 20 steps",
+        with_flags("--profile_steps", "20:21"),
+        "--profile_steps 20:21 cannot work: the run has 20 steps",
     ),
     "one column": (with_flags("--label_column", "sentence"), "--sentence_column and --label_column are both sentence"),
     "other column": (with_flags("--sentence_column", "text"), "has no column 'text', only 'sentence', 'label'"),

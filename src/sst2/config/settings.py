@@ -22,7 +22,7 @@ from sst2.config.flag_groups import (
 )
 from sst2.utils.text_files import problem_of
 
-MOST_PROFILED = 100  # steps: the trace of more is too large to be opened, and a profiler keeps it in memory
+MOST_PROFILED = 20  # steps: some megabytes of JSON each, which are read in again, and opened by a browser
 
 
 @dataclass

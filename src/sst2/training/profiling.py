@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import re
 import socket
 import tempfile
@@ -94,6 +95,7 @@ class StepProfiler:
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.synchronize()  # earlier steps, which are still on their way, are not to be recorded
         self._phases.are_marked = True
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it says on stderr that it starts and stops
         self._profiler = profile(activities=activities)
         self._profiler.start()
 
