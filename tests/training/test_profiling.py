@@ -99,6 +99,18 @@ def test_a_run_that_stops_amid_the_range_has_what_was_recorded(tmp_path: Path) -
     assert not (tmp_path / "other").exists()
 
 
+def test_a_run_that_fails_amid_the_range_fails_as_without(
+    train_here: Callable[..., Finished], small_job: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sst2.training.trainer.MAX_SKIPPED_STEPS", 0)  # each step counts as one too many
+    run = train_here(*small_job, "--profile_steps", "1:20")
+    assert run.code == 3
+    assert "not finite" in run.stderr.splitlines()[-1]
+    assert not (run.run_dir / "profile").exists()
+    with torch.profiler.profile():  # which there can be one of
+        pass
+
+
 def test_a_profile_that_cannot_be_written_costs_no_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,14 +78,17 @@ class StepProfiler:
         if number == self._steps[-1]:
             self.close()
 
-    def close(self) -> None:
-        """Write what was recorded, if that is not done yet: the run may stop amid the range."""
+    def close(self, write: bool = True) -> None:
+        """Stop recording, which the run may end amid, or torch crashes as the process exits; and `write` what there is.
+
+        On a GPU, this waits for all that it has been asked to do.
+        """
         if self._profiler is None:
             return
         profiler, self._profiler = self._profiler, None
-        profiler.stop()  # waits for the GPU
+        profiler.stop()
         self._phases.are_marked = False
-        if self._recorded:
+        if write and self._recorded:
             with BestEffort(f"the profile in {self._folder}"):
                 self._write(profiler)
 

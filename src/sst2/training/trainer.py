@@ -299,8 +299,9 @@ class Trainer:
         """
         gc.enable()
         gc.unfreeze()
-        if kind is None or issubclass(kind, StopRequestedError):
-            self.profiler.close()
+        with suppress(RuntimeError) if kind else nullcontext():
+            if not is_lost_process(error):  # else the GPU may wait for it for good
+                self.profiler.close(write=kind is None or issubclass(kind, StopRequestedError))
         if self.state.slow_ranks:
             logger.warning("slow ranks of the run: %s", in_words(self.state.slow_ranks, " at worst"))
         suspension = self.watchdog.suspension()
