@@ -99,7 +99,8 @@ def fit(trainer: Trainer) -> None:
     with bar, logging_redirect_tqdm([logging.getLogger("sst2")]):
         while not trainer.is_over:
             if not trainer.is_evaluation_due:  # it is when a run was stopped between a step and its evaluation
-                metrics = train_step(trainer)
+                with trainer.profiler.step(state.step + 1):  # for --profile_steps
+                    metrics = train_step(trainer)
                 bar.update()
                 if state.step == total or state.step % settings.logging_steps == 0:
                     bar.set_postfix_str(log_training(trainer, metrics))

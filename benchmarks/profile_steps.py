@@ -7,37 +7,18 @@ The job is that of benchmarks/throughput.py, bf16 and packed. Five steps are rec
 
 import argparse
 import json
-import re
 import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for benchmarks and train_sst2.py
 
 STEPS = 5
 WARM_UP = {"cuda": 300, "cpu": 3}  # until all shapes are captured
 TIMED = {"cuda": 96, "cpu": 3}  # steps without the profiler
-# The first pattern that is found in a kernel's name says what it does.
-CLASSES = {
-    "AdamW": r"adam",
-    "gradient norm": r"lpnorm|l2norm|norm_except",
-    "attention": r"flash|fmha|attention",
-    "matrix products": r"gemm|nvjet|cutlass|cublas|splitk|xmma",
-    "LayerNorm": r"layer_?norm|gammabeta",
-    "softmax and loss": r"softmax|nll_loss|cross_entropy",
-    "dropout, random numbers": r"dropout|distribution|philox|random",
-    "casts, copies": r"copy|memcpy|catarray",
-    "fills": r"fill|memset",
-    "embedding, indexing": r"index|embedding|gather|scatter|sort|unique|krn_partial",
-    "sums": r"reduce|sum",
-    "Triton": r"triton",
-    "other elementwise": r"elementwise|multi_tensor",
-}
 
 
 def main() -> None:
@@ -64,6 +45,7 @@ def profile(folder: Path, arguments: argparse.Namespace) -> str:
 
     from benchmarks.throughput import circumstances, this_job, write_inputs
     from benchmarks.turns import synchronize
+    from sst2.training.profiling import by_class, by_operator
 
     write_inputs(folder, small=arguments.small, model=arguments.model)
     step = this_job(folder, arguments.batch_size, "bf16", "packed")
@@ -89,43 +71,8 @@ def profile(folder: Path, arguments: argparse.Namespace) -> str:
     title = f"{STEPS} steps of {arguments.batch_size} sentences, bf16, packed: {circumstances()['machine']}, torch "
     title += f"{torch.__version__}\nwithout the profiler, means of {TIMED[device]} steps: {1000 * each:.3f} ms a step; "
     title += f"the host takes {1000 * on_host:.3f} to ask for one (median)"
-    kernels = by_class(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"])
-    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    table = recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=100)
-    return "\n\n".join([title, *([kernels] if on_gpu else []), table])
-
-
-def by_class(events: list[dict[str, Any]]) -> str:
-    """Launches and time on the GPU of a step, by class of kernel, and the largest kernels of each class.
-
-    Args:
-        events: of a trace that torch.profiler has written.
-    """
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    spans = []
-    for event in events:
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            found[kernel_class(event["name"])][event["name"]].append(event["dur"])
-            spans.append((event["ts"], event["ts"] + event["dur"]))
-    total = sum(sum(sum(times) for times in kernels.values()) for kernels in found.values())
-    lines = [f"{'':32}{'launches':>10}{'us':>10}{'share':>8}   of a step"]
-    classes = sorted(found.items(), key=lambda item: -sum(map(sum, item[1].values())))
-    for name, kernels in classes:
-        launches, time_of_it = sum(map(len, kernels.values())), sum(map(sum, kernels.values()))
-        lines.append(f"{name:32}{launches / STEPS:10.1f}{time_of_it / STEPS:10.1f}{time_of_it / total:8.1%}")
-    span = max(end for _, end in spans) - min(begin for begin, _ in spans) if spans else 0
-    launches = len(spans)
-    lines.append(f"{'all':32}{launches / STEPS:10.1f}{total / STEPS:10.1f}   from first to last {span / STEPS:.1f}")
-    for name, kernels in classes:
-        lines.append(f"\n{name}")
-        for kernel, times in sorted(kernels.items(), key=lambda item: -sum(item[1]))[:6]:
-            lines.append(f"  {len(times) / STEPS:8.1f}{sum(times) / STEPS:10.1f}  {kernel[:110]}")
-    return "\n".join(lines)
-
-
-def kernel_class(name: str) -> str:
-    """What a kernel does, by its name."""
-    return next((label for label, pattern in CLASSES.items() if re.search(pattern, name, re.IGNORECASE)), "other")
+    kernels = by_class(json.loads(trace.read_text(encoding="utf-8"))["traceEvents"], STEPS)
+    return "\n\n".join([title, *([kernels] if on_gpu else []), by_operator(recorded, on_gpu)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ways to train take turns, and one that fails costs the others nothing; where a step's time goes adds up."""
+"""Ways to train take turns, and one that fails costs the others nothing."""
 
 import argparse
 import time
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.profile_steps import STEPS, by_class, kernel_class
 from benchmarks.throughput import DEFAULTS, MODELS, VARIANTS, describe, model_config
 from benchmarks.trainer_baseline import mixed
 from benchmarks.turns import Loop, Maker, Round, Step, Turns, add_arguments, measure
@@ -127,34 +126,3 @@ def test_a_moment_counts_for_the_part_that_began_last() -> None:
     spans = [("fit", 1.0, 9.0), ("steps", 2.0, 5.0), ("captures", 3.0, 4.0), ("steps", 6.0, 8.0), ("export", 9.0, 9.5)]
     seconds = by_latest(spans, first=0.0, last=10.0)
     assert seconds == {"fit": 3.0, "steps": 4.0, "captures": 1.0, "export": 0.5, "rest": 1.5}
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("void multi_tensor_apply_kernel<TensorListMetadata, FusedAdamMathFunctor<float, 4, (ADAM_MODE)1>>", "AdamW"),
-        ("void multi_tensor_apply_kernel<TensorListMetadata<1>, LpNormFunctor<float, (NormType)1>>", "gradient norm"),
-        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits>", "attention"),
-        ("nvjet_sm90_tst_128x64_64x8_2x4_h_bz_NTT", "matrix products"),
-        ("void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<float, float>", "LayerNorm"),
-        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "casts, copies"),
-        ("Memcpy HtoD (Pinned -> Device)", "casts, copies"),
-        ("void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>", "fills"),
-        ("void at::native::reduce_kernel<128, 4, at::native::ReduceOp<float, sum_functor>>", "sums"),
-        ("void at::native::vectorized_elementwise_kernel<8, GeluCUDAKernelImpl>", "other elementwise"),
-        ("something_new", "other"),
-    ],
-)
-def test_kernels_have_a_class(name: str, expected: str) -> None:
-    assert kernel_class(name) == expected
-
-
-def test_launches_and_times_add_up() -> None:
-    events = [{"cat": "kernel", "name": "nvjet_a", "ts": 10.0 * number, "dur": 4.0} for number in range(3 * STEPS)] + [
-        {"cat": "gpu_memset", "name": "Memset (Device)", "ts": 1000.0, "dur": 10.0},
-        {"cat": "cpu_op", "name": "x"},
-    ]
-    lines = by_class(events).splitlines()
-    assert lines[1].split() == ["matrix", "products", "3.0", "12.0", "85.7%"]
-    assert lines[2].split()[:3] == ["fills", "0.2", "2.0"]
-    assert lines[3].split()[:3] == ["all", "3.2", "14.0"]

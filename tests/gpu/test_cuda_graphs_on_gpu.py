@@ -90,7 +90,7 @@ def repeated(trainer: Trainer) -> float:
     """The loss of one and the same step."""
     trainer.state.step = 4
     train_step(trainer)
-    return trainer.pop_averages()["loss"]
+    return float(trainer.pop_averages()["loss"])
 
 
 def test_a_recorded_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -42,6 +43,20 @@ def slow(event, arguments):
 
 sys.addaudithook(slow)
 """
+# Linear layers that take several times as long, since the process is busy in between.
+BUSY_COMPUTE = """
+import time, torch
+
+def busy(layer, tokens, forward=torch.nn.Linear.forward):
+    started = time.perf_counter()
+    result = forward(layer, tokens)
+    until = time.perf_counter() + {times} * (time.perf_counter() - started)
+    while time.perf_counter() < until:
+        pass
+    return result
+
+torch.nn.Linear.forward = busy
+"""
 # A file system that lacks what some network, FUSE and shared-folder mounts lack, likewise.
 POOR_DISK = """
 import errno, fcntl, os, stat
@@ -68,6 +83,9 @@ def train_as_script(words: list[str], variables: dict[str, str], output: Path) -
     os.environ.clear()
     os.environ.update(variables)
     tempfile.tempdir = None  # so that TMPDIR is looked up anew
+    for folder in filter(None, variables.get("PYTHONPATH", "").split(os.pathsep)):
+        if (injected := Path(folder) / "sitecustomize.py").is_file():  # which Python runs when it starts
+            runpy.run_path(str(injected))
     with output.open("a") as stream:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)

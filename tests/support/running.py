@@ -45,6 +45,11 @@ def without_times(values: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_second",
         "matmul_peak_share",
         "peak_memory_mib",
+        "rank_compute_seconds",
+        "rank_waiting_seconds",
+        "slowest_rank",
+        "slowest_rank_slowdown",
+        "slow_ranks",
     }
     phases = ("waiting", "data", "forward", "backward", "optimizer", "graph", "stop_check")
     measured |= {f"{name}_share" for name in phases}

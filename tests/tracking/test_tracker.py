@@ -113,6 +113,21 @@ def test_a_checkpoint_costs_time_which_is_in_tensorboard_alone(accelerator: Acce
     assert not run.metrics_log.exists()
 
 
+def test_the_times_of_many_ranks_are_no_curves(accelerator: Accelerator, run: RunFolder) -> None:
+    tracker = tracker_from(0, accelerator, run)
+    tracker.log("train", 1, {"loss": 0.5, "rank_compute_seconds": [0.25] * 17})
+    tracker.log("train", 2, {"loss": 0.5, "rank_compute_seconds": [0.25] * 16})
+    tracker.note_slow_ranks(2, "slow over 100 steps: rank 1 on n2")
+    tracker.close()
+    assert [len(line["rank_compute_seconds"]) for line in lines(run.metrics_log)] == [17, 16]
+    board = EventAccumulator(str(run.path)).Reload()
+    assert {tag for tag in board.Tags()["scalars"] if "rank" in tag} == {
+        f"train_time/rank_compute_seconds/{rank}" for rank in range(16)
+    }
+    assert curve(run, "train_time/rank_compute_seconds/15") == [(2, 0.25)]
+    assert [text.step for text in board.Tensors("run/slow_ranks/text_summary")] == [2]
+
+
 @pytest.mark.parametrize("seconds_ahead", [0, 3, 86400])
 def test_the_curve_is_whole_after_starts_in_the_same_second_or_by_a_clock_put_back(
     seconds_ahead: int, accelerator: Accelerator, run: RunFolder

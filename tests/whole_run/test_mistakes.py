@@ -131,6 +131,17 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     "a class without weight": (with_flags("--class_weights", "1", "0"), "--class_weights 1 0 cannot work"),
     "no label at all": (with_flags("--label_smoothing", "1"), "--label_smoothing 1.0 cannot work: give a share from 0"),
     "unknown metric": (with_flags("--metric_for_best_model", "eval_loss"), "--metric_for_best_model"),
+    "steps to profile that are none": (
+        with_flags("--profile_steps", "x"),
+        "--profile_steps x cannot work: give the first and the last step, such as 100:105",
+    ),
+    "steps to profile from last to first": (with_flags("--profile_steps", "5:3"), "--profile_steps 5:3 cannot work"),
+    "a step before the first to profile": (with_flags("--profile_steps", "0:3"), "--profile_steps 0:3 cannot work"),
+    "too many steps to profile": (with_flags("--profile_steps", "1:21"), "20 steps at most"),
+    "steps to profile beyond the last": (
+        with_flags("--profile_steps", "20:21"),
+        "--profile_steps 20:21 cannot work: the run has 20 steps",
+    ),
     "one column": (with_flags("--label_column", "sentence"), "--sentence_column and --label_column are both sentence"),
     "other column": (with_flags("--sentence_column", "text"), "has no column 'text', only 'sentence', 'label'"),
     "other classes": (with_flags("--label_names", "1", "2"), "is unknown: give 1 or 2, or mend --label_names"),

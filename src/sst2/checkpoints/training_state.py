@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -18,6 +19,9 @@ class TrainingState:
         best_score: its `--metric_for_best_model`, less than 0 where a lower one is better.
         logged: sums since the last logged point, by name.
         logged_times: seconds since then, by phase of a step, and `waiting` of backward passes for other ranks.
+        slow_ranks: those that the others have waited for, each once: `rank` and `host`; `first_step` and `last_step`,
+            between which it was slow for so many `steps`; `slowdown`, the share by which it was slower at worst;
+            `lacks_cores`, whether that was for other processes alone. On rank 0; others have those of earlier starts.
     """
 
     step: int = 0
@@ -32,6 +36,7 @@ class TrainingState:
     evaluations_without_improvement: int = 0
     logged: dict[str, float] = field(default_factory=dict)
     logged_times: dict[str, float] = field(default_factory=dict)
+    slow_ranks: list[dict[str, Any]] = field(default_factory=list)
 
     def count_step(self, sentences: int, tokens: int, busiest_tokens: int) -> None:
         """Count one optimizer step, by what is known of it beforehand. All figures are over all ranks.

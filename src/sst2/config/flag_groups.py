@@ -164,6 +164,12 @@ class RunArguments:
         None, "go on from a checkpoint: its folder, or auto for the run's newest (a fresh start if none)", "auto|DIR"
     )
     logging_steps: int = flag(50, "optimizer steps between two logged points", "STEPS")
+    profile_steps: str | None = flag(
+        None,
+        "record optimizer steps A to B, counted from 1, on every process: a trace for ui.perfetto.dev and a table of "
+        "where the time goes, in the run's folder under profile/",
+        "A:B",
+    )
     log_sample_ids: bool = flag(False, "write the row numbers of every step's sentences to samples.jsonl")
     checkpointing_steps: int | None = flag(None, "optimizer steps between checkpoints; default: at the end", "STEPS")
     checkpoints_total_limit: int = flag(2, "checkpoints kept, 2 at least; the best is kept besides", "N")

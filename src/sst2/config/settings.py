@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sst2.config.flag_groups import (
     TrainingArguments,
 )
 from sst2.utils.text_files import problem_of
+
+MOST_PROFILED = 20  # steps: some megabytes of JSON each, which are read in again, and opened by a browser
 
 
 @dataclass
@@ -71,6 +74,12 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
         """Folder of the run."""
         return Path(str(self.output_dir))
 
+    @property
+    def profiled_steps(self) -> range:
+        """The optimizer steps of `--profile_steps`, counted from 1."""
+        first, _, last = (self.profile_steps or "1:0").partition(":")
+        return range(int(first), int(last) + 1)
+
 
 def _check_ranges(s: Settings) -> None:
     at_least_one = (
@@ -93,6 +102,11 @@ def _check_ranges(s: Settings) -> None:
     _require(0 <= s.seed < 2**31, "seed", s.seed, "give a number from 0 to 2147483647")
     _require(0 < s.step_timeout < 1e6, "step_timeout", s.step_timeout, "give seconds above 0, such as 300")
     _require(0 < s.connect_timeout < 1e6, "connect_timeout", s.connect_timeout, "give seconds above 0, such as 300")
+    if s.profile_steps is not None:
+        is_range = re.fullmatch("[0-9]{1,9}:[0-9]{1,9}", s.profile_steps) and s.profiled_steps
+        way_out = f"give the first and the last step, such as 100:105, {MOST_PROFILED} steps at most"
+        has_few = is_range and s.profiled_steps.start >= 1 and len(s.profiled_steps) <= MOST_PROFILED
+        _require(bool(has_few), "profile_steps", s.profile_steps, way_out)
     _require(s.checkpoints_total_limit >= 2, "checkpoints_total_limit", s.checkpoints_total_limit, "keep at least 2")
 
 

@@ -98,7 +98,8 @@ def plan_batches(settings: Settings, num_sentences: int, world_size: int) -> tup
         The settings with global batch size, accumulation, total and warm-up steps filled in, and the plan.
 
     Raises:
-        UserError: the batch sizes contradict each other, or leave a device without a sentence.
+        UserError: the batch sizes contradict each other, or leave a device without a sentence; a step to profile is
+            beyond the last one.
     """
     per_device, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     batch = settings.global_batch_size or per_device * world_size * (accumulation or 1)
@@ -114,6 +115,8 @@ def plan_batches(settings: Settings, num_sentences: int, world_size: int) -> tup
             f"not --gradient_accumulation_steps {accumulation}: drop one of the two"
         )
     total = settings.max_train_steps or math.ceil(settings.num_train_epochs * math.ceil(num_sentences / batch))
+    if settings.profiled_steps.stop > total + 1:
+        raise UserError(f"--profile_steps {settings.profile_steps} cannot work: the run has {total} steps")
     warmup = 0 if settings.lr_scheduler_type == "constant" else settings.num_warmup_steps
     if warmup is None:
         warmup = math.ceil(settings.warmup_ratio * total)

@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics = path / "metrics.json"
         self.predictions = path / "predictions.csv"
         self.log = path / "train.log"
+        self.profile = path / "profile"  # with --profile_steps
         self.trackers = path / "trackers.json"  # the runs that it has with the trackers of --report_to
         self._lock: TextIO | None = None
         self._is_new = False

@@ -14,11 +14,13 @@ from typing import Any
 
 from sst2.utils.device_timing import PHASES
 
+RANK_TIMES = ["rank_compute_seconds", "rank_waiting_seconds"]  # lists, a number for each rank
+MOST_RANKS = 16  # whose times are curves
 OF_TRAINING = {  # groups and what they hold
     "train": ["loss"],
     "train_optimizer": "grad_norm learning_rate skipped_steps".split(),
     "train_system": "checkpoint_pause_seconds checkpoint_total_seconds peak_memory_mib".split(),
-    "train_time": [f"{phase}_share" for phase in (*PHASES, "waiting")],
+    "train_time": [f"{phase}_share" for phase in (*PHASES, "waiting")] + RANK_TIMES + ["slowest_rank_slowdown"],
 }
 OF_TRAINING_ELSE = "train_speed"
 OF_EVALUATIONS = "eval"  # on the split that models are selected on, which may be a hold-out or the validation split
@@ -27,7 +29,9 @@ OF_BEST = "train_best"  # in the HParams table, one of the first five; on the la
 OF_EVALUATIONS_ELSE = "verbose_eval"
 OF_OTHER_SPLITS = "trained_model"  # they are evaluated once, at the end
 
-NO_CURVES = "confusion_matrix count support".split()  # constant, or drawn as a picture; all are in metrics.jsonl
+NO_CURVES = (
+    "confusion_matrix count slowest_rank support".split()
+)  # constant, or drawn as a picture; all are in metrics.jsonl
 MOST_CURVES = 20  # of one kind: the classes with the most sentences
 LONGEST_NAME = 60  # characters of a class; mlflow takes tags of 250
 _UNSAFE = re.compile(r"[^\w.\- ]")  # mlflow takes letters of any language, digits, _ - . and spaces between slashes
@@ -70,11 +74,13 @@ class Tags:
         if "per_class" in values:
             rows = sorted(values["per_class"].items(), key=lambda row: -row[1]["support"])[:MOST_CURVES]
             values = values | {"per_class": {self._classes[name]: row for name, row in rows}}
-        return {self._tag(split, name): number for name, number in flatten(values).items()}
+        curves = {name: value for name, value in values.items() if name not in RANK_TIMES or len(value) <= MOST_RANKS}
+        return {self._tag(split, name): number for name, number in flatten(curves).items()}
 
     def _tag(self, split: str, name: str) -> str:
         if split == "train":
-            group = next((group for group, names in OF_TRAINING.items() if name in names), OF_TRAINING_ELSE)
+            whole = name.partition("/")[0]
+            group = next((group for group, names in OF_TRAINING.items() if whole in names), OF_TRAINING_ELSE)
             return f"{group}/{name}"
         if split == self._selection_split and name in SHOWN_FIRST:
             return f"{OF_EVALUATIONS}/{name}"

@@ -112,6 +112,10 @@ class Tracker:
         """Why it ended, likewise. Under a name of its own, since TensorBoard shows one text for each step."""
         self._note("run/ends", step, text)
 
+    def note_slow_ranks(self, step: int, text: str) -> None:
+        """Which ranks have become slow, or are so no longer, likewise."""
+        self._note("run/slow_ranks", step, text)
+
     def _note(self, tag: str, step: int, text: str) -> None:
         self._on_board(lambda board: board.add_text(tag, text, step))
 

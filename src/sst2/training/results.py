@@ -71,5 +71,7 @@ def _final_metrics(trainer: Trainer, evaluations: Mapping[str, Evaluation], step
         "checkpoint": f"checkpoints/{checkpoint_name(step)}",
         "selected": selected,
     }
+    if trainer.rank_times is not None or state.slow_ranks:
+        metrics["slow_ranks"] = state.slow_ranks
     test, _ = evaluations.get("test", ({}, None))
     return metrics | ({"test": test} if test else {})

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from sst2.checkpoints.training_state import TrainingState
 from sst2.training.flops import DTYPES, matrix_peak
+from sst2.training.slow_ranks import RankTimes
 from sst2.utils.device_timing import PHASES, Phases, Waiting
 
 STEPS_BETWEEN_READS = 16  # on a GPU
@@ -22,15 +23,27 @@ class StepMetrics:
     Reading a number from a GPU makes the host wait for all the work before it, and the GPU then waits for the host. A
     CPU computes at once, so that nothing is lost by reading after each step.
 
+    Args:
+        accelerator: knows the ranks.
+        waiting: of the strategy's backward passes.
+        skipped_in_a_row: the last steps of an earlier start that changed nothing.
+        rank_times: gets this rank's own times, where ranks are compared.
+
     Attributes:
         phases: to be told which phase of a step begins.
         peak: FLOP/s of a large matrix product on this rank's device in the precision of forward passes, measured while
             the other ranks measure theirs.
     """
 
-    def __init__(self, accelerator: Accelerator, waiting: Waiting, skipped_in_a_row: int = 0) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        waiting: Waiting,
+        skipped_in_a_row: int = 0,
+        rank_times: RankTimes | None = None,
+    ) -> None:
         device = accelerator.device
-        self._accelerator, self._waiting = accelerator, waiting
+        self._accelerator, self._waiting, self._rank_times = accelerator, waiting, rank_times
         self.phases = Phases(device)
         self.peak = matrix_peak(device, DTYPES[accelerator.mixed_precision], seconds=0.02)
         self._every = 1 if device.type == "cpu" else STEPS_BETWEEN_READS
@@ -87,6 +100,9 @@ class StepMetrics:
             return 0
         started = time.perf_counter()
         on_host = [self._padded_tokens, self._waiting.take(), *self.phases.take()]
+        if self._rank_times is not None:
+            own_times = dict(zip(("waiting", *PHASES), on_host[1:], strict=True))
+            self._rank_times.add(self._steps, own_times, self.phases.take_on_core(), self._padded_tokens)
         own = torch.cat([self._sums, self._sums.new_tensor(on_host)])
         loss_sum, loss_weight, padded_tokens, *times = self._accelerator.reduce(own, reduction="sum").tolist()
         times = [seconds / self._accelerator.num_processes for seconds in times]

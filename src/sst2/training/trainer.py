@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import socket
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -28,6 +30,8 @@ from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
 from sst2.training.flops import flop_per_token
 from sst2.training.loss import TrainingLoss
+from sst2.training.profiling import StepProfiler
+from sst2.training.slow_ranks import RankTimes, SlowRanks, in_words
 from sst2.training.step_metrics import StepMetrics, peak_memory_mib, pop_averages
 from sst2.training.steps.choose import choose_runner
 from sst2.training.steps.runner import StepRunner
@@ -63,6 +67,9 @@ class Trainer:
         schedule: steps once per optimizer step; accelerate does not know of it.
         state: the step, and what is saved beside weights.
         step_metrics: of the steps since `state` was last brought up to date, by `sync_to_host`.
+        rank_times: of this rank, where ranks are compared: not on one alone, nor where a strategy cannot tell.
+        slow_ranks: compares them, on the main process.
+        profiler: records `--profile_steps`.
         step_runner: runs steps eagerly, or as CUDA graphs.
         flop_per_token: of training, as `sst2.training.flops` counts them.
         loss: of training; evaluations have the plain cross-entropy.
@@ -84,14 +91,30 @@ class Trainer:
     stop_requests: StopRequests
     watchdog: Watchdog
     tracker: Tracker
+    rank_times: RankTimes | None = field(init=False)
+    slow_ranks: SlowRanks = field(init=False)
     step_metrics: StepMetrics = field(init=False)
+    profiler: StepProfiler = field(init=False)
     step_runner: StepRunner = field(init=False)
     flop_per_token: int = field(init=False)
     loss: TrainingLoss = field(init=False)
     last_evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
-        self.step_metrics = StepMetrics(self.accelerator, self.strategy.waiting, self.state.skipped_in_a_row)
+        can_compare = self.accelerator.num_processes > 1 and bool(self.strategy.own_phases)
+        self.rank_times = RankTimes(self.strategy.own_phases) if can_compare else None
+        self.slow_ranks = SlowRanks(gather_object([socket.gethostname()]), self.state.slow_ranks, self.state.step)
+        self.step_metrics = StepMetrics(
+            self.accelerator, self.strategy.waiting, self.state.skipped_in_a_row, self.rank_times
+        )
+        self.profiler = StepProfiler(
+            self.settings.profiled_steps,
+            done=self.state.step,
+            phases=self.step_metrics.phases,
+            folder=self.run.profile,
+            rank=self.accelerator.process_index,
+            device=self.accelerator.device,
+        )
         self.loss = TrainingLoss(self.settings, self.splits["train"], self.strategy.device)
         self.step_runner = choose_runner(self)
         self.flop_per_token = flop_per_token(self.model_config)
@@ -140,11 +163,11 @@ class Trainer:
             raise self.checkpointer.failure()
         return flags
 
-    def pop_averages(self) -> dict[str, float]:
+    def pop_averages(self) -> dict[str, Any]:
         """What a logged point of training holds: averages since the last one, and where the run is. All ranks call it.
 
         Among it `matmul_peak_share`: of what all ranks could do by a large matrix product measured at the start, the
-        share that training on the real tokens takes.
+        share that training on the real tokens takes. On the main process, also the times of each rank.
         """
         self.sync_to_host()
         averages = pop_averages(self.state)
@@ -154,7 +177,21 @@ class Trainer:
             "skipped_steps": self.state.skipped_steps,
             "matmul_peak_share": flops / (self.step_metrics.peak * self.accelerator.num_processes),
             "peak_memory_mib": peak_memory_mib(self.accelerator.device),
+            **self._compare_ranks(),
         }
+
+    def _compare_ranks(self) -> dict[str, Any]:
+        """The times of each rank since the last call, on the main process, where slow ranks are named."""
+        self.watchdog.set_activity(f"the times of all ranks up to step {self.state.step}")
+        blocks = self.rank_times.gather() if self.rank_times is not None else None
+        if blocks is None:
+            return {}
+        said = self.slow_ranks.add(blocks)
+        for line in said:
+            logger.warning("step %d: %s", self.state.step, line)
+        if said:
+            self.tracker.note_slow_ranks(self.state.step, "; ".join(said))
+        return self.slow_ranks.averages(blocks)
 
     def sync_to_host(self) -> None:
         """Bring `state` up to date with the steps taken. All ranks call it.
@@ -272,6 +309,11 @@ class Trainer:
         """
         gc.enable()
         gc.unfreeze()
+        with suppress(RuntimeError) if kind else nullcontext():
+            if not is_lost_process(error):  # else the GPU may wait for it for good
+                self.profiler.close(write=kind is None or issubclass(kind, StopRequestedError))
+        if self.state.slow_ranks:
+            logger.warning("slow ranks of the run: %s", in_words(self.state.slow_ranks, " at worst"))
         suspension = self.watchdog.suspension()
         self.watchdog.set_activity("the end of this start")  # watched as well: it leaves the process group
         try:

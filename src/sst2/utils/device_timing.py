@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 Moment = Any  # seconds of the host's clock, or a torch.cuda.Event
 
@@ -17,6 +18,10 @@ class DeviceClock:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
+
+    def on_core(self) -> float:
+        """Seconds for which this thread has had a core so far; 0 on a GPU, which no other process takes away."""
+        return 0.0 if self._on_gpu else time.thread_time()
 
     @property
     def is_stopped(self) -> bool:
@@ -47,33 +52,52 @@ PHASES = ("data", "forward", "backward", "optimizer", "graph", "stop_check")
 
 
 class Phases:
-    """The time that a rank has spent in each of `PHASES`, summed up. On a GPU it is the device's time."""
+    """The time that a rank has spent in each of `PHASES`, summed up. On a GPU it is the device's time.
+
+    Attributes:
+        are_marked: whether phases are marked in the trace that torch.profiler records.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.are_marked = False
+        self._mark: record_function | None = None
         self._clock = DeviceClock(device)
-        self._current: tuple[str, Moment] | None = None
+        self._current: tuple[str, Moment, float] | None = None
         self._spans: dict[str, list[tuple[Moment, Moment]]] = {phase: [] for phase in PHASES}
+        self._on_core = dict.fromkeys(PHASES, 0.0)
 
     def begin(self, phase: str) -> None:
         """One of `PHASES` begins, and the one before ends. Those that are recorded to a graph go by as it does."""
         if self._clock.is_stopped:
             return
         now = self.end()
-        self._current = phase, now
+        self._current = phase, now, self._clock.on_core()
+        if self.are_marked:
+            self._mark = record_function(phase)
+            self._mark.__enter__()
 
     def end(self) -> Moment:
         """The step is over. Returns the moment."""
         now = self._clock.now()
         if self._current is not None:
-            phase, began = self._current
+            phase, began, on_core = self._current
             self._spans[phase].append((began, now))
+            self._on_core[phase] += self._clock.on_core() - on_core
         self._current = None
+        if self._mark is not None:
+            self._mark.__exit__(None, None, None)
+            self._mark = None
         return now
 
     def take(self) -> list[float]:
         """Seconds since the last call, in the order of `PHASES`."""
         spans, self._spans = self._spans, {phase: [] for phase in PHASES}
         return [self._clock.seconds(spans[phase]) for phase in PHASES]
+
+    def take_on_core(self) -> dict[str, float]:
+        """Of the time since the last call, the seconds by phase for which this thread had a core: 0 on a GPU."""
+        on_core, self._on_core = self._on_core, dict.fromkeys(PHASES, 0.0)
+        return on_core
 
 
 class Waiting:

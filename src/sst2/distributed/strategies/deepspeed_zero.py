@@ -58,6 +58,8 @@ class DeepSpeedStrategy(ShardedStrategy):
         if accelerator.num_processes > 1:
             self._watch_backward()
         self._stage = engine.zero_optimization_stage()
+        # Stages 1 and 2 gather weights within the optimizer's step, and stage 3 also in each layer.
+        self.own_phases = ("data", "forward") if self._stage < 3 else ()
         logger.info("DeepSpeed: %s", json.dumps(self.describe()["deepspeed_config"]))
 
     @contextmanager

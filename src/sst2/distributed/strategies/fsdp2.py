@@ -15,6 +15,8 @@ from sst2.distributed.strategies.sharded import ShardedStrategy
 class FSDP2Strategy(ShardedStrategy):
     """Args are those of `Strategy`; `groups` are AdamW's parameter groups with names for "params"."""
 
+    own_phases = ()  # each layer's weights are gathered, in forward passes as well
+
     def __init__(
         self,
         accelerator: Accelerator,

@@ -31,7 +31,11 @@ class Strategy:
         optimizer: the bare AdamW, whose learning rate a schedule may set.
         waiting: the time that backward passes have gone on for the sake of other ranks. Under strategies that send more
             than gradients, or send them in between, it is less than all of it.
+        own_phases: those of a step in which this rank waits for no other, but for `waiting`, which is part of them. It
+            is by their time that a slow rank is found: none where ranks wait for each other in all of them.
     """
+
+    own_phases: tuple[str, ...] = ("data", "forward", "backward", "graph", "optimizer")
 
     def __init__(
         self,
