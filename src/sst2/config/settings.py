@@ -14,6 +14,7 @@ from sst2.config.flag_groups import (
     SAMPLE,
     TRACKERS,
     DataArguments,
+    DryRunArguments,
     EvaluationArguments,
     ModelArguments,
     RunArguments,
@@ -23,7 +24,7 @@ from sst2.utils.text_files import problem_of
 
 
 @dataclass
-class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArguments, ModelArguments):
+class Settings(DryRunArguments, RunArguments, EvaluationArguments, TrainingArguments, DataArguments, ModelArguments):
     """All flags in one place, checked.
 
     Attributes:
@@ -93,6 +94,8 @@ def _check_ranges(s: Settings) -> None:
     _require(0 <= s.seed < 2**31, "seed", s.seed, "give a number from 0 to 2147483647")
     _require(0 < s.step_timeout < 1e6, "step_timeout", s.step_timeout, "give seconds above 0, such as 300")
     _require(0 < s.connect_timeout < 1e6, "connect_timeout", s.connect_timeout, "give seconds above 0, such as 300")
+    price = 0 if s.price_per_hour is None else s.price_per_hour
+    _require(0 <= price < 1e6, "price_per_hour", s.price_per_hour, "give the price of an hour, such as 2.5")
     _require(s.checkpoints_total_limit >= 2, "checkpoints_total_limit", s.checkpoints_total_limit, "keep at least 2")
 
 
@@ -129,6 +132,9 @@ def _check_combinations(s: Settings) -> None:
         raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other: give one")
     if s.attn_implementation == "triton" and s.batching == "padded":
         raise ValueError("--attn_implementation triton is for packed batches: drop it, or drop --batching padded")
+    for name in ("json", "price_per_hour"):
+        if getattr(s, name) and not s.dry_run:
+            raise ValueError(f"--{name} needs --dry_run beside it")
     if s.hub_model_id and not s.push_to_hub:
         raise ValueError("--hub_model_id needs --push_to_hub beside it")
 
