@@ -126,8 +126,8 @@ def test_time_limits_are_as_slurm_takes_them(minutes: int, limit: str) -> None:
 
 
 def test_a_run_in_the_folder_is_left_as_it_is(train_here: Train, small_job: list[Any]) -> None:
-    job = [*small_job, "--load_best_model_at_end"]
-    run = train_here(*job, "--checkpointing_steps", 5)
+    job = [*small_job, "--load_best_model_at_end", "--checkpointing_steps", 5]
+    run = train_here(*job)
     assert run.code == 0, run.stderr
     before = everything(run.run_dir)
     earlier = run.run_dir / "checkpoints" / "step-00000015"
@@ -171,8 +171,14 @@ def test_a_folder_that_is_there_and_empty_stays_so(train_here: Train, small_job:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [TWO_PROCESSES, ZERO_3], ids=["two processes", "ZeRO-3"])
-def test_all_ranks_take_part(launcher: list[Any], train: Train, small_job: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "config", "variables"),
+    [([*TWO_PROCESSES], "multi_cpu", ""), (ZERO_3, "deepspeed_zero3", "SST2_CONFIG=deepspeed_zero3 ")],
+    ids=["two processes", "ZeRO-3"],
+)
+def test_all_ranks_take_part(
+    launcher: list[Any], config: str, variables: str, train: Train, small_job: list[Any], tmp_path: Path
+) -> None:
     before = everything(tmp_path)
     finished = train(*small_job, "--dry_run", "--json", launcher=[*map(str, launcher)], run_dir=tmp_path / "run")
     dry = figures(finished)
@@ -184,9 +190,7 @@ def test_all_ranks_take_part(launcher: list[Any], train: Train, small_job: list[
     assert node == pytest.approx(sum(one["host_mib"] + one["launcher_mib"] for one in dry["memory"]["ranks"]))
     assert (dry["job"]["processes"], dry["job"]["nodes"], dry["steps"]["total"]) == (2, 1, 10)
     assert (dry["gpu_hours"], dry["node_hours"]) == (None, pytest.approx(dry["seconds"]["total"] / 3600))
-    config = "multi_cpu" if launcher is TWO_PROCESSES else "deepspeed_zero3"
     assert f"--config_file accelerate_configs/{config}.yaml --num_processes 2 " in dry["commands"]["accelerate"]
-    variables = "" if launcher is TWO_PROCESSES else "SST2_CONFIG=deepspeed_zero3 "
     assert dry["commands"]["sbatch"].startswith(f"{variables}SST2_PROCESSES=2 sbatch --cpus-per-task ")
 
 
@@ -222,8 +226,8 @@ def test_a_kill_leaves_hidden_files_that_the_next_start_removes(long_job: list[A
 def test_a_disk_that_takes_no_checkpoint_is_found(long_job: list[Any], tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     (tmp_path / "sitecustomize.py").write_text(BROKEN_DISK)
-    variables = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path / "temporary")}
-    with running([*long_job, "--dry_run"], tmp_path / "run", PYTHON, **variables) as job:
+    temporary = str(tmp_path / "temporary")
+    with running([*long_job, "--dry_run"], tmp_path / "run", PYTHON, PYTHONPATH=str(tmp_path), TMPDIR=temporary) as job:
         ended = job.wait()
     assert ended.code == 2, ended.stderr
     assert "Input/output error" in ended.stderr.splitlines()[-1]

@@ -40,7 +40,7 @@ def dry_run(trainer: Trainer, loop: TrainingLoop) -> None:
 
 def seconds_since_start() -> float:
     """Since this process's launcher was started, or the process itself where it has none."""
-    started = psutil.Process().create_time()
+    started: float = psutil.Process().create_time()
     if launched_by() != "python":
         with suppress(psutil.Error, OSError):
             started = psutil.Process(os.getppid()).create_time()

@@ -84,5 +84,6 @@ def _launcher_mib() -> float:
     if launched_by() == "python":
         return 0.0
     with suppress(psutil.Error, OSError):
-        return float(psutil.Process(os.getppid()).memory_info().rss / MIB)
+        launcher: float = psutil.Process(os.getppid()).memory_info().rss / MIB
+        return launcher
     return 0.0

@@ -116,8 +116,8 @@ def _of_machine(found: dict[str, Any]) -> Iterator[Row]:
     of_each = f"up to {_gib(fattest)} a process; launcher included" if len(memory["ranks"]) > 1 else "launcher included"
     of_all = f"of {_gib(memory['node_has_mib'])} a node; {of_each}"
     yield "peak memory, host", _gib(max(memory["nodes_mib"])), of_all
-    room = f"{found['checkpoints']:,} are written; the run has up to {_gib(disk['run_bytes'] / MIB)} on disk, "
-    yield "checkpoint", _gib(disk["checkpoint_bytes"] / MIB), f"{room}{_gib(disk['free_bytes'] / MIB)} are free"
+    room = f"up to {_gib(disk['run_bytes'] / MIB)} on disk, where {_gib(disk['free_bytes'] / MIB)} are free"
+    yield "checkpoint", _gib(disk["checkpoint_bytes"] / MIB), f"{found['checkpoints']:,} in all; the run has {room}"
 
 
 def _of_time(found: dict[str, Any]) -> Iterator[Row]:
