@@ -1,5 +1,6 @@
 """The commands that start the measured run: `accelerate launch`, and `sbatch` with limits that it fits."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,12 +27,13 @@ OWN_CONFIG = "YOUR_CONFIG.yaml"  # where the launcher was configured by what is 
 
 
 def flags_of_run(settings: Settings) -> list[str]:
-    """The flags that start this run: those that were given, and the folder and precision that it has.
+    """The flags that start this run: those that were given, its folder, and its precision: launchers differ in that.
 
-    The precision is given, since launchers differ in what they take.
+    A folder that slurm/train.sh has named after the job is left to the next one, which names another.
     """
     given = {name: value for name, value in settings.given.items() if name not in OF_DRY_RUN}
-    given.setdefault("output_dir", settings.output_dir)
+    if settings.output_dir != os.environ.get("SST2_OUTPUT_DIR"):
+        given.setdefault("output_dir", settings.output_dir)
     given.setdefault("mixed_precision", settings.mixed_precision)
     words = []
     for name, value in given.items():
@@ -44,8 +46,8 @@ def accelerate_command(settings: Settings, accelerator: Accelerator, nodes: int)
     """The line that starts the run here, or on each of several nodes with the number of that one."""
     launcher, processes, folder = read_launcher(), accelerator.num_processes, _project()
     config = _config(launcher, accelerator, nodes)
-    words = ["accelerate", "launch", "--config_file"]
-    words.append(config if config == OWN_CONFIG else str(folder / "accelerate_configs" / f"{config}.yaml"))
+    file = config if config.endswith(".yaml") else str(folder / "accelerate_configs" / f"{config}.yaml")
+    words = ["accelerate", "launch", "--config_file", file]
     if processes > 1 or launcher.uses_deepspeed or launcher.uses_fsdp:
         words += ["--num_processes", str(processes)]
     if nodes > 1:
@@ -58,8 +60,8 @@ def sbatch_command(settings: Settings, accelerator: Accelerator, estimate: Estim
     """The line that submits the run, on as many nodes and devices, with a time limit and memory that it fits."""
     launcher, on_node = read_launcher(), processes_of_node(accelerator)
     variables = []
-    if launcher.uses_deepspeed or launcher.uses_fsdp:
-        variables.append(f"SST2_CONFIG={_config(launcher, accelerator, nodes=1)}")
+    if launcher.uses_deepspeed or launcher.uses_fsdp or "SST2_CONFIG" in os.environ:
+        variables.append(f"SST2_CONFIG={shlex.quote(_config(launcher, accelerator, nodes=1))}")
     words = ["sbatch", *(["--nodes", str(estimate.nodes)] if estimate.nodes > 1 else [])]
     if estimate.on_gpu:
         words += ["--gpus-per-node", str(on_node), "--cpus-per-task", str(CORES_PER_GPU * on_node)]
@@ -81,7 +83,9 @@ def time_limit(minutes: int) -> str:
 
 
 def _config(launcher: Launcher, accelerator: Accelerator, nodes: int) -> str:
-    """The name in accelerate_configs/ of what the launcher was told."""
+    """What the launcher was told: a name in accelerate_configs/ or a YAML file, in a batch job that of SST2_CONFIG."""
+    if config := os.environ.get("SST2_CONFIG"):
+        return config
     if launcher.uses_deepspeed:
         if launcher.deepspeed_file:
             return "deepspeed_file" if Path(launcher.deepspeed_file).name == "deepspeed.json" else OWN_CONFIG
