@@ -146,6 +146,7 @@ def test_a_run_in_the_folder_is_left_as_it_is(train_here: Train, small_job: list
 def test_a_run_that_has_taken_all_steps_has_its_end_left(train_here: Train, small_job: list[Any]) -> None:
     run = train_here(*small_job, "--load_best_model_at_end")
     (run.run_dir / "metrics.json").unlink()
+    (run.run_dir / "checkpoints" / ".step-00000010.unfinished").mkdir()  # of a kill, which a start would remove
     before = everything(run.run_dir)
     dry = figures(
         train_here(*small_job, "--load_best_model_at_end", "--resume_from_checkpoint", "auto", "--dry_run", "--json")

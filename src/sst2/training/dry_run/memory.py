@@ -75,7 +75,7 @@ def peaks_of_nodes(ranks: list[RankMemory]) -> dict[int, float]:
 
 def host_limit_mib() -> float:
     """What the processes of this node may have together: its memory, or what SLURM has given the job of it."""
-    total = psutil.virtual_memory().total / MIB
+    total: float = psutil.virtual_memory().total / MIB
     granted = read_number("SLURM_MEM_PER_NODE", 0)  # MiB; 0, too, stands for all
     return min(total, float(granted)) if granted else total
 
