@@ -103,7 +103,7 @@ class Rehearsal:
         planned = self._workload.to_measure(self._trainer.step_runner.has_graphs)
         if planned:
             self._measure_steps(planned, measured)
-            self._measure_log(planned[0], measured)
+            self._measure_log(planned[-1], measured)
             self._measure_checkpoint(planned[0], measured)
         self._measure_evaluation(planned, measured)
         self._measure_end(measured)
@@ -155,7 +155,7 @@ class Rehearsal:
         smaller = f"--per_device_eval_batch_size {max(1, size // 2)}"
         with self._needing(f"an evaluation, {size} sentences at once", smaller):
             measured.first_evaluation = self._seconds(self._loop.validate)
-            for step in planned[:1]:  # of another step, so that as much is written for TensorBoard
+            for step in planned[-1:]:  # of another step, so that as much is written for TensorBoard
                 self._take(step)
             self._trainer.state.best_score = None  # the next one is the best, which the last checkpoint saves
             measured.evaluation = self._seconds(self._loop.validate)
