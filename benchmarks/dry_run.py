@@ -59,10 +59,10 @@ def sizes(folder: Path, arguments: argparse.Namespace) -> dict[str, list[str]]:
     found = {"sample": ["--smoke", *steps]}
     if arguments.minilm:
         words = ["--model_name_or_path", arguments.minilm, "--train_file", arguments.sst2 / "train.tsv"]
-        words += ["--validation_file", arguments.sst2 / "dev.tsv", "--max_train_samples", 1600, "--num_train_epochs", 2]
+        words += ["--validation_file", arguments.sst2 / "dev.tsv", "--max_train_samples", 800, "--num_train_epochs", 2]
         found["minilm"] = [*map(str, words), *steps]
     words = ["--model_name_or_path", folder / "model", "--train_file", folder / "train.tsv"]
-    words += ["--validation_file", folder / "validation.tsv", "--max_train_samples", 1280, "--num_train_epochs", 1]
+    words += ["--validation_file", folder / "validation.tsv", "--max_train_samples", 640, "--num_train_epochs", 1]
     found["distilbert_base"] = [*map(str, words), *steps]
     return {name: flags for name, flags in found.items() if not arguments.only or name in arguments.only}
 

@@ -191,7 +191,7 @@ def test_all_ranks_take_part(
     assert node == pytest.approx(sum(one["host_mib"] + one["launcher_mib"] for one in dry["memory"]["ranks"]))
     assert (dry["job"]["processes"], dry["job"]["nodes"], dry["steps"]["total"]) == (2, 1, 10)
     assert (dry["gpu_hours"], dry["node_hours"]) == (None, pytest.approx(dry["seconds"]["total"] / 3600))
-    assert f"--config_file accelerate_configs/{config}.yaml --num_processes 2 " in dry["commands"]["accelerate"]
+    assert f"/accelerate_configs/{config}.yaml --num_processes 2 " in dry["commands"]["accelerate"]
     assert dry["commands"]["sbatch"].startswith(f"{variables}SST2_PROCESSES=2 sbatch --cpus-per-task ")
 
 
