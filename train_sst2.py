@@ -35,6 +35,8 @@ from sst2.data.splits import Split
 from sst2.distributed.ranks import exit_codes_of_rank
 from sst2.evaluation.predictions import in_split_order, in_words
 from sst2.runs.run_folder import RunFolder
+from sst2.training.dry_run.command import dry_run
+from sst2.training.dry_run.rehearsal import TrainingLoop
 from sst2.training.results import write_results
 from sst2.training.resume import resume_or_start
 from sst2.training.setup import init_processes, load_assets, prepare_training
@@ -57,6 +59,10 @@ def main(settings: Settings, stop_requests: StopRequests) -> None:
         UserError: something cannot be read, written or used.
     """
     with RunFolder(settings.run_dir) as run, setup(settings, stop_requests, run) as trainer:
+        if settings.dry_run:
+            loop = TrainingLoop(train_step, check_stop_requests, log_training, validate, save_checkpoint, finalize)
+            dry_run(trainer, loop)
+            return
         try:
             fit(trainer)
             finalize(trainer)

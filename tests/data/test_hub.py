@@ -271,6 +271,26 @@ def test_uploading_to_a_repository_by_name(
     assert uploaded.files() == contents(run.run_dir / "model")
 
 
+def test_a_dry_run_tries_the_login_and_uploads_nothing(
+    place: Place, train_here: Train, small_job: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", place.hub.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    flags = ["--max_train_steps", 1, "--push_to_hub", "--hub_model_id", "somebody/else"]
+    (place.hub.root / "models" / "somebody" / "else").mkdir(parents=True)
+    start = len(place.hub.requests)
+    assert train_here(*small_job, *flags, "--dry_run").code == 0
+    assert place.requests_since(start) == ["GET /api/whoami-v2"]
+    assert train_here(*small_job, *flags).code == 0
+    start = len(place.hub.requests)
+    finished = train_here(*small_job, *flags, "--resume_from_checkpoint", "auto", "--dry_run")
+    assert "has finished already" in finished.stderr
+    assert place.requests_since(start) == ["GET /api/whoami-v2"]
+    monkeypatch.delenv("HF_TOKEN")
+    assert_refused(train_here(*small_job, *flags, "--dry_run", run_dir=place.home / "run"), "needs a token")
+
+
 def test_a_warm_cache_is_enough_when_the_hub_is_down(warm: Place, train: Train, closed_hub: str) -> None:
     run = train(*SHORT, **warm.variables | {"HF_ENDPOINT": closed_hub})
     assert run.code == 0, run.stderr

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,3 +224,11 @@ def test_peak_memory_is_in_mebibytes() -> None:
     assert 0.9 * resident < peak < psutil.virtual_memory().total / 2**20
     ballast = b"x" * (400 * 2**20)
     assert peak_memory_mib(CPU) >= max(peak, len(ballast) / 2**20)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_not_that_of_the_program_that_has_started_this_one() -> None:
+    ballast = b"x" * (1200 * 2**20)  # from a program of that size, ru_maxrss would begin at as much
+    code = "from sst2.training.step_metrics import peak_host_memory_mib; print(peak_host_memory_mib())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 50 < float(said) < len(ballast) / 2**20

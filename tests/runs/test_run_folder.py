@@ -53,6 +53,18 @@ def test_only_overwriting_removes_and_only_what_runs_write(tmp_path: Path) -> No
     assert {path.name for path in run.path.iterdir()} == {".lock", "config.yaml", "notes.txt", "plots"}
 
 
+def test_where_no_run_has_begun_all_is_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("mine")
+    for folder in (tmp_path / "new" / "newer" / "run", tmp_path / "there"):
+        with RunFolder(folder) as run:
+            run.lock()
+            scratch = run.make_scratch()
+            assert scratch.name.startswith(".")
+            fill(RunFolder(scratch))
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["there", "there/notes.txt"]
+
+
 def overwrite(folder: Path, killed_at: int) -> bool:
     run = RunFolder(folder)
     run.lock()

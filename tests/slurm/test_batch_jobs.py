@@ -81,6 +81,25 @@ def injected(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
+def test_a_dry_run_gives_the_line_by_which_slurm_takes_the_run(start: Submit, cluster: Cluster, tmp_path: Path) -> None:
+    dry = start(*SAMPLE, "--dry_run", "--json")
+    facts = dry.end()
+    assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), dry.said
+    assert not dry.run_dir.exists()
+    found = json.loads(dry.said[dry.said.index("\n{") : dry.said.rindex("\n}") + 2])
+    assert (found["job"]["processes"], found["job"]["nodes"], found["steps"]["total"]) == (2, 2, 80)
+    assert len(found["memory"]["nodes_mib"]) == 2
+    line = found["commands"]["sbatch"]
+    assert line.startswith("sbatch --nodes 2 --cpus-per-task 1 --time 00:0")
+    line = line.replace("sbatch", f"sbatch --parsable --chdir={tmp_path} --output={tmp_path / 'output'}", 1)
+    number = subprocess.check_output(["bash", "-c", line], env=cluster.environment, text=True).strip()
+    job = Job(cluster, number, tmp_path / "output", dry.run_dir)
+    facts = job.end()
+    assert (facts["JobState"], facts["NumNodes"]) == ("COMPLETED", "2"), job.said
+    assert facts["MinMemoryNode"] == f"{line.split('--mem ')[1].split()[0]}"
+    assert job.has_logged(80)
+
+
 def assert_same_result(job: Job, undisturbed: Job, starts: int | None = None) -> None:
     facts = job.end()
     assert (facts["JobState"], facts["ExitCode"]) == ("COMPLETED", "0:0"), job.said

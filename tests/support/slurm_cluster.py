@@ -39,7 +39,7 @@ MinJobAge=3600
 SchedulerParameters=sched_interval=1,bf_interval=1,requeue_delay=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory={memory}
 PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE MaxTime=INFINITE State=UP
 PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
@@ -61,7 +61,8 @@ class Cluster:
         for name in ("munge", "state", "spool-n1", "spool-n2"):
             (folder / name).mkdir(parents=True)
         host = socket.gethostname()
-        text = CONFIGURATION.format(host=host, folder=folder, port=port, first=port + 1, last=port + 2)
+        memory = int(0.8 * psutil.virtual_memory().total / 2**20)  # MiB; less than this is there takes a node down
+        text = CONFIGURATION.format(host=host, folder=folder, port=port, first=port + 1, last=port + 2, memory=memory)
         (folder / "slurm.conf").write_text(text)
         key = folder / "munge" / "key"
         key.write_bytes(os.urandom(1024))

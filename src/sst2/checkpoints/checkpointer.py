@@ -54,6 +54,7 @@ from sst2.distributed.ranks import read_on_main, run_on_main
 from sst2.distributed.strategies.strategy import Strategy
 from sst2.runs.origin import origin
 from sst2.runs.run_folder import RunFolder, is_finished
+from sst2.utils.atomic_folder import write_atomic_folder
 from sst2.utils.checksums import damage_of
 from sst2.utils.errors import UserError
 from sst2.utils.waiting import call_with_timeout
@@ -176,22 +177,26 @@ class Checkpointer:
         times, self._times = self._times, []
         return times
 
+    @property
+    def most_kept(self) -> int:
+        """Checkpoints that are there at the same time, at most: the oldest goes when the newest is written."""
+        settings = self.settings
+        if not (settings.checkpointing_steps or settings.load_best_model_at_end):
+            return 1
+        return 1 + settings.checkpoints_total_limit + settings.load_best_model_at_end
+
     def bytes_to_write(self, place: Path | None, state: TrainingState) -> int:
         """Room that this start needs beside the checkpoints that are there: for those to come, and the export.
 
         If `place`, the checkpoint of `state` that the run resumes from, is another run's, it and the best one beside it
         are copied, and count among those to keep.
         """
-        settings = self.settings
-        kept = 1
-        if settings.checkpointing_steps or settings.load_best_model_at_end:
-            kept += settings.checkpoints_total_limit + settings.load_best_model_at_end  # the oldest goes last
         weights = self.base.num_bytes if self.base else 0
         checkpoint = 3 * weights  # AdamW has two moments
         imported = checkpoints_to_import(place, self.folder, state.step, state.best_step).values()
         copies = [folder_bytes(source) for source in imported if source.is_dir()]
         there = len(list_checkpoints(self.folder)) + len(copies)
-        return weights + sum(copies) + max(1, kept - there) * checkpoint
+        return weights + sum(copies) + max(1, self.most_kept - there) * checkpoint
 
     def find(self, requested: str | None) -> Path | None:
         """The whole checkpoint to resume from; None to start from the beginning. For the main process.
@@ -201,7 +206,8 @@ class Checkpointer:
         Raises:
             UserError: there is none that is whole.
         """
-        recover(self.folder)
+        if not self.settings.dry_run:  # which leaves the run in the folder as it is
+            recover(self.folder)
         if requested is None:
             return None
         if requested != "auto":
@@ -279,7 +285,10 @@ class Checkpointer:
         if self.settings.load_best_model_at_end and state.best_step is not None:
             best = self.folder / checkpoint_name(state.best_step)
         try:
-            save_or_rescue(place, write_files, best)
+            if self.settings.dry_run:
+                write_atomic_folder(place, write_files)  # what the disk does not take is not wanted elsewhere either
+            else:
+                save_or_rescue(place, write_files, best)
             rotate(self.folder, place, self.settings.checkpoints_total_limit, state.best_step)
         except Exception as error:  # whatever it is, the main thread must learn of it
             self._failure = error

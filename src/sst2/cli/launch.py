@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
-from sst2.utils.console import standard_output
+from sst2.utils.console import keep_off_standard_output, standard_output
 from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, print_line
 
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
             signal.signal(number, _forward)
     if not is_ignored(signal.SIGTSTP):
         signal.signal(signal.SIGTSTP, _suspend)
+    keep_off_standard_output("DeepSpeed")  # which accelerate imports
     # Only now, since they take seconds in which a signal may come.
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import DistError

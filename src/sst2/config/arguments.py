@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from sst2.runs.run_folder import RunFolder
 
 PROGRAM = "train_sst2.py"
-OF_ONE_START = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "profile_steps")
+OF_DRY_RUN = ("dry_run", "json", "price_per_hour")
+OF_ONE_START = "overwrite_output_dir resume_from_checkpoint push_to_hub hub_model_id profile_steps".split()
+OF_ONE_START += OF_DRY_RUN
 
 # What `--smoke` stands for: the embedded sample and a recipe that suits a tiny model trained from scratch.
 SMOKE_RECIPE: dict[str, Any] = {

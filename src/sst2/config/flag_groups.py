@@ -194,5 +194,21 @@ class RunArguments:
     smoke: bool = flag(False, "embedded sample and tiny model: no network, under a minute on a CPU")
 
 
-GROUPS = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments, RunArguments)
+@dataclass
+class DryRunArguments:
+    """Flags of the dry run, which measures a run and leaves nothing behind."""
+
+    _argument_group_name = "dry run"
+    dry_run: bool = flag(
+        False,
+        "measure a few steps, an evaluation, a checkpoint and the end of this run, print the time, memory, disk and "
+        "cost of all of it with the commands to start it, and leave nothing behind",
+    )
+    json: bool = flag(False, "with --dry_run: print it as JSON, and nothing else, to standard output")
+    price_per_hour: float | None = flag(
+        None, "with --dry_run: money for an hour of one GPU, or of one node in a job without GPUs", "MONEY"
+    )
+
+
+GROUPS = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments, RunArguments, DryRunArguments)
 NAMES = [field.name for group in GROUPS for field in fields(group)]

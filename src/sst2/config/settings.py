@@ -15,6 +15,7 @@ from sst2.config.flag_groups import (
     SAMPLE,
     TRACKERS,
     DataArguments,
+    DryRunArguments,
     EvaluationArguments,
     ModelArguments,
     RunArguments,
@@ -26,7 +27,7 @@ MOST_PROFILED = 20  # steps: some megabytes of JSON each, which are read in agai
 
 
 @dataclass
-class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArguments, ModelArguments):
+class Settings(DryRunArguments, RunArguments, EvaluationArguments, TrainingArguments, DataArguments, ModelArguments):
     """All flags in one place, checked.
 
     Attributes:
@@ -107,6 +108,8 @@ def _check_ranges(s: Settings) -> None:
         way_out = f"give the first and the last step, such as 100:105, {MOST_PROFILED} steps at most"
         has_few = is_range and s.profiled_steps.start >= 1 and len(s.profiled_steps) <= MOST_PROFILED
         _require(bool(has_few), "profile_steps", s.profile_steps, way_out)
+    price = 0 if s.price_per_hour is None else s.price_per_hour
+    _require(0 <= price < 1e6, "price_per_hour", s.price_per_hour, "give the price of an hour, such as 2.5")
     _require(s.checkpoints_total_limit >= 2, "checkpoints_total_limit", s.checkpoints_total_limit, "keep at least 2")
 
 
@@ -143,6 +146,9 @@ def _check_combinations(s: Settings) -> None:
         raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other: give one")
     if s.kernels == "triton" and s.batching == "padded":
         raise ValueError("--kernels triton is for packed batches: drop it, or drop --batching padded")
+    for name in ("json", "price_per_hour"):
+        if getattr(s, name) and not s.dry_run:
+            raise ValueError(f"--{name} needs --dry_run beside it")
     if s.hub_model_id and not s.push_to_hub:
         raise ValueError("--hub_model_id needs --push_to_hub beside it")
 

@@ -88,13 +88,17 @@ def pack(split: Split, indices: np.ndarray) -> dict[str, Any]:
     return inputs | {"pack": Pack.of(lengths)}
 
 
+def evaluation_batch_size(settings: Settings, device: torch.device) -> int:
+    """Sentences in one forward pass of one device in an evaluation, at most."""
+    size = settings.per_device_eval_batch_size
+    return min(size, 64) if device.type == "cpu" else size  # more take memory, and no less time
+
+
 def evaluation_loaders(
     splits: dict[str, Split], settings: Settings, pad_token_id: int, accelerator: Accelerator
 ) -> dict[str, DataLoader[int]]:
     """A loader for every split but `train`, each rank's batches its own."""
-    size = settings.per_device_eval_batch_size
-    if accelerator.device.type == "cpu":
-        size = min(size, 64)  # more take memory, and no less time
+    size = evaluation_batch_size(settings, accelerator.device)
     return {
         name: accelerator.prepare(evaluation_loader(split, size, pad_token_id, settings.batching))
         for name, split in splits.items()

@@ -21,7 +21,7 @@ from sst2.utils.errors import UserError
 # Places, which a node may have under another name. What is read there is compared.
 PATHS = {"model_name_or_path", "dataset_name", *DATA_FILES, "output_dir", "stage_dir", "resume_from_checkpoint"}
 # What the main process alone goes by.
-MAIN_ONLY = {"report_to", "push_to_hub", "hub_model_id", "overwrite_output_dir"}
+MAIN_ONLY = {"report_to", "push_to_hub", "hub_model_id", "overwrite_output_dir", "json", "price_per_hour"}
 NAMED = 8  # ranks in a message, at most
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -11,7 +12,9 @@ from typing import TextIO
 from sst2.utils.checksums import describe_file
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import fsync, wait_for_lock
-from sst2.utils.removal import discard, leftovers, put_aside
+from sst2.utils.removal import UNFINISHED, discard, hidden_name, leftovers, put_aside
+
+logger = logging.getLogger(__name__)
 
 MARK = "# A run of train_sst2.py: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
 EVENT_FILES = "events.out.tfevents.*"  # TensorBoard's, one for each start; the folder they are in names the run
@@ -37,7 +40,9 @@ class RunFolder:
         self.profile = path / "profile"  # with --profile_steps
         self.trackers = path / "trackers.json"  # the runs that it has with the trackers of --report_to
         self._lock: TextIO | None = None
-        self._is_new = False
+        self._made: list[Path] = []  # by `lock`, in that order: folders above this one, this one, the lock's file
+        self._scratch: Path | None = None
+        self._has_begun = False
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -59,7 +64,8 @@ class RunFolder:
         no_locks = f"nothing keeps another job out of --output_dir {self.path}, whose file system has no locks"
         try:
             while self._lock is None:
-                self._is_new |= not self.path.exists()
+                above = [*reversed(self.path.parents), self.path, file]
+                self._made = [path for path in above if path in self._made or not path.exists()]
                 self.path.mkdir(parents=True, exist_ok=True)
                 with ExitStack() as stack:
                     opened = stack.enter_context(file.open("w", encoding="utf-8"))
@@ -74,19 +80,41 @@ class RunFolder:
                 f"--output_dir {self.path} is in use by another job: end that, or name another folder"
             ) from None
 
+    def make_scratch(self) -> Path:
+        """Make the folder that a dry run writes to, within the locked one and so on the same disk, hidden.
+
+        `release` removes it; where that cannot be, since the process was killed, the next start does.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self._scratch = hidden_name(self._dry_run, UNFINISHED)
+            self._scratch.mkdir()
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return self._scratch
+
     def release(self) -> None:
-        """Let other jobs in. Where this one has made the folder and put nothing into it, it is gone again."""
+        """Let other jobs in. Where no run has begun, what this one has made is gone again: lock and empty folders."""
         if self._lock is None:
             return
+        if self._scratch is not None and (reason := discard(self._scratch)):
+            logger.warning("%s cannot be removed (%s): the next start there tries again", self._scratch, reason)
         with suppress(OSError):  # the folder may have been removed, and why the job ends is not to be hidden
-            if self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]:
-                discard(self.path)
+            if not self._has_begun or [path.name for path in self.path.iterdir()] == [".lock"]:
+                for made in reversed(self._made):
+                    made.rmdir() if made.is_dir() else made.unlink()
         self._lock.close()
         self._lock = None
 
     def event_files(self) -> list[Path]:
         """TensorBoard's files, the oldest first."""
         return sorted(self.path.glob(EVENT_FILES))
+
+    @property
+    def _dry_run(self) -> Path:
+        return self.path / "dry-run"  # a hidden name of it, never the name itself
 
     def begin(self, overwrite: bool) -> None:
         """Make the folder ready for a start that will write into it.
@@ -99,12 +127,14 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written.
         """
+        self._has_begun = True
         entries = [path for path in vars(self).values() if isinstance(path, Path) and path != self.path]
         going = [self.metrics]
         if overwrite:
             going += [*(path for path in entries if path != self.config), *self.event_files()]
         try:
-            for leftover in [path for entry in [*entries, self.path / EVENT_FILES] for path in leftovers(entry)]:
+            places = (*entries, self._dry_run, self.path / EVENT_FILES)
+            for leftover in [path for place in places for path in leftovers(place)]:
                 discard(leftover)
             for entry in [path for path in going if os.path.lexists(path)]:
                 aside = put_aside(entry)

@@ -46,7 +46,7 @@ def _is_done(run: RunFolder, settings: Settings, state: TrainingState) -> bool:
             f"--output_dir {run.path}: its run has finished with other settings, and has no checkpoint to go on from: "
             "name another --output_dir, or replace it with --overwrite_output_dir"
         )
-    if settings.push_to_hub:
+    if settings.push_to_hub and not settings.dry_run:
         push_to_hub(run.model, settings.hub_model_id or run.path.name)
     return True
 

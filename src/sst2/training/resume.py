@@ -1,6 +1,7 @@
 """Resume or start: the run's folder is claimed, and the checkpoint loaded that the run goes on from."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 from accelerate import Accelerator
@@ -46,6 +47,8 @@ def resume_or_start(
 ) -> Trainer:
     """Lock the folder, load the checkpoint that the run goes on from, and only then write there. All ranks call it.
 
+    A dry run is refused what the run would be refused, and then writes to a folder that `run.release` removes.
+
     Returns:
         The trainer, whose state, weights and schedule are those of the checkpoint, or of step 0.
 
@@ -61,12 +64,17 @@ def resume_or_start(
     state = checkpointer.load(checkpoint) if checkpoint else TrainingState()
     leave_if_finished(accelerator, run, settings, state)
     require_free_space(run.path, run.checkpoints, checkpointer.bytes_to_write(checkpoint, state))
+    if settings.dry_run:
+        run = RunFolder(run_on_main(accelerator, run.make_scratch))
+        checkpointer.folder, checkpoint = run.checkpoints, None  # nothing is copied there
+        settings = replace(settings, report_to=[], push_to_hub=False, hub_model_id=None)
     trackers = start_trackers(accelerator, settings, run, stop_requests.raise_if_stopped)
     if accelerator.is_main_process:
         run.begin(settings.overwrite_output_dir)
         import_checkpoints(checkpoint, run.checkpoints, state.step, state.best_step)
         write_settings(run, settings)  # it marks a run, which has its checkpoints by now
-        log_to_file(run.log)
+        if not settings.dry_run:  # an open file would keep a network disk from removing the folder
+            log_to_file(run.log)
         precision = str(settings.mixed_precision)
         facts = describe_environment(accelerator.num_processes, accelerator.device, precision, strategy.describe())
         write_json(run.environment, facts)

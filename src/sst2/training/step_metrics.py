@@ -4,7 +4,8 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -125,8 +126,14 @@ class StepMetrics:
 
 def peak_memory_mib(device: torch.device) -> float:
     """Highest memory so far in MiB: allocated on the GPU, or resident of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_host_memory_mib()
+
+
+def peak_host_memory_mib() -> float:
+    """Highest resident memory of this process so far in MiB."""
+    with suppress(OSError, IndexError):  # of this program alone: ru_maxrss begins at what its launcher had
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
 

@@ -4,6 +4,7 @@ Nothing heavy is imported here: signals must be caught before the seconds that i
 """
 
 import io
+import logging
 import os
 import re
 import shutil
@@ -51,6 +52,21 @@ def standard_output() -> Iterator[None]:
         give_up(error)
     finally:
         flush()
+
+
+def keep_off_standard_output(logger: str) -> None:
+    """Have a library's logger write to standard error, also where the library is imported later.
+
+    DeepSpeed's writes to standard output, which is for what a command prints.
+    """
+
+    def redirect(_: logging.LogRecord) -> bool:  # which a logger asks before its handlers
+        for handler in logging.getLogger(logger).handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                handler.setStream(sys.stderr)
+        return True
+
+    logging.getLogger(logger).addFilter(redirect)
 
 
 def say(text: str) -> None:

@@ -40,6 +40,8 @@ class CudaGraphRunner(StepRunner):
         start_phase: called with `graph` when a step is replayed or captured.
     """
 
+    has_graphs = True
+
     def __init__(
         self,
         strategy: Strategy,
@@ -87,6 +89,10 @@ class CudaGraphRunner(StepRunner):
             loss_sum, grad_norm = graph.replay(batch)
             self._count(loss_sum, grad_norm, step.loss_weight)
             return grad_norm, batch.size
+
+    def padded(self, sentences: int, tokens: int) -> int:
+        """See `StepRunner.padded`."""
+        return self._buckets.tokens(sentences, tokens) if sentences == self._buckets.sentences else tokens
 
     def _capture(self, batch: Batch, forward_backward: ForwardBackward, optimizer_step: OptimizerStep) -> "Graph":
         def whole_step(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

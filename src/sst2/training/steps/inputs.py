@@ -44,7 +44,11 @@ class StepInputs:
 
     def tokens(self, indices: np.ndarray) -> int:
         """Of the padded micro-batch of these training sentences, (sentences,)."""
-        return self._buckets.tokens(len(indices), int(self._train.lengths(indices).sum()))
+        return self.padded(len(indices), int(self._train.lengths(indices).sum()))
+
+    def padded(self, sentences: int, tokens: int) -> int:
+        """Tokens of the padded micro-batch of that many sentences and tokens."""
+        return self._buckets.tokens(sentences, tokens)
 
     def write(self, indices: np.ndarray, padded: int, ignore: bool) -> None:
         """Write a micro-batch, padded to so many tokens as `Buckets.pad` does it, to be sent.

@@ -40,7 +40,12 @@ class StepRunner:
         strategy: whose model is trained.
         collate: makes a batch, on the CPU, of the training sentences with these indices.
         count: called with what came of each step.
+
+    Attributes:
+        has_graphs: whether shapes that come again are captured.
     """
+
+    has_graphs = False
 
     def __init__(self, strategy: Strategy, collate: Callable[[np.ndarray], Batch], count: Count) -> None:
         self._strategy, self._collate, self._count = strategy, collate, count
@@ -55,6 +60,10 @@ class StepRunner:
         """
         micro_batches = [(self._collate(indices), weight) for indices, weight in step.micro_batches]
         return self._run_eagerly(micro_batches, step, step.divisor, forward_backward, optimizer_step)
+
+    def padded(self, sentences: int, tokens: int) -> int:  # noqa: ARG002 (graphs have slots for sentences)
+        """Tokens that a packed micro-batch of that many sentences and tokens has as it is run."""
+        return tokens
 
     def _run_eagerly(
         self,

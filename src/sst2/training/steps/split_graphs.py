@@ -45,6 +45,8 @@ class SplitGraphRunner(StepRunner):
         start_phase: called with the name of a phase of the step.
     """
 
+    has_graphs = True
+
     def __init__(
         self,
         strategy: FlatStrategy,
@@ -95,6 +97,10 @@ class SplitGraphRunner(StepRunner):
             self._start_phase("optimizer")
             self._update()
             return self._grad_norm, tokens
+
+    def padded(self, sentences: int, tokens: int) -> int:
+        """See `StepRunner.padded`."""
+        return self._inputs.padded(sentences, tokens)
 
     def _run_passes(self, indices: np.ndarray, weight: float, forward_backward: ForwardBackward) -> int:
         """The passes of a micro-batch, which add to gradients and losses. Returns its tokens, padding included."""
