@@ -130,7 +130,7 @@ MISTAKES = {
     "a sampler without Optuna": (f"sampler: TPESampler\n{GRID}", "sampler is of method optuna, and this is grid"),
     "an unknown sampler": (
         "method: optuna\ntrials: 2\nsampler: Tea\nspace: {dropout: [0, 0.1]}",
-        "Tea is not Optuna's",
+        "Tea is none of Optuna's",
     ),
     "Optuna's corners": (
         "method: optuna\ntrials: 2\nspace: {dropout: {min: 0, max: 3}}",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sst2.sweeps.report import Report
 
 PROGRAM = "python -m sst2.sweep"
+SAYS = "Run trials of many settings, and test the best of them against a baseline on fresh seeds"
+REST = "what follows -- goes to python -m sst2.launch, which starts each run then, or, with --slurm, to sbatch"
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> None:
         StopRequestedError: somebody has asked it to stop.
     """
     own, rest = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = OneLineParser(prog=PROGRAM, description="Run trials of many settings, and test the best of them.")
+    parser = OneLineParser(prog=PROGRAM, description=f"{SAYS}; {REST}.")
     parser.add_argument("space", type=Path, metavar="SPACE", help="the plan, a YAML file, or the folder of a sweep")
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help="folder of the sweep; default: runs/SPACE")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The finals: settings of the best trials and of the baseline, each on the same fresh seeds, and what is significant.
+"""The finals: settings of the best trials and of the baseline, each on the same fresh seeds.
 
 A trial's own score flatters it, since the best of many was chosen by it. Fresh seeds do not know of that choice.
 """
@@ -10,15 +10,12 @@ from statistics import mean
 
 from sst2.config.flag_groups import TrainingArguments
 from sst2.evaluation.selection import score_of
-from sst2.evaluation.significance import MeanDifference, compare_means, holm
 from sst2.sweeps.folder import SweepFolder, SweepRun
 from sst2.sweeps.plan import Plan
 from sst2.sweeps.study import selection_metrics
 from sst2.sweeps.trials import Flags, settings_of_run
 from sst2.utils.atomic_file import write_json
 from sst2.utils.errors import UserError
-
-LEVEL = 0.05  # of significance
 
 
 @dataclass(frozen=True)
@@ -34,21 +31,6 @@ class Arm:
     name: str
     flags: Flags
     runs: list[SweepRun]
-
-
-@dataclass(frozen=True)
-class Tested:
-    """An arm against the baseline. What is None has not been tested, for want of runs that have finished."""
-
-    arm: Arm
-    values: list[float]
-    difference: MeanDifference | None = None
-    corrected: float | None = None
-
-    @property
-    def is_significant(self) -> bool:
-        """Whether it differs by more than chance."""
-        return self.corrected is not None and self.corrected < LEVEL
 
 
 def fresh_seeds(plan: Plan) -> list[int]:
@@ -108,30 +90,6 @@ def arms(sweep: SweepFolder, names: list[str]) -> list[Arm]:
             [SweepRun(sweep.path / "finals" / f"{name}-seed{seed}") for seed in fresh_seeds(sweep.plan)],
         )
         for name, own in flags.items()
-    ]
-
-
-def tested(sweep: SweepFolder, names: list[str]) -> list[Tested]:
-    """The baseline, and each finalist against it: Welch's test over seeds, corrected for their number.
-
-    The figures are those of the split that `metrics.json` reports: validation, where there is one.
-    """
-    values = [
-        Tested(arm, [float(run.metrics[sweep.plan.metric]) for run in arm.runs if run.metrics])
-        for arm in arms(sweep, names)
-    ]
-    baseline, finalists = values[0], values[1:]
-    found = [
-        compare_means(one.values, baseline.values) if min(len(one.values), len(baseline.values)) > 1 else None
-        for one in finalists
-    ]
-    corrected = iter(holm([one.p_value for one in found if one]))
-    return [
-        baseline,
-        *(
-            Tested(one.arm, one.values, difference, next(corrected) if difference else None)
-            for one, difference in zip(finalists, found, strict=True)
-        ),
     ]
 
 

@@ -10,6 +10,7 @@ from types import FrameType
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
 from sst2.sweeps.folder import SweepFolder, SweepRun
 from sst2.sweeps.starts import STAGES, number_of_runs, start
+from sst2.sweeps.trials import in_words
 from sst2.utils.atomic_file import write_text
 from sst2.utils.errors import EXIT_STOPPED, StopRequestedError
 
@@ -69,7 +70,9 @@ def run_here(sweep: SweepFolder, script: Path, launcher: Sequence[str], say: Cal
             if not (found := start(sweep, stage, number, process.raise_if_stopped)):
                 continue
             run, words = found
-            say(f"{stage} {number + 1} of {number_of_runs(sweep, stage)}: {run.folder}, flags in {run.flags_file}")
+            flags = sweep.flags(run) or {}
+            own = {name: value for name, value in flags.items() if sweep.plan.fixed.get(name) != value}
+            say(f"{stage} {number + 1} of {number_of_runs(sweep, stage)}, {run.folder}: {in_words(own)}")
             code = process.run([*program, *words])
             process.raise_if_stopped()
             if code == EXIT_STOPPED:

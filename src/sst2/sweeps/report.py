@@ -3,10 +3,11 @@
 from typing import Any
 
 from sst2.evaluation.significance import mean_interval
-from sst2.sweeps.finals import LEVEL, Tested, configurations, fresh_seeds, ranking, tested
+from sst2.sweeps.finals import configurations, fresh_seeds, ranking
 from sst2.sweeps.folder import SweepFolder, SweepRun
 from sst2.sweeps.study import selection_metrics
 from sst2.sweeps.trials import in_word, in_words
+from sst2.sweeps.verdict import LEVEL, Tested, tested
 from sst2.utils.console import table
 
 Table = list[list[str]]  # the first line has the columns' names
@@ -130,7 +131,9 @@ class Report:
             lines.append("The finals have not begun.")
         if self._tested:
             name = self._tested[1].arm.name.removeprefix("trial")
-            lines.append(f"The best settings: train_sst2.py --config {self._sweep.path / 'trials' / name}.yaml")
+            lines.append(
+                f"The settings that came out best: train_sst2.py --config {self._sweep.path / 'trials' / name}.yaml"
+            )
         return lines
 
 

@@ -6,33 +6,35 @@ processes agree on it.
 """
 
 import inspect
-from contextlib import suppress
+import warnings
 from typing import Any
 
 from sst2.evaluation.selection import score_of
 from sst2.sweeps.folder import SweepFolder, SweepRun
 from sst2.sweeps.plan import Plan, Range
 from sst2.sweeps.trials import Flags
-from sst2.utils.errors import UserError
+from sst2.utils.errors import UserError, first_line
 
 _NUMBER = "trial"  # by which name Optuna's trial knows the number of ours
 
 
 def require_sampler(plan: Plan) -> None:
-    """Raises UserError: Optuna is not installed, or does not have the sampler, or that needs another package."""
+    """Raises UserError: Optuna is not installed, or has no such sampler that a trial may ask by itself."""
     try:
         import optuna
     except ModuleNotFoundError:
         raise UserError("method optuna needs its package: pip install optuna") from None
-    samplers = [name for name in optuna.samplers.__all__ if "seed" in _parameters(getattr(optuna.samplers, name))]
+    samplers = [name for name in optuna.samplers.__all__ if _needs_a_seed_alone(getattr(optuna.samplers, name))]
     if plan.sampler not in samplers:
-        raise UserError(f"sampler {plan.sampler} is not Optuna's: give one of {', '.join(sorted(samplers))}")
+        known = ", ".join(sorted(samplers))
+        raise UserError(f"sampler {plan.sampler} is none of Optuna's that need a seed alone: give one of {known}")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=_sampler(plan, 0))  # in memory
     try:
-        _sampler(plan, 0)
-    except ImportError as error:
-        raise UserError(f"sampler {plan.sampler} needs another package: {error}") from None
-    except TypeError as error:
-        raise UserError(f"sampler {plan.sampler} cannot be made without arguments: {error}") from None
+        for number in range(3):  # some samplers import their package when there is something to learn from
+            study.tell(study.ask(_distributions(plan)), number)
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"sampler {plan.sampler} cannot be used here ({first_line(error)}): give another") from None
 
 
 def ask(sweep: SweepFolder, number: int) -> Flags:
@@ -59,7 +61,7 @@ def ask(sweep: SweepFolder, number: int) -> Flags:
         elif _NUMBER in trial.user_attrs:
             _tell(study, trial.number, runs[trial.user_attrs[_NUMBER]], plan)
     if params is None:
-        asked = study.ask({name: _distribution(one) for name, one in plan.space.items()})
+        asked = study.ask(_distributions(plan))
         asked.set_user_attr(_NUMBER, number)
         params = asked.params
     return {name: _value(plan.space[name], value) for name, value in params.items()}
@@ -90,13 +92,18 @@ def _sampler(plan: Plan, number: int) -> Any:
     kind = getattr(optuna.samplers, plan.sampler)
     # trials that run at the same time keep away from each other
     options = {"constant_liar": True} if plan.sampler == "TPESampler" else {}
-    return kind(seed=(plan.seed * 1_000_003 + number) % 2**32, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it, or an option of it, is experimental
+        return kind(seed=(plan.seed * 1_000_003 + number) % 2**32, **options)
 
 
-def _parameters(kind: Any) -> set[str]:
-    with suppress(ValueError, TypeError):
-        return set(inspect.signature(kind).parameters)
-    return set()
+def _needs_a_seed_alone(kind: Any) -> bool:
+    parameters = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+    return "seed" in parameters and all(one.default is not one.empty for one in parameters.values())
+
+
+def _distributions(plan: Plan) -> dict[str, Any]:
+    return {name: _distribution(one) for name, one in plan.space.items()}
 
 
 def _distribution(one: list[Any] | Range) -> Any:
