@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from sst2.config.run_flags import FlagParser
 from sst2.sweeps.folder import SweepFolder, begin
@@ -36,8 +37,8 @@ def again(sweep: SweepFolder) -> SweepFolder:
 
 
 def trials_of(sweep: SweepFolder) -> list[optuna.trial.FrozenTrial]:
-    backend = optuna.storages.journal.JournalFileBackend(str(sweep.journal))
-    return optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend)).get_trials()
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(sweep.journal)))
+    return optuna.load_study(study_name="sweep", storage=storage).get_trials()
 
 
 def test_trials_differ_and_keep_their_settings(sweep: SweepFolder) -> None:

@@ -83,9 +83,7 @@ def main(argv: list[str]) -> None:
 
     run_here(sweep, project / "train_sst2.py", rest, _say_now)
     if missing := write_tables(sweep).finals_missing:
-        raise UserError(
-            f"{missing} runs of the finals have come to nothing, as they said: the same command tries again"
-        )
+        raise UserError(f"{missing} runs of the finals have come to nothing, as they have said above")
 
 
 def print_start(sweep: SweepFolder, stage: str, number: int) -> None:

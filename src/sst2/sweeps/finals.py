@@ -35,7 +35,7 @@ class Arm:
 
 def fresh_seeds(plan: Plan) -> list[int]:
     """The smallest seeds from 1 on that no trial has had."""
-    used = {*plan.choices.get("seed", []), plan.fixed.get("seed", TrainingArguments.seed)}
+    used = {*(plan.choices.get("seed") or []), plan.fixed.get("seed", TrainingArguments.seed)}
     return list(islice((seed for seed in count(1) if seed not in used), plan.final_seeds))
 
 

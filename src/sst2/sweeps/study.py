@@ -43,10 +43,11 @@ def ask(sweep: SweepFolder, number: int) -> Flags:
     A trial that has asked before, and was killed before it wrote them down, gets the same ones.
     """
     import optuna
+    from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plan = sweep.plan
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(sweep.journal)))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(sweep.journal)))
     study = optuna.create_study(
         study_name=sweep.path.name,
         storage=storage,
