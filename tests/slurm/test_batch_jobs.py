@@ -207,12 +207,13 @@ def test_deepspeed_is_one_variable_away(start: Submit, undisturbed: Job) -> None
 
 
 SWEEP = """
-fixed: {smoke: true, max_train_steps: 12, logging_steps: 1, checkpointing_steps: 4, global_batch_size: 32}
+fixed: {smoke: true, max_train_steps: 16, logging_steps: 1, checkpointing_steps: 4, global_batch_size: 32}
 baseline: {learning_rate: 1e-4}
 space: {learning_rate: [5e-4, 1e-3, 2e-3, 3e-3], dropout: [0, 0.1]}
 """
 
 
+@pytest.mark.timeout(1200)  # 18 runs, two at a time
 def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_shell_that_queued_it(
     start: Submit, cluster: Cluster, brake: Path, tmp_path: Path
 ) -> None:
@@ -239,20 +240,17 @@ def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_shell_that_queued_it(
     ]
     for task in tasks[:2]:
         task.wait_for_step(6)
-    again = subprocess.check_output(command, env=environment, text=True)  # queues nothing twice
-    assert again.count("queued already, as job") == 3
-
-    node = tasks[1].facts["NodeList"]
-    cluster.kill_node(node, with_processes=True)
+    preempted, lost = (task.facts["NodeList"] for task in tasks[:2])
+    high = ("--partition=high", "--nodelist", preempted, "--exclusive", "--wrap", "true")
+    cluster.run("sbatch", "--output=/dev/null", *high)
+    cluster.kill_node(lost, with_processes=True)
     try:
+        tasks[0].wait_for(lambda: "stopped by SIGTERM" in tasks[0].said)
+        again = subprocess.check_output(command, env=environment, text=True)
+        assert again.count("queued already, as job") == 3
         tasks[1].wait_for(lambda: tasks[1].facts["Restarts"] == "1")
     finally:
-        cluster.start_node(node)
-    where = tasks[0].facts["NodeList"]
-    cluster.run(
-        "sbatch", "--output=/dev/null", "--partition=high", "--nodelist", where, "--exclusive", "--wrap", "true"
-    )
-    tasks[0].wait_for(lambda: "stopped by SIGTERM" in tasks[0].said)
+        cluster.start_node(lost)
     brake.unlink()
 
     ends = [task.end() for task in tasks]
@@ -260,14 +258,14 @@ def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_shell_that_queued_it(
     assert [facts["Restarts"] for facts in ends[:2]] == ["1", "1"]
     for task in tasks[:2]:
         assert "resuming from" in task.said
-        assert [step for step, _ in task.curve] == [*range(1, 13)]
+        assert [step for step, _ in task.curve] == [*range(1, 17)]
     last = Job(cluster, tables, sweep / "logs" / f"sweep-tables-{tables}.out", sweep)
     last.wait_for(lambda: last.facts["JobState"] in OVER, 300)
     assert last.facts["JobState"] == "COMPLETED", last.said
     assert "8 of 8 trials have finished." in last.said
     rows = [*csv.DictReader((sweep / "trials.csv").open())]
     assert [(row["trial"], row["status"], row["step"]) for row in rows] == [
-        (f"{number:03d}", "finished", "12") for number in range(8)
+        (f"{number:03d}", "finished", "16") for number in range(8)
     ]
     tested = [*csv.DictReader((sweep / "finals.csv").open())]
     assert [row["runs"] for row in tested] == ["5 of 5", "5 of 5"]

@@ -56,7 +56,8 @@ def check_runs(plan: Plan, parser: FlagParser, file: Path) -> None:
     Raises:
         UserError: a run cannot be; it names the file, the trial and the flag.
     """
-    settings_of_run(plan.flags_of(plan.baseline), parser, f"{file}: baseline")
+    if plan.final_seeds:
+        settings_of_run(plan.flags_of(plan.baseline), parser, f"{file}: baseline")
     trials = _corners(plan) if plan.method == "optuna" else settings_of_trials(plan)
     for number, settings in enumerate(trials):
         who = "space" if plan.method == "optuna" else f"trial {number}"
