@@ -1,6 +1,7 @@
 """Plans of sweeps: what space.yaml may say, what comes of it, and one line for a mistake before anything is begun."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from sst2.cli.sweep import PROGRAM, main
 from sst2.config.run_flags import FlagParser
 from sst2.sweeps.plan import Plan, Range, read_plan
-from sst2.sweeps.trials import settings_of_trials
+from sst2.sweeps.trials import check_runs, settings_of_trials
 from sst2.utils.errors import exit_codes
+from tests.support.running import REPOSITORY
 
 PARSER = FlagParser("train_sst2.py", "")
 GRID = "fixed: {smoke: true}\nspace:\n  learning_rate: [1e-3, 2e-3]\n"
@@ -80,6 +82,17 @@ def test_the_ends_of_a_range_of_logarithms_are_kept() -> None:
     assert Range(1e-5, 1e-3, log=True).at(0.0) == pytest.approx(1e-5)
     assert Range(1e-5, 1e-3, log=True).at(math.nextafter(1, 0)) <= 1e-3
     assert {Range(1, 8, log=True, is_whole=True).at(share / 1000) for share in range(1000)} == {*range(1, 9)}
+
+
+def test_the_plans_of_the_documentation_can_be_run(tmp_path: Path) -> None:
+    texts = [(REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("sweep.md", "clusters.md")]
+    plans = re.findall(r"^```yaml\n(.*?)^```$", texts[0], re.MULTILINE | re.DOTALL)
+    plans += re.findall(r"^cat > space.yaml << END\n(.*?)^END$", texts[1], re.MULTILINE | re.DOTALL)
+    assert len(plans) == 2
+    for text in plans:
+        plan = plan_of(text, tmp_path)
+        check_runs(plan, PARSER, tmp_path / "space.yaml")
+        assert len(settings_of_trials(plan)) in (20, 6)
 
 
 MISTAKES = {
