@@ -72,7 +72,8 @@ def test_what_has_come_of_others_is_told(sweep: SweepFolder) -> None:
         if metrics:
             found[0].folder.mkdir()
             (found[0].folder / "metrics.json").write_text(json.dumps(metrics))
-    sweep.trials[3].exit_file.write_text("3\n")
+    sweep.trials[3].exit_file.write_text("1\n")
+    flags = sweep.flags(sweep.trials[3])
     for number in (4, 5):  # of which the first still runs
         assert start(again(sweep), TRIALS, number)
     states = optuna.trial.TrialState
@@ -84,6 +85,8 @@ def test_what_has_come_of_others_is_told(sweep: SweepFolder) -> None:
         (states.FAIL, None),
         *[(states.RUNNING, None)] * 2,
     ]
+    assert start(again(sweep), TRIALS, 3)  # once more, and it is the same trial
+    assert sweep.flags(sweep.trials[3]) == flags
 
 
 def test_the_sampler_learns_from_what_it_is_told(tmp_path: Path) -> None:
