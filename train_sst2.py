@@ -98,7 +98,7 @@ def setup(settings: Settings, stop_requests: StopRequests, run: RunFolder) -> Tr
 
 
 def fit(trainer: Trainer) -> None:
-    """Train until all steps are done, or until evaluations have stopped improving."""
+    """Train until all steps are done, evaluations have stopped improving, or those of other runs are better."""
     settings, state, total = trainer.settings, trainer.state, trainer.plan.total_steps
     check_stop_requests(trainer)
     bar = tqdm(total=total, initial=state.step, unit="step", disable=trainer.hides_bars)
@@ -225,6 +225,7 @@ def validate(trainer: Trainer) -> bool:
     trainer.tracker.log(split.name, state.step, metrics | trainer.best_so_far)
     trainer.tracker.show(split, state.step, logits, state.seconds)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))
+    state.is_hopeless = trainer.is_below_median()
     return is_best
 
 

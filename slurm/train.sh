@@ -29,7 +29,7 @@
 #   SST2_INTERFACE    network interface between the nodes (the one that leads to the first node)
 #   SST2_REQUEUES     how often the job may come back (100)
 #   SST2_PROJECT      the project's folder (the one that this script was submitted from)
-#   SST2_SWEEP        flags of one array task a line; slurm/sweep.sh fills it
+#   SST2_SWEEP        folder of runs of a sweep, one for each task of the array; python -m sst2.sweep sets it
 
 # shellcheck disable=SC2329 # functions that patiently calls
 set -euo pipefail
@@ -105,9 +105,18 @@ launch+=(--main_process_ip "$SST2_HEAD" --main_process_port "$port" --deepspeed_
 [ -n "${SST2_CONFIG:-}" ] || launch+=(--mixed_precision "$precision")
 
 flags=("$@")
+run= # of a sweep: its folder
 if [ -n "${SST2_SWEEP:-}" ] && [ "$task" != _ ]; then
-    read -ra more < <(sed -n "$((${task#*_} + 1))p" <<< "$SST2_SWEEP") || refuse "SST2_SWEEP has no line for task $task"
-    flags+=("${more[@]}")
+    code=0
+    lines=$("$SST2_PROJECT/slurm/python.sh" -m sst2.sweep "$SST2_SWEEP" --start "${task#*_}") || code=$?
+    [ "$code" -eq 0 ] || [ "$stopped" = yes ] || exit "$code" # it has said why
+    if [ "$code" -eq 0 ] && [ -z "$lines" ]; then
+        say "nothing left to do for task ${task#*_} of $SST2_SWEEP"
+        exit 0
+    fi
+    mapfile -t lines <<< "$lines"
+    run=${lines[0]}
+    flags+=("${lines[@]:1}")
 fi
 # For train_sst2.py: its folder where nothing names one, and that a folder which this job has begun is gone on with.
 export SST2_OUTPUT_DIR="runs/$SLURM_JOB_NAME-$id" SST2_BATCH_JOB=$SLURM_JOB_ID
@@ -174,5 +183,6 @@ else
         /: error: / && !/^srun: / { line = $0 }
         END { print line }' "$(word StdOut <<< "$job")") || true
     say "exit code $code, not requeued: ${reason:-see above}" >&2
+    [ -z "$run" ] || echo "$code" > "$run.exit"
 fi
 exit "$code"

@@ -41,6 +41,17 @@ def test_two_processes_train_like_one(
     assert two.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-3)
 
 
+def test_both_stop_where_one_sees_that_others_were_better(small_job: list[Any], tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / "runs" / str(number)).mkdir(parents=True)
+        line = {"split": "validation", "step": 4, "accuracy": 1.0}
+        (tmp_path / "runs" / str(number) / "metrics.jsonl").write_text(json.dumps(line))
+    flags = [*small_job, "--eval_steps", 4, "--stop_below_median", tmp_path / "runs"]
+    run = train_ranks(flags, tmp_path / "runs" / "own", processes=2)
+    assert run.code == 0, run.stderr
+    assert (run.metrics["step"], run.metrics["stopped"]) == (4, "worse than the median of other runs")
+
+
 def test_one_line_for_a_mistake_that_all_processes_see(
     train: Callable[..., Finished], small_job: list[Any], tmp_path: Path
 ) -> None:

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sst2.evaluation.significance import compare_accuracy, compare_by_seed, mcnemar, mean_interval
+from sst2.evaluation.significance import (
+    compare_accuracy,
+    compare_by_seed,
+    compare_means,
+    holm,
+    mcnemar,
+    mean_interval,
+)
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -101,3 +108,36 @@ def test_repeats_count_as_one_seed() -> None:
     repeats = np.array([[1.0, 1.0, 0.5, 0.0]])
     found = compare_accuracy(repeats, np.array([[True, False, False, False]]))
     assert (found.value, found.test) == (0.375, "bootstrap")
+
+
+def test_means_over_seeds_are_compared_by_welchs_test() -> None:
+    # Worked by hand: means 3 and 6, variances of the means 1/3 and 1/3 * 4, t = -3 / sqrt(5/3).
+    first, second = [2.0, 3.0, 4.0], [4.0, 6.0, 8.0]
+    found = compare_means(first, second)
+    freedom = (5 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
+    assert found.value == -3
+    assert found.p_value == pytest.approx(2 * stats.t.cdf(-3 / np.sqrt(5 / 3), freedom))
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(5 / 3)
+    assert (found.low, found.high) == pytest.approx((-3 - half, -3 + half))
+
+
+def test_without_a_spread_over_seeds_nothing_is_known() -> None:
+    assert np.isnan(compare_means([1.0, 1.0], [2.0, 2.0]).p_value)
+    assert compare_means([1.0, 1.0], [1.0, 1.0]).p_value == 1.0
+
+
+def test_holms_correction() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm (1979), by hand
+    assert holm([0.02]) == [0.02]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    with_one_untested = holm([0.02, float("nan")])
+    assert with_one_untested[0] == 0.04
+    assert np.isnan(with_one_untested[1])
+    assert holm([]) == []
+
+
+def test_holm_errs_no_more_often_than_it_says() -> None:
+    # 2,000 families of five true hypotheses: one of them is rejected in about 5 % of the families, not in 23 %.
+    draws = np.random.default_rng(0).random((2000, 5))
+    rejected = np.mean([min(holm(family.tolist())) < 0.05 for family in draws])
+    assert 0.035 < rejected < 0.065

@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from tests.support.jobs import SLOW_DISK, SLOW_STEPS
 from tests.support.processes import free_port
 from tests.support.running import REPOSITORY
 from tests.support.slurm_cluster import Cluster, missing, running_cluster
-from tests.support.slurm_jobs import Job, submit
+from tests.support.slurm_jobs import OVER, Job, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -223,38 +225,71 @@ def test_deepspeed_is_one_variable_away(start: Submit, undisturbed: Job) -> None
     assert job.sample_ids == undisturbed.sample_ids
 
 
-def test_a_sweep_of_which_tasks_are_stopped(start: Submit, cluster: Cluster, tmp_path: Path) -> None:
-    variables = {"SST2_SEEDS": "1 2 3 4", "SST2_LEARNING_RATES": "1e-3", "SST2_AT_ONCE": "2"}
-    variables |= {"SST2_SWEEP_DIR": str(tmp_path / "sweep"), "SST2_BASELINE": str(tmp_path / "sweep" / "lr1e-3-seed1")}
-    flags = ["--smoke", "--max_train_steps", "60", "--logging_steps", "1", "--global_batch_size", "32"]
-    options = [f"--chdir={REPOSITORY}", f"--output={tmp_path}/%x-%j.out"]
-    said = subprocess.check_output(
-        [REPOSITORY / "slurm" / "sweep.sh", *options, "--", *flags], env=cluster.environment | variables, text=True
-    )
-    array, table = re.findall(r"job (\d+): ", said)
-    tasks = {
-        number: Job(cluster, f"{array}_{number}", tmp_path, tmp_path / "sweep" / f"lr1e-3-seed{number + 1}")
-        for number in range(4)
-    }
-    tasks[0].wait_for_step(10)
-    node = tasks[0].facts["NodeList"]
-    cluster.run("sbatch", "--output=/dev/null", "--partition=high", "--nodelist", node, "--exclusive", "--wrap", "true")
-    tasks[3].wait_for_step(10)  # the last one has the id of the whole array, which must not be requeued
-    cluster.run("scancel", "--signal=USR1", f"{array}_3")
-    ends = [task.end() for task in tasks.values()]
-    assert [(facts["JobState"], facts["Restarts"]) for facts in ends] == [
-        ("COMPLETED", "1"),
-        ("COMPLETED", "0"),
-        ("COMPLETED", "0"),
-        ("COMPLETED", "1"),
+SWEEP = """
+fixed: {smoke: true, max_train_steps: 16, logging_steps: 1, checkpointing_steps: 4, global_batch_size: 32}
+baseline: {learning_rate: 1e-4}
+space: {learning_rate: [5e-4, 1e-3, 2e-3, 3e-3], dropout: [0, 0.1]}
+"""
+
+
+@pytest.mark.timeout(1200)  # 18 runs, two at a time
+def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_shell_that_queued_it(
+    start: Submit, cluster: Cluster, brake: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text(SWEEP)
+    sweep = tmp_path / "a sweep"
+    options = ["--output_dir", str(sweep), "--at_once", "2", "--", f"--chdir={tmp_path}"]
+    command = [str(REPOSITORY / "slurm" / "sweep.sh"), str(tmp_path / "space.yaml"), *options]
+    environment = cluster.environment | injected(tmp_path)
+    shell = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert shell.stdout is not None
+    said = "".join(iter(shell.stdout.readline, ""))
+    with suppress(ProcessLookupError):
+        os.killpg(shell.pid, signal.SIGKILL)
+    shell.wait()
+    trials, _, tables = re.findall(r"job (\d+)", said)
+    tasks = [
+        Job(
+            cluster,
+            f"{trials}_{number}",
+            sweep / "logs" / f"sweep-trials-{trials}_{number}.out",
+            sweep / "trials" / f"{number:03d}",
+        )
+        for number in range(8)
     ]
-    comparison = Job(cluster, table, tmp_path / f"compare-{table}.out", tmp_path / "sweep" / "comparison")
-    assert comparison.end()["JobState"] == "COMPLETED", comparison.said
-    with (comparison.run_dir / "runs.csv").open(newline="") as file:
-        assert [(line["seed"], line["status"]) for line in csv.DictReader(file)] == [(n, "finished") for n in "1234"]
-    with (comparison.run_dir / "configurations.csv").open(newline="") as file:
-        assert [(line["seeds"], line["runs"]) for line in csv.DictReader(file)] == [("4", "4")]
-    assert (comparison.run_dir / "comparison.png").stat().st_size > 0
+    for task in tasks[:2]:
+        task.wait_for_step(6)
+    preempted, lost = (task.facts["NodeList"] for task in tasks[:2])
+    high = ("--partition=high", "--nodelist", preempted, "--exclusive", "--wrap", "true")
+    cluster.run("sbatch", "--output=/dev/null", *high)
+    cluster.kill_node(lost, with_processes=True)
+    try:
+        tasks[0].wait_for(lambda: "stopped by SIGTERM" in tasks[0].said)
+        again = subprocess.check_output(command, env=environment, text=True)
+        assert again.count("queued already, as job") == 3
+        tasks[1].wait_for(lambda: tasks[1].facts["Restarts"] == "1")
+    finally:
+        cluster.start_node(lost)
+    brake.unlink()
+
+    ends = [task.end() for task in tasks]
+    assert [facts["JobState"] for facts in ends] == ["COMPLETED"] * 8
+    assert [facts["Restarts"] for facts in ends[:2]] == ["1", "1"]
+    for task in tasks[:2]:
+        assert "resuming from" in task.said
+        assert [step for step, _ in task.curve] == [*range(1, 17)]
+    last = Job(cluster, tables, sweep / "logs" / f"sweep-tables-{tables}.out", sweep)
+    last.wait_for(lambda: last.facts["JobState"] in OVER, 300)
+    assert last.facts["JobState"] == "COMPLETED", last.said
+    assert "8 of 8 trials have finished." in last.said
+    rows = [*csv.DictReader((sweep / "trials.csv").open())]
+    assert [(row["trial"], row["status"], row["step"]) for row in rows] == [
+        (f"{number:03d}", "finished", "16") for number in range(8)
+    ]
+    tested = [*csv.DictReader((sweep / "finals.csv").open())]
+    assert [row["runs"] for row in tested] == ["5 of 5", "5 of 5"]
+    assert tested[0]["settings"] == "baseline: learning_rate 0.0001, dropout left open"
+    assert tested[1]["p (Holm)"] == tested[1]["p (Welch)"] != ""
 
 
 def test_fetched_on_the_login_node_run_without_a_hub(start: Submit, hub_root: Path, tmp_path: Path) -> None:

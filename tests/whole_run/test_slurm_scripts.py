@@ -24,7 +24,11 @@ def run(script: str, *arguments: object, folder: Path, **variables: str) -> subp
     ("script", "variables", "message"),
     [
         ("train.sh", {}, "slurm/train.sh: error: this is a batch script: sbatch slurm/train.sh"),
-        ("sweep.sh", {"SST2_SWEEP_DIR": "my runs"}, "slurm/sweep.sh: error: SST2_SWEEP_DIR 'my runs' has a space"),
+        (
+            "sweep.sh",
+            {"SST2_PYTHON": sys.executable},
+            "python -m sst2.sweep: error: the following arguments are required",
+        ),
         ("tensorboard.sh", {}, "slurm/tensorboard.sh: error: runs is not a folder"),
     ],
 )

@@ -395,6 +395,24 @@ def test_training_stops_when_evaluations_stop_to_improve(train_here: Train, smal
     assert len(again.logged("validation")) == len(evaluations)  # a stopped run does not go on
 
 
+def test_a_run_that_is_worse_than_the_median_of_others_ends_early(
+    train_here: Train, small_job: list[Any], tmp_path: Path
+) -> None:
+    for number, accuracy in enumerate([0.0, 1.0, 1.0, 1.0, 0.0]):
+        (tmp_path / "runs" / str(number)).mkdir(parents=True)
+        points = [{"split": "validation", "step": step, "accuracy": accuracy * (step > 2)} for step in (2, 4, 6)]
+        (tmp_path / "runs" / str(number) / "metrics.jsonl").write_text("\n".join(map(json.dumps, points)))
+    flags = [*small_job, "--eval_steps", 2, "--stop_below_median", tmp_path / "runs"]
+    run = train_here(*flags, run_dir=tmp_path / "runs" / "own")
+    assert run.code == 0, run.stderr
+    assert [line["step"] for line in run.logged("validation")] == [2, 4]  # at 2, it is better than most
+    assert run.metrics["step"] == 4
+    assert run.metrics["stopped"] == "worse than the median of other runs"
+    assert "is worse than the median of other runs, 1.0000: stopping" in (run.run_dir / "train.log").read_text()
+    again = train_here(*flags, "--resume_from_checkpoint", "auto", run_dir=tmp_path / "runs" / "own")
+    assert len(again.logged("validation")) == 2  # a stopped run does not go on
+
+
 def test_a_broken_model_ends_the_run_after_ten_steps(
     train_here: Train, small_job: list[Any], broken_model: Path
 ) -> None:
@@ -452,6 +470,7 @@ def test_learning_rate_rises_and_falls(train_here: Train, small_job: list[Any]) 
 def test_selection_on_a_holdout(train_here: Train, small_job: list[Any]) -> None:
     run = train_here(*small_job, "--holdout_fraction", 0.2)
     assert [line["count"] for line in run.logged("holdout")] == [60, 60]
+    assert run.metrics["holdout"]["loss"] == run.logged("holdout")[-1]["loss"]  # by which the run would be chosen
     assert [line["step"] for line in run.logged("validation")] == [16]  # not looked at before the end
     assert (run.metrics["split"], run.metrics["count"]) == ("validation", 70)
     alone = [flag for flag in small_job if flag not in (small_job[4], small_job[5])]

@@ -15,6 +15,7 @@ class TrainingState:
         skipped_in_a_row: those of them that came last, one after another.
         seconds: spent in optimizer steps, without evaluations and checkpoints, over all starts of the run.
         evaluated_step: step of the last evaluation; one that is due at a later step has been interrupted.
+        is_hopeless: whether that one was worse than others were, as `--stop_below_median` has it.
         best_step: step of the best evaluation; the lower loss decides between equals.
         best_score: its `--metric_for_best_model`, less than 0 where a lower one is better.
         logged: sums since the last logged point, by name.
@@ -30,6 +31,7 @@ class TrainingState:
     sentences: int = 0
     seconds: float = 0.0
     evaluated_step: int = 0
+    is_hopeless: bool = False
     best_step: int | None = None
     best_score: float | None = None
     best_loss: float = 0.0
@@ -75,9 +77,9 @@ class TrainingState:
         return is_best
 
     def is_over(self, total_steps: int, patience: int | None) -> bool:
-        """Whether all steps are done, or `patience` evaluations in a row were no better."""
+        """Whether all steps are done, `patience` evaluations in a row were no better, or others are too far ahead."""
         is_out_of_patience = patience is not None and self.evaluations_without_improvement >= patience
-        return is_out_of_patience or self.step == total_steps
+        return is_out_of_patience or self.is_hopeless or self.step == total_steps
 
 
 def _added(sums: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:

@@ -77,11 +77,7 @@ def read_settings(
         given = parser.given(sys.argv[1:] if argv is None else argv)
         file = given.pop("config", None)
         given = ({} if file is None else read_config(parser, file, given)) | given
-        defaults = {name: parser.get_default(name) for name in NAMES}
-        values = defaults | (SMOKE_RECIPE if given.get("smoke") else {}) | given
-        if adapt:
-            adapt(values)
-        settings = Settings(**values, given=given)
+        settings = settings_of(parser, given, adapt)
         if check:
             check(settings)
         return settings
@@ -91,6 +87,21 @@ def read_settings(
             said = f"{error.filename} cannot be used ({error.strerror}): give another path"
         print_error(error, f"{program}: error: {said}" if is_reporting_process() else "")
         sys.exit(EXIT_USER_ERROR)
+
+
+def settings_of(
+    parser: FlagParser, given: dict[str, Any], adapt: Callable[[dict[str, Any]], None] | None = None
+) -> Settings:
+    """Settings from the values that are given, over those of `--smoke` and the defaults. `adapt` changes them before.
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+    defaults = {name: parser.get_default(name) for name in NAMES}
+    values = defaults | (SMOKE_RECIPE if given.get("smoke") else {}) | given
+    if adapt:
+        adapt(values)
+    return Settings(**values, given=given)
 
 
 def given_yaml(settings: Settings) -> str:

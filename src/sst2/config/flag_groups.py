@@ -148,6 +148,12 @@ class EvaluationArguments:
     early_stopping_patience: int | None = flag(
         None, "stop after this many evaluations in a row without a better --metric_for_best_model", "N"
     )
+    stop_below_median: str | None = flag(
+        None,
+        "folder of other runs: stop after an evaluation where the best one so far is worse than the median of theirs "
+        "at the same step, of 5 at least, by --metric_for_best_model",
+        "DIR",
+    )
     metric_for_best_model: SelectionMetric = flag(
         "accuracy", "what makes an evaluated model the best, one of %(choices)s; the lower loss decides ties", "NAME"
     )

@@ -50,7 +50,8 @@ class Settings(DryRunArguments, RunArguments, EvaluationArguments, TrainingArgum
                 raise ValueError(f"--{name} is empty: give a value, or leave the flag out")
             if isinstance(value, str) and "\0" in value:
                 raise ValueError(f"--{name} has a null character in it, which no name has: leave that out")
-        for name in ("output_dir", "resume_from_checkpoint", *DATA_FILES, "model_name_or_path", "dataset_name"):
+        places = ("output_dir", "resume_from_checkpoint", "stop_below_median", "model_name_or_path", "dataset_name")
+        for name in (*places, *DATA_FILES):
             if getattr(self, name) is not None:
                 setattr(self, name, os.path.expanduser(getattr(self, name)))
         if self.dataset_name is None and not any(getattr(self, name) for name in DATA_FILES):
@@ -183,6 +184,8 @@ def _check_files(s: Settings) -> None:
             continue  # which may have all that is needed of it
         if is_path(value) and not Path(value).is_dir():
             raise ValueError(f"--{name} {value} does not exist as a folder")
+    if s.stop_below_median is not None and not Path(s.stop_below_median).is_dir():
+        raise ValueError(f"--stop_below_median {s.stop_below_median} does not exist as a folder: name that of the runs")
 
 
 def is_path(name: str) -> bool:

@@ -1,10 +1,11 @@
-"""YAML files of `--config`: flags by name, whose values are taken as they are written.
+"""YAML files of flags by name, whose values are taken as they are written: those of `--config`, and of sweeps.
 
 Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sst2.utils.errors import UserError
 
 RESOLVED_MARK = "# Every setting of a run, with what was worked out; config.yaml holds what was asked for"
 # A flag on the command line overrides what a file says of the other: the two cannot hold at once.
-_OVERRIDES = {
+OVERRIDES = {
     "num_train_epochs": "max_train_steps",
     "warmup_ratio": "num_warmup_steps",
     "global_batch_size": "gradient_accumulation_steps",
@@ -53,27 +54,61 @@ def read_config(parser: FlagParser, file: str, given: Collection[str] = ()) -> d
     Raises:
         UserError: the file cannot be read, is not YAML, or has a name or a value that cannot be.
     """
-    try:
+    with mistakes_of(f"--config {file}"):
         content = Path(file).read_bytes()
         if content.decode("utf-8", errors="replace").startswith(RESOLVED_MARK):
             raise ValueError("it holds what was worked out for one run: give the config.yaml beside it")
-        settings = yaml.load(content, _AsWritten)  # which makes nothing but text, lists and dicts
-        if not isinstance(settings, dict):
-            raise ValueError("it must hold lines of the form 'learning_rate: 3e-5'")
-        values = {name: value for name, written in settings.items() if (value := _value(parser, name, written)) != []}
-        for name in given:
-            values.pop(_OVERRIDES.get(name, ""), None)
-        return values
+        return values_of(parser, as_written(content), given)
+
+
+@contextmanager
+def mistakes_of(file: str) -> Iterator[None]:
+    """Around the reading of a YAML file: whatever is wrong with it becomes one line that begins with its name.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or is refused by an error of the two kinds that say why.
+    """
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"--config {file}: {error.strerror}") from None
+        raise UserError(f"{file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-        raise UserError(f"--config {file} is not YAML: {_quote(' '.join(str(error).split()), 300)}") from None
+        raise UserError(f"{file} is not YAML: {_quote(' '.join(str(error).split()), 300)}") from None
     except (UserError, ValueError) as error:
-        raise UserError(f"--config {file}: {error}") from None
+        raise UserError(f"{file}: {error}") from None
 
 
-def _value(parser: FlagParser, name: str, written: Any) -> Any:
-    """What a flag's type makes of a value as it is written; an empty list where it is left open."""
+def as_written(content: bytes) -> dict[str, Any]:
+    """What a YAML file holds, by name: text, and lists and dicts of it.
+
+    Raises:
+        ValueError: it is something else than names and values, or a name stands there twice.
+        yaml.YAMLError: it is not YAML.
+    """
+    settings = yaml.load(content, _AsWritten)  # which makes nothing but text, lists and dicts
+    if not isinstance(settings, dict):
+        raise ValueError("it must hold lines of the form 'learning_rate: 3e-5'")
+    return settings
+
+
+def values_of(parser: FlagParser, settings: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
+    """The values of flags as they are written, without those that are left open or contradict the `given` flags.
+
+    Raises:
+        UserError, ValueError: a name or a value that cannot be.
+    """
+    values = {name: value for name, written in settings.items() if (value := value_of(parser, name, written)) != []}
+    for name in given:
+        values.pop(OVERRIDES.get(name, ""), None)
+    return values
+
+
+def value_of(parser: FlagParser, name: str, written: Any) -> Any:
+    """What a flag's type makes of a value as it is written; an empty list where it is left open.
+
+    Raises:
+        UserError, ValueError: there is no such flag, or it takes no such value.
+    """
     if name not in NAMES:
         raise ValueError(f"{_quote(name)} is not a setting{parser.hint(name)}")
     action = parser.action(name)

@@ -3,6 +3,7 @@
 Runs are compared on the same sentences, which takes out what makes a sentence hard for all of them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,53 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     if only_first + only_second == 0:
         return 0, 0, 1.0
     return only_first, only_second, float(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """By how much the mean of one configuration's runs differs from another's.
+
+    Attributes:
+        value: mean of the first minus that of the second.
+        low, high: 95 % interval, of other seeds.
+        p_value: two-sided; 1 where no two runs differ, and NaN where the runs of neither configuration differ among
+            themselves, so that nothing is known of other seeds.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def compare_means(first: list[float], second: list[float]) -> MeanDifference:
+    """Welch's t-test (1947), for runs on other seeds: their spread need not be the same in both configurations.
+
+    Args:
+        first: a figure of each run of one configuration, two runs at least.
+        second: the same of the other.
+    """
+    value = float(np.mean(first) - np.mean(second))
+    if np.ptp(first) == np.ptp(second) == 0:
+        return MeanDifference(value, value, value, 1.0 if value == 0 else math.nan)
+    found = stats.ttest_ind(first, second, equal_var=False)
+    low, high = found.confidence_interval(CONFIDENCE)
+    return MeanDifference(value, float(low), float(high), float(found.pvalue))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values of several hypotheses, corrected: at 0.05, the chance to reject any one that is true is 5 % at most.
+
+    The step-down procedure (Holm, 1979): the smallest is multiplied by their number, the next by one less, and so on;
+    none becomes smaller than the one before. A NaN counts as a hypothesis and stays one.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: (math.isnan(p_values[place]), p_values[place]))
+    corrected, least = [math.nan] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        if not math.isnan(p_values[place]):
+            least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+            corrected[place] = least
+    return corrected
 
 
 def compare_accuracy(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Difference:

@@ -73,5 +73,6 @@ def _final_metrics(trainer: Trainer, evaluations: Mapping[str, Evaluation], step
     }
     if trainer.rank_times is not None or state.slow_ranks:
         metrics["slow_ranks"] = state.slow_ranks
-    test, _ = evaluations.get("test", ({}, None))
-    return metrics | ({"test": test} if test else {})
+    others = {name: evaluations[name][0] for name in ("holdout", "test") if name != split and name in evaluations}
+    stopped = {"stopped": "worse than the median of other runs"} if state.is_hopeless else {}
+    return metrics | stopped | {name: values for name, values in others.items() if values}

@@ -26,6 +26,7 @@ from sst2.distributed.ranks import run_on_main
 from sst2.distributed.stop_requests import StopFlags, StopRequests
 from sst2.distributed.strategies.strategy import Strategy
 from sst2.distributed.watchdog import Watchdog
+from sst2.evaluation.selection import median_of_others, score_of
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
 from sst2.training.flops import flop_per_token
@@ -219,15 +220,34 @@ class Trainer:
 
     @property
     def is_over(self) -> bool:
-        """Whether all steps are done, or as many evaluations in a row as `--early_stopping_patience` were no better."""
+        """Whether all steps are done, or `--early_stopping_patience` or `--stop_below_median` ends the run before."""
         patience = self.settings.early_stopping_patience
         return self.state.is_over(self.plan.total_steps, patience) and not self.is_evaluation_due
 
     def selection_score(self, metrics: dict[str, Any]) -> float:
         """What an evaluation is worth by `--metric_for_best_model`: the more, the better."""
-        name = self.settings.metric_for_best_model
-        score: float = -metrics["loss"] if name == "loss" else metrics[name]
-        return score
+        return score_of(metrics, self.settings.metric_for_best_model)
+
+    def is_below_median(self) -> bool:
+        """Whether the best evaluation so far is worse than `--stop_below_median` allows. All ranks call it.
+
+        The main process alone looks at the other runs, which go on meanwhile. A run that has done all its steps is not
+        stopped.
+        """
+        state, name = self.state, self.settings.metric_for_best_model
+        folder, split = self.settings.stop_below_median, self.selection_split.name
+        if folder is None or state.step == self.plan.total_steps or state.best_score is None:
+            return False
+        found = run_on_main(
+            self.accelerator, lambda: median_of_others(Path(folder), self.run.path, split, state.step, name)
+        )
+        if found is None or state.best_score >= found:
+            return False
+        logger.info(
+            "step %d: the best %s so far, %.4f, is worse than the median of other runs, %.4f: stopping",
+            *(state.step, name, abs(state.best_score), abs(found)),
+        )
+        return True
 
     @property
     def best_so_far(self) -> dict[str, float]:

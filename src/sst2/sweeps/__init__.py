@@ -1,0 +1,1 @@
+"""Sweeps: many runs of other settings, and the best of them against a baseline on fresh seeds."""

@@ -1,0 +1,117 @@
+"""A sweep as jobs of SLURM: an array of trials, an array of finals after it, and the tables after that.
+
+All of it is in SLURM's queue when this ends, and nothing of it needs the machine that it was submitted from. Each task
+is slurm/train.sh, which asks for its flags when it starts, and is preempted and requeued by itself.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sst2.distributed.stop_requests import SIGNALS
+from sst2.sweeps.folder import SweepFolder
+from sst2.sweeps.starts import FINALS, TRIALS, runs_left
+from sst2.utils.atomic_file import write_json
+from sst2.utils.errors import UserError, first_line
+
+TABLES = "tables"
+
+
+def submit(
+    sweep: SweepFolder, project: Path, options: Sequence[str], at_once: int, say: Callable[[str], object]
+) -> None:
+    """Queue what is left of a sweep and not queued already.
+
+    Args:
+        sweep: from its folder, which all nodes see.
+        project: has slurm/train.sh.
+        options: of sbatch, for all jobs.
+        at_once: tasks of an array that run at the same time, at most.
+        say: is told each job.
+
+    Raises:
+        UserError: sbatch refuses a job, or is not there. Jobs before it are queued; the same command queues the rest.
+    """
+    folder = Path(os.path.abspath(sweep.path))  # jobs may start elsewhere
+    jobs = _Jobs(folder / "jobs.json")
+    logs = f"--output={folder}/logs/%x-%A_%a.out"
+    with sweep.locked(), _signals_wait():
+        before = ""
+        for stage in (TRIALS, FINALS):
+            if job := jobs.queued(stage):
+                say(f"{stage}: queued already, as job {job}")
+            elif left := runs_left(sweep, stage):
+                array = f"--array={_numbers(left)}%{at_once}"
+                command = [f"--job-name=sweep-{stage}", array, logs, *options, *_after(before), "--export=ALL"]
+                command.append(str(project / "slurm" / "train.sh"))
+                job = jobs.submit(stage, command, os.environ | {"SST2_SWEEP": str(folder / stage)})
+                say(f"{stage}: job {job}, {len(left)} runs, {at_once} at once")
+            before = job or before
+        if job := jobs.queued(TABLES):
+            say(f"{TABLES}: queued already, as job {job}")
+            return
+        write = shlex.join([str(project / "slurm" / "python.sh"), "-m", "sst2.sweep", str(folder), "--tables"])
+        one = ["--array=", "--nodes=1", "--ntasks=1", "--time=00:15:00", "--requeue", f"--wrap={write}"]
+        logs = f"--output={folder}/logs/%x-%j.out"
+        command = [f"--job-name=sweep-{TABLES}", logs, *options, *_after(before), "--export=ALL", *one]
+        say(f"{TABLES}: job {jobs.submit(TABLES, command, os.environ)}, which writes {sweep.path / 'results.md'}")
+
+
+class _Jobs:
+    """The jobs of a sweep by what they do, each noted as soon as it is queued."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, str] = {}
+        with suppress(OSError, ValueError):
+            self._known = json.loads(file.read_text(encoding="utf-8"))
+
+    def queued(self, name: str) -> str:
+        """The job that does it, if it waits or runs; else nothing."""
+        if job := self._known.get(name, ""):
+            asked = ["squeue", "--noheader", "--format=%i", f"--jobs={job}"]
+            done = _run(asked, os.environ)  # fails where SLURM has forgotten the job
+            return job if done.returncode == 0 and done.stdout.strip() else ""
+        return ""
+
+    def submit(self, name: str, options: list[str], environment: Mapping[str, str]) -> str:
+        done = _run(["sbatch", "--parsable", *options], environment)
+        if done.returncode:
+            said = first_line(ValueError(done.stderr))
+            raise UserError(f"sbatch does not take the {name} of the sweep ({said}): the same command tries again")
+        self._known[name] = done.stdout.strip().split(";")[0]  # on a federation, the cluster's name follows
+        write_json(self._file, self._known)
+        return self._known[name]
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} is not here: --slurm is for the login node of a cluster") from None
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Keep Ctrl-C, and a terminal that closes, from coming between two jobs that need each other."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which sbatch inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _after(job: str) -> list[str]:
+    """The option to start when a job has ended, well or not. A task that is requeued has not ended."""
+    return [f"--dependency=afterany:{job}"] if job else []
+
+
+def _numbers(left: list[int]) -> str:
+    """As --array has them: `0-7`, or `0,3,5`."""
+    is_range = left == list(range(left[0], left[-1] + 1))
+    return f"{left[0]}-{left[-1]}" if is_range and len(left) > 1 else ",".join(map(str, left))

@@ -1,0 +1,48 @@
+"""The verdict on the finalists: by how much each differs from the baseline on fresh seeds, and whether by chance."""
+
+from dataclasses import dataclass
+
+from sst2.evaluation.significance import MeanDifference, compare_means, holm
+from sst2.sweeps.finals import Arm, arms
+from sst2.sweeps.folder import SweepFolder
+
+LEVEL = 0.05  # of significance
+
+
+@dataclass(frozen=True)
+class Tested:
+    """An arm against the baseline. What is None has not been tested, for want of runs that have finished."""
+
+    arm: Arm
+    values: list[float]
+    difference: MeanDifference | None = None
+    corrected: float | None = None
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether it differs by more than chance."""
+        return self.corrected is not None and self.corrected < LEVEL
+
+
+def tested(sweep: SweepFolder, names: list[str]) -> list[Tested]:
+    """The baseline, and each finalist against it: Welch's test over seeds, corrected for their number.
+
+    The figures are those of the split that `metrics.json` reports: validation, where there is one.
+    """
+    values = [
+        Tested(arm, [float(run.metrics[sweep.plan.metric]) for run in arm.runs if run.metrics])
+        for arm in arms(sweep, names)
+    ]
+    baseline, finalists = values[0], values[1:]
+    found = [
+        compare_means(one.values, baseline.values) if min(len(one.values), len(baseline.values)) > 1 else None
+        for one in finalists
+    ]
+    corrected = iter(holm([one.p_value for one in found if one]))
+    return [
+        baseline,
+        *(
+            Tested(one.arm, one.values, difference, next(corrected) if difference else None)
+            for one, difference in zip(finalists, found, strict=True)
+        ),
+    ]
