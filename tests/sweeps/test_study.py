@@ -38,7 +38,8 @@ def again(sweep: SweepFolder) -> SweepFolder:
 
 def trials_of(sweep: SweepFolder) -> list[optuna.trial.FrozenTrial]:
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(sweep.journal)))
-    return optuna.load_study(study_name="sweep", storage=storage).get_trials()
+    trials: list[optuna.trial.FrozenTrial] = optuna.load_study(study_name="sweep", storage=storage).get_trials()
+    return trials
 
 
 def test_trials_differ_and_keep_their_settings(sweep: SweepFolder) -> None:

@@ -101,7 +101,7 @@ def write_tables(sweep: SweepFolder) -> "Report":
     Raises:
         UserError: the folder cannot be written.
     """
-    from sst2.cli.compare import as_csv
+    from sst2.evaluation.tables import as_csv
     from sst2.sweeps.finals import choose
     from sst2.sweeps.report import Report
     from sst2.utils.atomic_file import write_text

@@ -1,7 +1,7 @@
 """Tables of records: as text that fits a terminal, as Markdown with all columns, as csv with a number in a cell."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -50,11 +50,14 @@ class Table:
 
     def csv(self) -> str:
         """All values, in full precision: a cell has one number, a text that no spreadsheet calculates, or nothing."""
-        stream = StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([to_cell(name) for name in self.records[0]])
-        writer.writerows([map(_cell, record.values()) for record in self.records])
-        return stream.getvalue()
+        return as_csv([[*self.records[0]], *([*record.values()] for record in self.records)])
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of numbers and texts as csv in which a spreadsheet calculates nothing."""
+    stream = StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([map(_cell, row) for row in rows])
+    return stream.getvalue()
 
 
 def text(name: str) -> Callable[[Record], str]:
