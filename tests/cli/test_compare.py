@@ -25,6 +25,12 @@ from sst2.utils.errors import exit_codes
 Compare = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(autouse=True)
+def width_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever terminal, or none, the tests run in."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def write_run(
     folder: Path,
     accuracy: float,
