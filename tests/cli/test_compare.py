@@ -341,12 +341,12 @@ def test_what_is_missing_or_has_not_finished_is_a_line_that_says_so(
         **{f"lr5e-05-seed{seed}": ("finished", "40", "40") for seed in (1, 2, 3)},
     }
     assert lines["lr2e-05-seed5"]["note"] == "loss was not finite: lower --learning_rate"
-    assert "lr2e-05-seed5: diverged, loss was not finite" in said
     assert "diverged, 5/40" in said
     means = read(tmp_path / "out", "configurations")
     assert [(line["seeds"], line["seeds_begun"]) for line in means] == [("2", "6"), ("3", "3")]
     assert "7 of 12 runs" in said
     in_one_line = " ".join(said.split())
+    assert "lr2e-05-seed5: diverged, loss was not finite" in in_one_line
     assert f"The baseline {runs / 'lr2e-05-seed3'} has not finished: nothing is tested." in in_one_line
     assert f"No runs, and left out: {runs / 'notes.txt'}." in in_one_line
     assert "difference" not in means[0]
