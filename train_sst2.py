@@ -205,7 +205,7 @@ def log_training(trainer: Trainer, metrics: dict[str, Any]) -> str:
     values = trainer.pop_averages() | {name: float(value) for name, value in metrics.items()}
     trainer.tracker.log("train", trainer.state.step, values)
     line = f"loss {values['loss']:.4f}, {values['sentences_per_second']:.0f} sentences/s"
-    logger.info("step %d: %s, learning rate %.3g", trainer.state.step, line, values["learning_rate"])
+    logger.info("step %s: %s, learning rate %.3g", trainer.progress(), line, values["learning_rate"])
     return line
 
 

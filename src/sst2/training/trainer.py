@@ -5,6 +5,7 @@ import logging
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Trainer:
         step_runner: runs steps eagerly, or as CUDA graphs.
         flop_per_token: of training, as `sst2.training.flops` counts them.
         loss: of training; evaluations have the plain cross-entropy.
+        begun: when this start began to train, by `time.perf_counter`, and at which step.
         last_evaluation: metrics and logits of the last one during training, if this process has made it.
     """
 
@@ -87,6 +89,7 @@ class Trainer:
     step_runner: StepRunner = field(init=False)
     flop_per_token: int = field(init=False)
     loss: TrainingLoss = field(init=False)
+    begun: tuple[float, int] = field(init=False)
     last_evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +97,7 @@ class Trainer:
         self.loss = TrainingLoss(self.settings, self.splits["train"], self.strategy.device)
         self.step_runner = choose_runner(self)
         self.flop_per_token = flop_per_token(self.model_config)
+        self.begun = time.perf_counter(), self.state.step
 
     @property
     def selection_split(self) -> Split:
@@ -138,6 +142,13 @@ class Trainer:
         if has_failed:
             raise self.checkpointer.failure()
         return flags
+
+    def progress(self) -> str:
+        """How far training is: `25/425 (5.9 %), 0:12:30 left`, at the pace of this start with its evaluations."""
+        step, total, (since, first) = self.state.step, self.plan.total_steps, self.begun
+        seconds_per_step = (time.perf_counter() - since) / max(1, step - first)
+        left = timedelta(seconds=round((total - step) * seconds_per_step))
+        return f"{step}/{total} ({100 * step / total:.1f} %), {left} left"
 
     def pop_averages(self) -> dict[str, float]:
         """What a logged point of training holds: averages since the last one, and where the run is. All ranks call it.
