@@ -138,4 +138,5 @@ def test_a_terminal_that_is_gone_cannot_be_written_to(
         process.wait()
     job = Job(process, tmp_path / "run", tmp_path)
     assert 5 <= saved_state(job)["step"] < 20
+    assert not re.search(rb":\d\d step 5/40", said)  # without date and time, as somebody watches
     assert "stopping after this step" in (tmp_path / "run" / "train.log").read_text()
