@@ -57,8 +57,7 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
         if not self.label_names and (self.smoke or is_sst2):
             self.label_names = list(LABEL_NAMES)
         if self.output_dir is None:
-            model = Path(self.model_name_or_path).name or "model"
-            self.output_dir = f"runs/{'smoke' if self.smoke else model}-seed{self.seed}"
+            self.output_dir = default_output_dir(self.model_name_or_path, self.smoke, self.seed)
         self.report_to = _trackers(self.report_to)
         _check_ranges(self)
         _check_combinations(self)
@@ -70,6 +69,12 @@ class Settings(RunArguments, EvaluationArguments, TrainingArguments, DataArgumen
     def run_dir(self) -> Path:
         """Folder of the run."""
         return Path(str(self.output_dir))
+
+
+def default_output_dir(model_name_or_path: str, smoke: bool, seed: int) -> str:
+    """Folder of a run that no flag names one for."""
+    model = Path(os.path.expanduser(model_name_or_path)).name or "model"
+    return f"runs/{'smoke' if smoke else model}-seed{seed}"
 
 
 def _check_ranges(s: Settings) -> None:

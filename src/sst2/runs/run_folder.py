@@ -13,6 +13,7 @@ from sst2.utils.file_system import fsync, wait_for_lock
 from sst2.utils.removal import discard, leftovers, put_aside
 
 MARK = "# A run of train_sst2.py: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
+OF_JOB = "# Begun or resumed by job "  # its second line, where the job may start many times
 WEIGHTS = "model.safetensors"  # in the exported model's folder
 
 
@@ -125,6 +126,16 @@ def is_run(folder: Path) -> bool:
             return file.readline().rstrip() == MARK
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def job_of(folder: Path) -> str:
+    """The id of the job that has last begun or resumed the run in the folder; empty where none is there, or known."""
+    try:
+        with (folder / "config.yaml").open(encoding="utf-8") as file:
+            mark, line = file.readline().rstrip(), file.readline().rstrip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return line.removeprefix(OF_JOB) if mark == MARK and line.startswith(OF_JOB) else ""
 
 
 def is_finished(run: RunFolder) -> bool:
