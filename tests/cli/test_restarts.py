@@ -112,16 +112,38 @@ def test_a_request_to_stop_is_heard_after_a_restart(flags: list[str], script: Pa
     assert have_started(script, flags, 2)
 
 
-def test_a_request_to_stop_while_ranks_are_ended_is_the_last_word(script: Path) -> None:
+@COUNTS
+def test_a_request_to_stop_takes_the_place_of_a_restart(flags: list[str], script: Path) -> None:
+    # It reaches what is left of the ranks while they end, and who has lost another one cannot save.
     asked = script.parent / "asked"
-    script.write_text(
-        ENDING.replace("lambda *_: ", "lambda *_: [pathlib.Path(folder, 'asked').touch(), time.sleep(3)] and ")
-    )
-    with launched(*SEVERAL, "--max_restarts", 5, script, script.parent, "wait,killed", "0,0") as process:
+    slowly = "lambda *_: pathlib.Path(folder, 'asked').touch() or time.sleep(3) or os._exit(1)"
+    script.write_text(ENDING.replace("lambda *_: os._exit(75)", slowly))
+    with launched(*flags, "--max_restarts", 5, script, script.parent, "wait,killed" if flags else "wait") as process:
+        wait_for(lambda: bool(starts(script, 0)), process)
+        if not flags:
+            process.terminate()
         wait_for(asked.exists, process)
         process.terminate()
         assert process.wait(60) == 75
+    assert have_started(script, flags, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGINT])
+def test_a_job_that_is_ended_by_hand_is_not_started_again(number: signal.Signals, script: Path) -> None:
+    script.write_text(ENDING.replace("starts =", "signal.signal(signal.SIGINT, lambda *_: os._exit(130))\nstarts ="))
+    with launched(*SEVERAL, "--max_restarts", 5, script, script.parent, "wait,wait") as process:
+        wait_for(partial(have_started, script, SEVERAL, 1), process)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
     assert have_started(script, SEVERAL, 1)
+
+
+def test_ranks_that_start_again_do_not_take_the_addresses_of_those_before(script: Path) -> None:
+    late = "if rank == 0 and len(starts.read_text().splitlines()) > 1:\n    time.sleep(2)\nif size > 1:"
+    script.write_text(ENDING.replace("if size > 1:", late))
+    with launched(*SEVERAL, "--max_restarts", 1, script, script.parent, "wait,killed", "0,0") as process:
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, said
 
 
 def test_a_request_to_stop_right_before_ranks_start_again_is_for_them(script: Path) -> None:

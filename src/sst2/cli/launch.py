@@ -118,8 +118,10 @@ def _launch(arguments: argparse.Namespace) -> None:
             launch_command(copy.deepcopy(arguments))
             return
         except subprocess.CalledProcessError as error:
-            if _forwarded or not can_help(error.returncode):
+            if not can_help(error.returncode):
                 raise
+            if _forwarded:  # whoever starts the job again goes on as after any other stop
+                sys.exit(EXIT_STOPPED)
             print_line(f"sst2.launch: {in_words(error.returncode)}: restart {restart} of {arguments.max_restarts}")
     launch_command(arguments)
 

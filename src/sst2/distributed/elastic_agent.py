@@ -25,7 +25,8 @@ from sst2.utils.waiting import wait_until
 # What a machine says of an attempt that has ended there: it failed and may start again, or not; or it finished, and
 # waits for the others, or does not.
 AGAIN, NO_MORE, DONE, LEFT = "again", "no more", "done", "left"
-_FINAL = (EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_STOPPED)
+_QUIT = (-signal.SIGQUIT, 128 + signal.SIGINT)  # by hand, the second after a second Ctrl-C
+_FINAL = (0, EXIT_USER_ERROR, EXIT_DIVERGED, EXIT_STOPPED, *_QUIT)
 _OF_SIGTERM = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGKILL)  # what the agent's own request to end leads to
 _SECONDS_TO_END = 120.0  # in which the ranks of all machines end when one has failed: their agents kill them after 30
 _SECONDS_TO_FINISH = 300.0  # for which a machine whose ranks have finished waits for the others, as torch's agent does
@@ -34,7 +35,7 @@ _SECONDS_TO_SAY = 10.0
 
 def can_help(code: int) -> bool:
     """Whether another start may end differently than one that ended with this exit code."""
-    return code not in (0, *_FINAL)
+    return code not in _FINAL
 
 
 def in_words(code: int) -> str:
@@ -123,7 +124,11 @@ class RestartingAgent(LocalElasticAgent):
         """The result of an attempt that has ended here, by what all machines say of it."""
         has_succeeded = result.state is WorkerState.SUCCEEDED
         codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
-        may_restart = self._remaining_restarts > 0 and not self._is_stopping() and all(map(can_help, codes.values()))
+        may_restart = self._remaining_restarts > 0 and all(map(can_help, codes.values()))
+        if may_restart and self._is_stopping():
+            may_restart = False
+            for failure in result.failures.values():  # whoever starts the job again goes on as after any other stop
+                failure.exitcode = EXIT_STOPPED
         own = ((DONE, LEFT) if has_succeeded else (AGAIN, NO_MORE))[0 if may_restart else 1]
         restarts = self._outcomes.exchange(own) if self._outcomes else own == AGAIN
         if not restarts:
