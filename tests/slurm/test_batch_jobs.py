@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -162,6 +165,56 @@ def test_a_node_is_lost(
     job.wait_for(lambda: not cluster.steps())
     brake.unlink()
     assert_same_result(job, undisturbed, starts=2)
+
+
+def test_a_killed_rank_of_two_nodes_is_back_within_the_job(start: Submit, undisturbed: Job) -> None:
+    job = start(*SAMPLE, SST2_MAX_RESTARTS="1")
+    job.wait_for_step(30)
+    rank_of(job, 1).kill()
+    facts = job.end()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), job.said
+    assert job.said.count("restart 1 of 1 of all ranks") == 2, job.said  # once a node
+    assert job.said.count("resuming from ") == 1
+    assert job.curve == undisturbed.curve
+    assert job.weights == undisturbed.weights
+
+
+def rank_of(job: Job, number: int) -> psutil.Process:
+    """The process that trains as this rank of a job."""
+
+    def is_it(process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            variables = process.environ()
+            place = variables.get("SLURM_JOB_ID"), variables.get("RANK")
+            return place == (job.number, str(number)) and "-u" in process.cmdline()
+        return False
+
+    (found,) = filter(is_it, psutil.process_iter())
+    return found
+
+
+def test_spaces_in_the_names_of_all_folders_and_files(start: Submit, cluster: Cluster, tmp_path: Path) -> None:
+    project, runs = tmp_path / "my project", tmp_path / "my runs"
+    for name in ("slurm", "accelerate_configs"):
+        shutil.copytree(REPOSITORY / name, project / name)
+    shutil.copy(REPOSITORY / "train_sst2.py", project)
+    config = (project / "accelerate_configs" / "single_cpu.yaml").rename(project / "my configuration.yaml")
+    tasks = [f"--output_dir {shlex.quote(str(runs / 'first run'))}", "--learning_rate 7 --output_dir 'never begun'"]
+    variables = {"SST2_SWEEP": "\n".join(tasks), "SST2_CONFIG": str(config)}
+    flags = ["--smoke", "--max_train_steps", "3"]
+    options = ["--parsable", "--array=0-1", f"--chdir={tmp_path}", f"--output={tmp_path}/my output %a"]
+    array = subprocess.check_output(
+        ["sbatch", *options, project / "slurm" / "train.sh", *flags],
+        env=os.environ | cluster.environment | variables,
+        text=True,
+    ).strip()
+    good, bad = (
+        Job(cluster, f"{array}_{task}", tmp_path / f"my output {task}", runs / "first run") for task in range(2)
+    )
+    assert good.end()["JobState"] == "COMPLETED", good.said
+    assert (good.run_dir / "metrics.json").exists()
+    assert bad.end()["ExitCode"] == "2:0", bad.said
+    assert "not requeued: train_sst2.py: error: --learning_rate 7.0 cannot work" in bad.said.splitlines()[-1]
 
 
 def test_a_job_that_is_canceled_does_not_come_back(start: Submit) -> None:
