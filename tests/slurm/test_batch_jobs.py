@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -193,28 +192,37 @@ def rank_of(job: Job, number: int) -> psutil.Process:
     return found
 
 
+# In place of Python: says how it was called, and refuses one learning rate.
+WORDS = """#!/usr/bin/env bash
+printf '[%s]' "$@"
+case " $* " in *" --learning_rate 7 "*) echo; echo "train_sst2.py: error: too fast" && exit 2 ;; esac
+"""
+
+
 def test_spaces_in_the_names_of_all_folders_and_files(start: Submit, cluster: Cluster, tmp_path: Path) -> None:
-    project, runs = tmp_path / "my project", tmp_path / "my runs"
+    project, python = tmp_path / "my project", tmp_path / "my python"
     for name in ("slurm", "accelerate_configs"):
         shutil.copytree(REPOSITORY / name, project / name)
     shutil.copy(REPOSITORY / "train_sst2.py", project)
     config = (project / "accelerate_configs" / "single_cpu.yaml").rename(project / "my configuration.yaml")
-    tasks = [f"--output_dir {shlex.quote(str(runs / 'first run'))}", "--learning_rate 7 --output_dir 'never begun'"]
-    variables = {"SST2_SWEEP": "\n".join(tasks), "SST2_CONFIG": str(config)}
-    flags = ["--smoke", "--max_train_steps", "3"]
+    python.write_text(WORDS)
+    python.chmod(0o755)
+    sweep = "--output_dir 'my runs/first run' --seed 1\n--output_dir my\\ runs/second --learning_rate 7"
+    variables = {"SST2_PYTHON": str(python), "SST2_CONFIG": str(config), "SST2_SWEEP": sweep, "SST2_MAX_RESTARTS": "3"}
     options = ["--parsable", "--array=0-1", f"--chdir={tmp_path}", f"--output={tmp_path}/my output %a"]
     array = subprocess.check_output(
-        ["sbatch", *options, project / "slurm" / "train.sh", *flags],
+        ["sbatch", *options, project / "slurm" / "train.sh", "--train_file", "my data.csv"],
         env=os.environ | cluster.environment | variables,
         text=True,
     ).strip()
-    good, bad = (
-        Job(cluster, f"{array}_{task}", tmp_path / f"my output {task}", runs / "first run") for task in range(2)
-    )
-    assert good.end()["JobState"] == "COMPLETED", good.said
-    assert (good.run_dir / "metrics.json").exists()
-    assert bad.end()["ExitCode"] == "2:0", bad.said
-    assert "not requeued: train_sst2.py: error: --learning_rate 7.0 cannot work" in bad.said.splitlines()[-1]
+    tasks = [Job(cluster, f"{array}_{task}", tmp_path / f"my output {task}", tmp_path) for task in range(2)]
+    assert [task.end()["ExitCode"] for task in tasks] == ["0:0", "2:0"], tasks[0].said + tasks[1].said
+    flags = "[--train_file][my data.csv][--output_dir]"
+    assert f"[{project}/train_sst2.py]{flags}[my runs/first run][--seed][1]" in tasks[0].said
+    assert f"{flags}[my runs/second]" in tasks[1].said
+    assert f"[--config_file][{config}]" in tasks[0].said
+    assert "[--max_restarts][3]" in tasks[0].said
+    assert tasks[1].said.splitlines()[-1].endswith("exit code 2, not requeued: train_sst2.py: error: too fast")
 
 
 def test_a_job_that_is_canceled_does_not_come_back(start: Submit) -> None:
