@@ -27,13 +27,14 @@ test-slurm: $(VENV)/installed-dev  ## a SLURM of two nodes on this machine: Debi
 test-gpu: $(VENV)/installed-dev  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-checks: $(VENV)/installed-dev  ## ruff, mypy (tests included), import-linter, deptry, shellcheck
+checks: $(VENV)/installed-dev  ## ruff, mypy (tests included), import-linter, deptry, shellcheck, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
-	$(BIN)/shellcheck .ci/run slurm/*.sh benchmarks/*.sh
+	$(BIN)/shellcheck .ci/run containers/*.sh slurm/*.sh benchmarks/*.sh
+	$(BIN)/hadolint containers/Dockerfile
 
 notebook: $(VENV)/installed-dev  ## execute the tutorial and keep what its cells put out
 	$(BIN)/python -m tests.support.tutorial

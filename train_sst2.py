@@ -34,12 +34,14 @@ from sst2.data.collation import MicroBatches
 from sst2.data.splits import Split
 from sst2.distributed.ranks import exit_codes_of_rank
 from sst2.evaluation.predictions import in_split_order, in_words
+from sst2.evaluation.selection import score_of
 from sst2.runs.run_folder import RunFolder
 from sst2.training.dry_run.command import dry_run
 from sst2.training.dry_run.rehearsal import TrainingLoop
 from sst2.training.results import write_results
 from sst2.training.resume import resume_or_start
 from sst2.training.setup import init_processes, load_assets, prepare_training
+from sst2.training.step_metrics import progress
 from sst2.training.steps.runner import Step
 from sst2.training.trainer import Evaluation, Trainer
 from sst2.utils.errors import StopRequestedError
@@ -212,7 +214,12 @@ def log_training(trainer: Trainer, metrics: dict[str, Any]) -> str:
     values = trainer.pop_averages() | {name: float(value) for name, value in metrics.items()}
     trainer.tracker.log("train", trainer.state.step, values)
     line = f"loss {values['loss']:.4f}, {values['sentences_per_second']:.0f} sentences/s"
-    logger.info("step %d: %s, learning rate %.3g", trainer.state.step, line, values["learning_rate"])
+    logger.info(
+        "step %s: %s, learning rate %.3g",
+        progress(trainer.state.step, trainer.plan.total_steps, trainer.begun),
+        line,
+        values["learning_rate"],
+    )
     return line
 
 
@@ -221,7 +228,7 @@ def validate(trainer: Trainer) -> bool:
     state, split = trainer.state, trainer.selection_split
     trainer.sync_to_host()  # else the evaluation would wait for steps that are still on their way
     metrics, logits = trainer.last_evaluation = evaluate(trainer, split)
-    is_best = state.count_evaluation(trainer.selection_score(metrics), metrics["loss"])
+    is_best = state.count_evaluation(score_of(metrics, trainer.settings.metric_for_best_model), metrics["loss"])
     trainer.tracker.log(split.name, state.step, metrics | trainer.best_so_far)
     trainer.tracker.show(split, state.step, logits, state.seconds)
     logger.info("step %d: %s", state.step, in_words(metrics, split.name))

@@ -28,6 +28,7 @@
 #   SST2_PORT         where the processes meet (from the job's id, the next one that is free)
 #   SST2_INTERFACE    network interface between the nodes (the one that leads to the first node)
 #   SST2_REQUEUES     how often the job may come back (100)
+#   SST2_MAX_RESTARTS how often all processes are started again within the job when one has died (0: the job fails)
 #   SST2_PROJECT      the project's folder (the one that this script was submitted from)
 #   SST2_SWEEP        folder of runs of a sweep, one for each task of the array; python -m sst2.sweep sets it
 
@@ -50,6 +51,7 @@ patiently() {
 # One line, of this job alone: the id of an array's task may be that of the whole array, which lists them all.
 record() { scontrol show --oneliner job "$SLURM_JOB_ID" | grep "^JobId=$SLURM_JOB_ID "; }
 word() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p"; }
+path() { sed -n "s/.* $1=\(.*\)/\1/p" | sed 's/ [A-Z][A-Za-z:]*=.*//'; } # which may have spaces in it
 address() { scontrol show --oneliner node "$1" | word NodeAddr | grep .; }
 
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a batch script: sbatch slurm/train.sh"
@@ -66,10 +68,11 @@ id=$SLURM_JOB_ID
 if [ "$task" != _ ]; then id=$task; fi
 restarts=$(word Restarts <<< "$job")
 
-script=$(word Command <<< "$job") # SLURM runs a copy of it from a folder of its own
-export SST2_PROJECT=${SST2_PROJECT:-$(cd "$SLURM_SUBMIT_DIR" && realpath "$(dirname "$script")/..")}
+script=$(path Command <<< "$job") # SLURM runs a copy of it from a folder of its own; flags may follow
+script=${script%%train.sh*}
+export SST2_PROJECT=${SST2_PROJECT:-$(cd "$SLURM_SUBMIT_DIR" && realpath "${script:-.}/..")}
 [ -f "$SST2_PROJECT/train_sst2.py" ] || refuse "no train_sst2.py in $SST2_PROJECT: give its folder as SST2_PROJECT"
-for name in SST2_PROCESSES SST2_PORT SST2_REQUEUES; do
+for name in SST2_PROCESSES SST2_PORT SST2_REQUEUES SST2_MAX_RESTARTS; do
     case ${!name:-0} in *[!0-9]*) refuse "$name is ${!name}: give a number" ;; esac
 done
 
@@ -102,6 +105,7 @@ config=${SST2_CONFIG:-$config}
 [ -f "$config" ] || refuse "SST2_CONFIG is $SST2_CONFIG: give a YAML file, or one of $SST2_PROJECT/accelerate_configs"
 launch=(--config_file "$config" --num_processes "$world" --num_machines "$SLURM_NNODES")
 launch+=(--main_process_ip "$SST2_HEAD" --main_process_port "$port" --deepspeed_multinode_launcher standard)
+launch+=(--max_restarts "${SST2_MAX_RESTARTS:-0}")
 [ -n "${SST2_CONFIG:-}" ] || launch+=(--mixed_precision "$precision")
 
 flags=("$@")
@@ -138,7 +142,8 @@ case ${SST2_CONTAINER:-} in
     "" | *.sif) ;; # apptainer is started by slurm/python.sh
     *)
         mounts=$SST2_PROJECT:$SST2_PROJECT,$PWD:$PWD
-        for folder in ${HF_HOME:-} ${SST2_MOUNTS:+${SST2_MOUNTS//,/ }}; do mounts+=,$folder:$folder; done
+        IFS=, read -ra folders <<< "${SST2_MOUNTS:-}"
+        for folder in ${HF_HOME:+"$HF_HOME"} "${folders[@]}"; do mounts+=,$folder:$folder; done
         srun+=(--container-image="$SST2_CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD")
         export SST2_PYTHON=${SST2_PYTHON:-python} # the image's, not the project's .venv
         ;;
@@ -181,7 +186,7 @@ else
     reason=$(awk '
         /^slurm\/train.sh: job/ { line = "" }
         /: error: / && !/^srun: / { line = $0 }
-        END { print line }' "$(word StdOut <<< "$job")") || true
+        END { print line }' "$(path StdOut <<< "$job")") || true
     say "exit code $code, not requeued: ${reason:-see above}" >&2
     [ -z "$run" ] || echo "$code" > "$run.exit"
 fi

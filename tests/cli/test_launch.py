@@ -5,18 +5,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.processes import free_port
+from tests.support.launched import SEVERAL, launched, launched_on_two_machines, wait_for
 
 pytestmark = pytest.mark.slow
 
-SEVERAL = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]  # without a GPU it takes CPUs
 COUNTS = pytest.mark.parametrize("flags", [[], SEVERAL], ids=["one process", "two processes"])
 
 LISTENING = """
@@ -38,33 +35,11 @@ while True:
 """
 
 
-@contextmanager
-def launched(*command: object, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
-    """The launcher at work; whatever is left of it is killed."""
-    started = [*before, sys.executable, "-m", "sst2.launch", *map(str, command)]
-    process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                child.kill()
-        process.communicate()
-
-
 def test_a_configuration_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with launched("--config_file", tmp_path / "typo.yaml", "script.py") as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert said == f"sst2.launch: error: --config_file {tmp_path}/typo.yaml does not exist: check its name\n"
-
-
-def test_what_has_stopped_is_not_started_again(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(f"import sys; open({str(tmp_path / 'starts')!r}, 'a').write('x'); sys.exit(75)")
-    with launched(*SEVERAL, "--max_restarts", "3", script) as process:
-        assert process.wait(60) == 75
-    assert len((tmp_path / "starts").read_text()) <= 2
 
 
 def test_it_listens_before_its_long_imports(tmp_path: Path) -> None:
@@ -179,10 +154,7 @@ def test_a_signal_after_its_processes_have_ended(tmp_path: Path) -> None:
         "(folder / f'ready-{rank}').write_text(str(os.getpid()))\n"
         "while not (folder / f'end-{rank}').exists(): time.sleep(0.02)\n"
     )
-    flags = ["--multi_gpu", "--num_machines", 2, "--num_processes", 2, "--rdzv_backend", "static"]
-    flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
-    machines = [launched(*flags, "--machine_rank", machine, script, tmp_path) for machine in range(2)]
-    with machines[0] as first, machines[1] as second:
+    with launched_on_two_machines(script, tmp_path) as (first, second):
         for rank in range(2):
             wait_for((tmp_path / f"ready-{rank}").exists, first, second)
         (tmp_path / "end-1").touch()
@@ -192,16 +164,6 @@ def test_a_signal_after_its_processes_have_ended(tmp_path: Path) -> None:
             second.wait(3)
         (tmp_path / "end-0").touch()
         assert (first.wait(60), second.wait(60)) == (0, 0)
-
-
-def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
-    """Wait until `condition` holds; fail when one of the processes ends before, or after a minute."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        for process in processes:
-            assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_code_that_says_why_counts_more_than_that_of_who_was_left_alone(tmp_path: Path) -> None:

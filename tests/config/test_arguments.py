@@ -1,6 +1,5 @@
 """The command line: defaults, YAML files, and answers that come at once."""
 
-import json
 import os
 import re
 import subprocess
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sst2.config.arguments import given_yaml, parse_arguments, resolved_yaml
+from sst2.config.arguments import given_yaml, parse_arguments, resolved_yaml, write_settings
 from sst2.config.flag_groups import NAMES
 from sst2.config.run_flags import _OTHER_NAMES
 from sst2.config.settings import Settings
 from sst2.data.batch_plan import plan_batches
-from sst2.runs.run_folder import MARK
+from sst2.runs.run_folder import RunFolder
 from tests.support.running import SCRIPT
 
 
@@ -267,17 +266,41 @@ def test_a_batch_job_goes_on_with_the_run_that_it_has_begun(
 
     assert choices() == (str(run), False, "auto")
     assert choices("--output-dir", str(tmp_path / "named"))[0] == str(tmp_path / "named")
-    run.mkdir()
-    (run / "config.yaml").write_text(f"{MARK}\n")
     checkpoint = run / "checkpoints" / "step-00000010"
     checkpoint.mkdir(parents=True)
     for owner in (None, "16"):  # of nobody, of an earlier job: the flags mean what they say
-        if owner:
-            (run / "environment.json").write_text(json.dumps({"variables": {"SLURM_JOB_ID": owner}}))
+        begin(run, owner)
         assert choices("--overwrite-output-dir") == (str(run), True, None)
         assert choices("--resume_from_checkpoint", str(checkpoint)) == (str(run), False, str(checkpoint))
-    (run / "environment.json").write_text(json.dumps({"variables": {"SLURM_JOB_ID": "17"}}))
+    begin(run, "17")
     assert choices("--overwrite_output_dir", "True") == (str(run), False, "auto")
     assert choices("--resume_from_checkpoint", str(checkpoint)) == (str(run), False, "auto")
     monkeypatch.delenv("SST2_BATCH_JOB")
     assert choices("--output_dir", str(run), "--overwrite_output_dir") == (str(run), True, None)
+
+
+def test_ranks_that_are_started_again_go_on_with_the_run_that_their_job_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the folder is the one that a run has if no flag names one
+    monkeypatch.setenv("SST2_LAUNCH", "4f")
+    run = tmp_path / "runs" / "smoke-seed42"
+    run.mkdir(parents=True)
+    overwrite = ["--smoke", "--overwrite_output_dir"]
+    for owner in (None, "4e"):  # another job's: neither gone on with unasked, nor is overwriting left out
+        begin(run, owner)
+        assert "--output_dir runs/smoke-seed42 is not empty" in refused(capsys, "--smoke")
+        assert parse_arguments(overwrite).overwrite_output_dir
+    begin(run, "4f")
+    for flags in (["--smoke"], overwrite):
+        settings = parse_arguments(flags)
+        assert (settings.overwrite_output_dir, settings.resume_from_checkpoint) == (False, "auto")
+    assert parse_arguments(["--smoke", "--seed", "7"]).resume_from_checkpoint is None  # another folder
+
+
+def begin(run: Path, job: str | None) -> None:
+    """Write what marks a folder as a run's, as a job that may start many times does, or as one that does not."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("SST2_BATCH_JOB", raising=False)
+        environment.setenv("SST2_LAUNCH", job or "")
+        write_settings(RunFolder(run), Settings())

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,71 @@ def test_a_node_is_lost(
     job.wait_for(lambda: not cluster.steps())
     brake.unlink()
     assert_same_result(job, undisturbed, starts=2)
+
+
+def test_a_killed_rank_of_two_nodes_is_back_within_the_job(start: Submit, undisturbed: Job) -> None:
+    job = start(*SAMPLE, SST2_MAX_RESTARTS="1")
+    job.wait_for_step(30)
+    rank_of(job, 1).kill()
+    facts = job.end()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0"), job.said
+    assert job.said.count("restart 1 of 1 of all ranks") == 2, job.said  # once a node
+    assert job.said.count("resuming from ") == 1
+    assert job.curve == undisturbed.curve
+    assert job.weights == undisturbed.weights
+
+
+def rank_of(job: Job, number: int) -> psutil.Process:
+    """The process that trains as this rank of a job."""
+
+    def is_it(process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            variables = process.environ()
+            place = variables.get("SLURM_JOB_ID"), variables.get("RANK")
+            return place == (job.number, str(number)) and "-u" in process.cmdline()
+        return False
+
+    (found,) = filter(is_it, psutil.process_iter())
+    return found
+
+
+# In place of Python: gives a sweep's runs and their flags, says how else it was called, and refuses one learning rate.
+WORDS = """#!/usr/bin/env bash
+case " $* " in
+    *" sst2.sweep a sweep/trials --start 0 ") run="my runs/first run" && printf '%s\\n' "$run" --output_dir "$run"; exit ;;
+    *" sst2.sweep "*) printf '%s\\n' "my runs/second" --output_dir "my runs/second" --learning_rate 7; exit ;;
+esac
+printf '[%s]' "$@"
+case " $* " in *" --learning_rate 7 "*) echo; echo "train_sst2.py: error: too fast" && exit 2 ;; esac
+"""
+
+
+def test_spaces_in_the_names_of_all_folders_and_files(start: Submit, cluster: Cluster, tmp_path: Path) -> None:
+    project, python = tmp_path / "my project", tmp_path / "my python"
+    for name in ("slurm", "accelerate_configs"):
+        shutil.copytree(REPOSITORY / name, project / name)
+    shutil.copy(REPOSITORY / "train_sst2.py", project)
+    config = (project / "accelerate_configs" / "single_cpu.yaml").rename(project / "my configuration.yaml")
+    python.write_text(WORDS)
+    python.chmod(0o755)
+    (tmp_path / "my runs").mkdir()
+    variables = {"SST2_PYTHON": str(python), "SST2_CONFIG": str(config), "SST2_SWEEP": "a sweep/trials"}
+    variables["SST2_MAX_RESTARTS"] = "3"
+    options = ["--parsable", "--array=0-1", f"--chdir={tmp_path}", f"--output={tmp_path}/my output %a"]
+    array = subprocess.check_output(
+        ["sbatch", *options, project / "slurm" / "train.sh", "--train_file", "my data.csv"],
+        env=os.environ | cluster.environment | variables,
+        text=True,
+    ).strip()
+    tasks = [Job(cluster, f"{array}_{task}", tmp_path / f"my output {task}", tmp_path) for task in range(2)]
+    assert [task.end()["ExitCode"] for task in tasks] == ["0:0", "2:0"], tasks[0].said + tasks[1].said
+    flags = "[--train_file][my data.csv][--output_dir]"
+    assert f"[{project}/train_sst2.py]{flags}[my runs/first run]" in tasks[0].said
+    assert f"{flags}[my runs/second]" in tasks[1].said
+    assert f"[--config_file][{config}]" in tasks[0].said
+    assert "[--max_restarts][3]" in tasks[0].said
+    assert tasks[1].said.splitlines()[-1].endswith("exit code 2, not requeued: train_sst2.py: error: too fast")
+    assert (tmp_path / "my runs" / "second.exit").read_text() == "2\n"
 
 
 def test_a_job_that_is_canceled_does_not_come_back(start: Submit) -> None:

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sst2.checkpoints.folders import find_latest, list_checkpoints
 from sst2.evaluation.run_results import find_run
+from sst2.runs.run_folder import MARK
 from tests.support.jobs import POOR_DISK, SLOW_DISK, TWO_PROCESSES, results, running
 from tests.support.ranks import run_to_the_end
 from tests.support.running import REPOSITORY, Finished
@@ -241,6 +242,22 @@ def test_one_rank_of_two_is_killed(long_job: list[object], undisturbed_on_two: d
             assert not job.processes()
         assert "Traceback" not in finished.stderr
     assert run_to_the_end(long_job, tmp_path / "run", processes=2) == undisturbed_on_two
+
+
+def test_a_killed_rank_is_back_within_the_job(
+    long_job: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path
+) -> None:
+    run_dir, launcher = tmp_path / "run", (*TWO_PROCESSES, "--max_restarts", "1")
+    (run_dir / "checkpoints" / "step-00000999").mkdir(parents=True)  # of a run to overwrite, but once only
+    (run_dir / "config.yaml").write_text(f"{MARK}\n")
+    with running([*long_job, "--overwrite_output_dir"], run_dir, launcher) as job:
+        job.wait_for_step(61)
+        job.ranks()[0].kill()
+        finished = job.wait()
+    assert finished.code == 0, finished.stderr
+    assert "rank 0: SIGKILL: restart 1 of 1 of all ranks" in " ".join(finished.stderr.split())
+    assert finished.stderr.count("resuming from ") == 1
+    assert results(run_dir) == undisturbed_on_two
 
 
 def test_one_rank_of_two_stands_still(

@@ -1,5 +1,6 @@
 """What the scripts in slurm/ do where there is no SLURM; with one, tests/slurm/ runs them."""
 
+import json
 import os
 import re
 import subprocess
@@ -38,6 +39,30 @@ def test_mistakes_are_one_line(script: str, variables: dict[str, str], message: 
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("here", "first"), [("1", "2"), ("", "2"), ("2", "")])
+def test_a_node_with_another_number_of_gpus_is_refused(here: str, first: str, tmp_path: Path) -> None:
+    done = run("node.sh", "train_sst2.py", folder=tmp_path, SLURM_GPUS_ON_NODE=here, SST2_GPUS=first)
+    assert done.returncode == 2
+    assert f"error: {here or 'no'} GPUs on " in done.stderr
+    assert done.stderr.endswith("ask for as many on each, by --gpus-per-node\n")
+
+
+def test_both_images_are_made_alike() -> None:
+    # Whether the Dockerfile can be read, hadolint says (`make checks`); for apptainer's file there is no such program.
+    containers = REPOSITORY / "containers"
+    docker, apptainer = ((containers / name).read_text() for name in ("Dockerfile", "sst2.def"))
+    (base,), (paths,), (command,), (path,) = (
+        re.findall(rf"^{words}(.*)$", docker, re.MULTILINE) for words in ("ARG BASE=", "COPY ", "RUN ", "ENV PATH=")
+    )
+    *files, folder = paths.split()
+    assert all((REPOSITORY / file).is_file() for file in files)
+    assert re.search(rf"^From: {re.escape(base)}$", apptainer, re.MULTILINE)
+    sections = dict(re.findall(r"^%(\w+)\n((?: .*\n)+)", apptainer, re.MULTILINE))
+    assert sections["files"].split() == [word for file in files for word in (file, folder + Path(file).name)]
+    assert sections["post"].split() == json.loads(command)
+    assert sections["environment"].split("PATH=")[1].strip() == path
 
 
 def test_the_batch_script_outlives_every_request_to_stop_and_knows_the_exit_codes() -> None:

@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -58,6 +59,15 @@ def test_smoke_run_as_users_start_it(train: Train, tmp_path: Path) -> None:
     assert 0.85 < run.metrics["accuracy"] < 1.0
     assert run.metrics["count"] == 600
     assert f"accuracy {run.metrics['accuracy']:.4f}" in run.stderr
+    # It says how far it is; with date and time, since nobody watches: its output is no terminal.
+    said = re.findall(
+        r"^\d{4}(?:-\d\d){2} \d\d(?::\d\d){2} step (\d+)/845 \((.+) %\), (.+) left: loss ", run.stderr, re.M
+    )
+    assert [(int(step), share) for step, share, _ in said] == [
+        (step, f"{100 * step / 845:.1f}") for step in (*range(25, 845, 25), 845)
+    ]
+    assert re.fullmatch(r"\d:\d\d:\d\d", said[0][2])
+    assert said[-1][2] == "0:00:00" != said[0][2]
     # Everything the documentation promises is in the folder, and nothing is anywhere else.
     (event_file,) = run.run_dir.glob("events.out.tfevents.*")  # here, so that TensorBoard calls the run by its folder
     assert {path.name for path in run.run_dir.iterdir()} == {

@@ -5,23 +5,30 @@
 It is the same launcher with the same flags, in this very process. Left to itself, it dies of SIGUSR1 and leaves its
 processes behind, gives them 30 seconds after SIGTERM, passes nothing on to a single process, dies of SIGHUP in spite of
 nohup, and turns every exit code but 0 into 1. Here a signal that asks the job to stop, or to quit, goes to every
-process that it started, they take the time that they need, and their exit code becomes the launcher's. `--max_restarts`
-has no effect: who starts the job again also chooses with how many processes.
+process that it started, they take the time that they need, and their exit code becomes the launcher's.
+
+With `--max_restarts N`, processes that have died are started again, all of them together, up to N times, and go on with
+the run that this job has begun. What has finished, stopped on request, diverged or was refused is not started again.
 """
 
+import argparse
+import copy
 import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
+from sst2.config.launcher import LAUNCH
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
 from sst2.utils.console import keep_off_standard_output, standard_output
 from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, print_line
@@ -50,24 +57,30 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(signal.SIGTSTP, _suspend)
     keep_off_standard_output("DeepSpeed")  # which accelerate imports
     # Only now, since they take seconds in which a signal may come.
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command_parser
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.launcher import api
 
+    from sst2.distributed.elastic_agent import RestartingAgent
+
+    # There is no other way to have torchrun take another agent than its own.
+    agent = partial(RestartingAgent, is_stopping=lambda: bool(_forwarded), started=_forward_again)
+    vars(api)["LocalElasticAgent"] = agent
     # None by torchrun's own handlers, which give the processes 30 seconds, and are set even for a signal that nohup has
     # had ignored. Read by its argument parser.
     os.environ["PET_SIGNALS_TO_HANDLE"] = ""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
     arguments = launch_command_parser().parse_args(argv)
     if arguments.config_file and not os.path.isfile(arguments.config_file):
-        print_line(f"sst2.launch: error: --config_file {arguments.config_file} does not exist: check its name")
-        sys.exit(EXIT_USER_ERROR)
+        _refuse(f"--config_file {arguments.config_file} does not exist: check its name")
+    if arguments.max_restarts < 0:
+        _refuse(f"--max_restarts is {arguments.max_restarts}: give 0 or more")
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
     arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"
-    arguments.max_restarts = 0  # it would start what has stopped on request once more
     try:
-        launch_command(arguments)
+        _launch(arguments)
     except subprocess.CalledProcessError as error:
         sys.exit(_exit_code(error.returncode))
     except (DistError, RendezvousError) as error:
@@ -84,6 +97,36 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(code)
 
 
+def _refuse(message: str) -> NoReturn:
+    print_line(f"sst2.launch: error: {message}")
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _launch(arguments: argparse.Namespace) -> None:
+    """`accelerate launch`. torchrun's agent sees to restarts of several processes; those of a single one are made here.
+
+    Raises:
+        CalledProcessError: the single process has failed.
+        ChildFailedError: one of several has.
+    """
+    from accelerate.commands.launch import launch_command
+
+    from sst2.distributed.elastic_agent import can_help, in_words
+
+    os.environ[LAUNCH] = uuid.uuid4().hex if arguments.max_restarts else ""  # not that of a job which has started this
+    for restart in range(1, arguments.max_restarts + 1):
+        try:
+            launch_command(copy.deepcopy(arguments))
+            return
+        except subprocess.CalledProcessError as error:
+            if not can_help(error.returncode):
+                raise
+            if _forwarded:  # whoever starts the job again goes on as after any other stop
+                sys.exit(EXIT_STOPPED)
+            print_line(f"sst2.launch: {in_words(error.returncode)}: restart {restart} of {arguments.max_restarts}")
+    launch_command(arguments)
+
+
 def _forward(number: int, _: FrameType | None) -> None:
     _forwarded.add(number)
     if _send(number):
@@ -95,6 +138,12 @@ def _forward(number: int, _: FrameType | None) -> None:
     again = threading.Timer(1.0, _send, (number,))
     again.daemon = True
     again.start()
+
+
+def _forward_again() -> None:
+    """What came before these workers had started is for them as well."""
+    for number in sorted(_forwarded):
+        _send(number)
 
 
 def _suspend(_number: int, _frame: FrameType | None) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sst2.config.flag_groups import NAMES, SAMPLE
-from sst2.config.launcher import is_reporting_process, process_rank
+from sst2.config.launcher import is_reporting_process, job_id, process_rank
 from sst2.config.output_dir import check_run_dir, go_on_with_own_run, has_begun_with_it
 from sst2.config.run_flags import FlagParser
 from sst2.config.settings import Settings
 from sst2.config.yaml_file import RESOLVED_MARK, read_config
-from sst2.runs.run_folder import MARK
+from sst2.runs.run_folder import MARK, OF_JOB
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, print_error
 
 if TYPE_CHECKING:
@@ -108,9 +108,10 @@ def given_yaml(settings: Settings) -> str:
     """What the flags and the file said, as YAML that `--config` reads: `config.yaml`.
 
     Without what belongs to one start of a run, and without anything that was worked out: with other flags beside it, it
-    means what it meant.
+    means what it meant. A comment names the job, if it is one that may start many times.
     """
-    return _to_yaml(MARK, {name: value for name, value in settings.given.items() if name not in OF_ONE_START})
+    mark = f"{MARK}\n{OF_JOB}{job_id()}" if job_id() else MARK
+    return _to_yaml(mark, {name: value for name, value in settings.given.items() if name not in OF_ONE_START})
 
 
 def resolved_yaml(settings: Settings) -> str:

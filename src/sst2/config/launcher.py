@@ -11,12 +11,18 @@ import psutil
 
 from sst2.utils.errors import UserError
 
+LAUNCH = "SST2_LAUNCH"  # a number of its own, by which python -m sst2.launch tells processes that it restarts who began
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # which accelerate reads
 START_SEVERAL = (
     "start them with torchrun, or with accelerate launch --multi_gpu (on CPUs as well, as "
     "accelerate_configs/multi_cpu.yaml does)"
 )
+
+
+def job_id() -> str:
+    """Of a job that may start many times: SLURM's, or that of `python -m sst2.launch --max_restarts`; empty if none."""
+    return os.environ.get("SST2_BATCH_JOB") or os.environ.get(LAUNCH, "")
 
 
 def read_number(variable: str, default: int) -> int:

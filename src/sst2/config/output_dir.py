@@ -1,33 +1,33 @@
 """The output folder: a run may begin, go on or overwrite there, or is refused before anything is touched."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from sst2.config.settings import Settings
+from sst2.config.launcher import job_id
+from sst2.config.settings import Settings, default_output_dir
 from sst2.runs.origin import is_origin, origin
-from sst2.runs.run_folder import is_run
+from sst2.runs.run_folder import is_run, job_of
 from sst2.utils.errors import UserError
+
+_NAMING = ("model_name_or_path", "smoke", "seed")  # what names a run's folder where --output_dir does not
 
 
 def go_on_with_own_run(values: dict[str, Any]) -> None:
-    """In a batch job that may start many times: go on with the run that an earlier start of the same job has begun.
+    """In a job that may start many times: go on with the run that an earlier start of the same job has begun.
 
-    slurm/train.sh says which job this is, and which folder the run has where no flag names one. Until the job has made
-    the folder its own, `--overwrite_output_dir` and `--resume_from_checkpoint` mean what they say, at every start.
-    The values of the flags are changed in place.
+    Until the job has made the folder its own, `--overwrite_output_dir` and `--resume_from_checkpoint` mean what they
+    say, at every start. slurm/train.sh also says which folder the run has where no flag names one, and goes on with
+    what is there where no flag says otherwise. The values of the flags are changed in place.
     """
-    job = os.environ.get("SST2_BATCH_JOB")
+    job, batch_job = job_id(), os.environ.get("SST2_BATCH_JOB")
     if not job:
         return
-    values["output_dir"] = values["output_dir"] or os.environ.get("SST2_OUTPUT_DIR")
-    record = Path(os.path.expanduser(values["output_dir"] or "")) / "environment.json"
-    try:
-        is_own = json.loads(record.read_text(encoding="utf-8"))["variables"]["SLURM_JOB_ID"] == job
-    except (OSError, ValueError, LookupError, TypeError):
-        is_own = False
-    if is_own or not (values["overwrite_output_dir"] or values["resume_from_checkpoint"]):
+    if batch_job:
+        values["output_dir"] = values["output_dir"] or os.environ.get("SST2_OUTPUT_DIR")
+    folder = values["output_dir"] or default_output_dir(*(values[name] for name in _NAMING))
+    is_own = job_of(Path(os.path.expanduser(folder))) == job
+    if is_own or (batch_job and not (values["overwrite_output_dir"] or values["resume_from_checkpoint"])):
         values |= {"overwrite_output_dir": False, "resume_from_checkpoint": "auto"}
 
 

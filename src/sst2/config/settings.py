@@ -62,8 +62,7 @@ class Settings(DryRunArguments, RunArguments, EvaluationArguments, TrainingArgum
         if not self.label_names and (self.smoke or is_sst2):
             self.label_names = list(LABEL_NAMES)
         if self.output_dir is None:
-            model = Path(self.model_name_or_path).name or "model"
-            self.output_dir = f"runs/{'smoke' if self.smoke else model}-seed{self.seed}"
+            self.output_dir = default_output_dir(self.model_name_or_path, self.smoke, self.seed)
         self.report_to = _trackers(self.report_to)
         _check_ranges(self)
         _check_combinations(self)
@@ -81,6 +80,12 @@ class Settings(DryRunArguments, RunArguments, EvaluationArguments, TrainingArgum
         """The optimizer steps of `--profile_steps`, counted from 1."""
         first, _, last = (self.profile_steps or "1:0").partition(":")
         return range(int(first), int(last) + 1)
+
+
+def default_output_dir(model_name_or_path: str, smoke: bool, seed: int) -> str:
+    """Folder of a run that no flag names one for."""
+    model = Path(os.path.expanduser(model_name_or_path)).name or "model"
+    return f"runs/{'smoke' if smoke else model}-seed{seed}"
 
 
 def _check_ranges(s: Settings) -> None:

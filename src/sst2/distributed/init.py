@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -51,7 +52,7 @@ def init_distributed(
     """
     forget_leftovers()
     launcher = read_launcher()
-    start_logging(launcher.rank == 0)
+    start_logging(launcher.rank == 0, dated=not sys.stderr.isatty())
     _refuse_what_cannot_work(launcher, settings)
     require_hub_login(settings)
     use_all_cores()

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 MARK = "# A run of train_sst2.py: its settings, readable by --config"  # first line of config.yaml; tells a run's folder
 EVENT_FILES = "events.out.tfevents.*"  # TensorBoard's, one for each start; the folder they are in names the run
+OF_JOB = "# Begun or resumed by job "  # its second line, where the job may start many times
 WEIGHTS = "model.safetensors"  # in the exported model's folder
 
 
@@ -173,6 +174,16 @@ def is_in_use(run: RunFolder) -> bool:
         except (BlockingIOError, PermissionError):  # some network file systems say the latter
             return True
     return False
+
+
+def job_of(folder: Path) -> str:
+    """The id of the job that has last begun or resumed the run in the folder; empty where none is there, or known."""
+    try:
+        with (folder / "config.yaml").open(encoding="utf-8") as file:
+            mark, line = file.readline().rstrip(), file.readline().rstrip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return line.removeprefix(OF_JOB) if mark == MARK and line.startswith(OF_JOB) else ""
 
 
 def is_finished(run: RunFolder) -> bool:

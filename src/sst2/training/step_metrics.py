@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -136,6 +137,20 @@ def peak_host_memory_mib() -> float:
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
+
+
+def progress(step: int, total: int, begun: tuple[float, int]) -> str:
+    """How far training is: `25/425 (5.9 %), 0:12:30 left`, at the pace of this start with its evaluations.
+
+    Args:
+        step: the last one that is done.
+        total: steps of the run.
+        begun: when this start began to train, by `time.perf_counter`, and after which step.
+    """
+    since, first = begun
+    seconds_per_step = (time.perf_counter() - since) / max(1, step - first)
+    left = timedelta(seconds=round((total - step) * seconds_per_step))
+    return f"{step}/{total} ({100 * step / total:.1f} %), {left} left"
 
 
 def pop_averages(state: TrainingState) -> dict[str, float]:

@@ -26,7 +26,7 @@ from sst2.distributed.ranks import run_on_main
 from sst2.distributed.stop_requests import StopFlags, StopRequests
 from sst2.distributed.strategies.strategy import Strategy
 from sst2.distributed.watchdog import Watchdog
-from sst2.evaluation.selection import median_of_others, score_of
+from sst2.evaluation.selection import median_of_others
 from sst2.runs.run_folder import RunFolder
 from sst2.tracking.tracker import Tracker
 from sst2.training.flops import flop_per_token
@@ -74,6 +74,7 @@ class Trainer:
         step_runner: runs steps eagerly, or as CUDA graphs.
         flop_per_token: of training, as `sst2.training.flops` counts them.
         loss: of training; evaluations have the plain cross-entropy.
+        begun: when this start began to train, by `time.perf_counter`, and at which step.
         last_evaluation: metrics and logits of the last one during training, if this process has made it.
     """
 
@@ -99,6 +100,7 @@ class Trainer:
     step_runner: StepRunner = field(init=False)
     flop_per_token: int = field(init=False)
     loss: TrainingLoss = field(init=False)
+    begun: tuple[float, int] = field(init=False)
     last_evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
@@ -119,6 +121,7 @@ class Trainer:
         self.loss = TrainingLoss(self.settings, self.splits["train"], self.strategy.device)
         self.step_runner = choose_runner(self)
         self.flop_per_token = flop_per_token(self.model_config)
+        self.begun = time.perf_counter(), self.state.step
 
     @property
     def selection_split(self) -> Split:
@@ -223,10 +226,6 @@ class Trainer:
         """Whether all steps are done, or `--early_stopping_patience` or `--stop_below_median` ends the run before."""
         patience = self.settings.early_stopping_patience
         return self.state.is_over(self.plan.total_steps, patience) and not self.is_evaluation_due
-
-    def selection_score(self, metrics: dict[str, Any]) -> float:
-        """What an evaluation is worth by `--metric_for_best_model`: the more, the better."""
-        return score_of(metrics, self.settings.metric_for_best_model)
 
     def is_below_median(self) -> bool:
         """Whether the best evaluation so far is worse than `--stop_below_median` allows. All ranks call it.

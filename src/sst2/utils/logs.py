@@ -19,12 +19,17 @@ from sst2.utils.redaction import redact_logging
 _LOGGER = logging.getLogger("sst2")  # the parent of every module's logger
 
 
-def start_logging(is_main: bool) -> None:
-    """Send the project's messages to the terminal, and hold them until there is a log file to put them in as well."""
+def start_logging(is_main: bool, dated: bool = False) -> None:
+    """Send the project's messages to the terminal, and hold them until there is a log file to put them in as well.
+
+    Args:
+        is_main: whether this process says what happens; others say what goes wrong.
+        dated: whether date and time stand before each message: of a job whose output is read hours later.
+    """
     _LOGGER.setLevel(logging.INFO if is_main else logging.ERROR)
     _LOGGER.propagate = False
     terminal = logging.StreamHandler()
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(logging.Formatter(f"{'%(asctime)s ' * dated}%(message)s", "%Y-%m-%d %H:%M:%S"))
     _LOGGER.handlers = [terminal]
     transformers.logging.set_verbosity_error()  # a new head is what this project is about, no reason to warn
     _show_library_bars(is_main and sys.stderr.isatty())
