@@ -216,9 +216,10 @@ def rank_of(job: Job, number: int) -> psutil.Process:
 # In place of Python: gives a sweep's runs and their flags, says how else it was called, and refuses one learning rate.
 WORDS = """#!/usr/bin/env bash
 case " $* " in
-    *" sst2.sweep a sweep/trials --start 0 ") run="my runs/first run" && printf '%s\\n' "$run" --output_dir "$run"; exit ;;
-    *" sst2.sweep "*) printf '%s\\n' "my runs/second" --output_dir "my runs/second" --learning_rate 7; exit ;;
+    *" sst2.sweep a sweep/trials --start 0 ") run="my runs/first run" flags=(--output_dir "$run") ;;
+    *" sst2.sweep "*) run="my runs/second" flags=(--output_dir "$run" --learning_rate 7) ;;
 esac
+[ -z "${run:-}" ] || { printf '%s\\n' "$run" "${flags[@]}" && exit; }
 printf '[%s]' "$@"
 case " $* " in *" --learning_rate 7 "*) echo; echo "train_sst2.py: error: too fast" && exit 2 ;; esac
 """
