@@ -186,5 +186,5 @@ def test_a_folder_of_something_else_or_of_another_plan_is_left_alone(
     other.mkdir()
     (other / "sweep.yaml").write_text(f"# A sweep of train_sst2.py\n{GRID.replace('2e-3', '3e-3')}")
     with pytest.raises(SystemExit), exit_codes(PROGRAM):
-        main([command[0], "--output_dir", str(other)])
+        main([command[0], "--output_dir", str(other), "--slurm"])
     assert "other holds a sweep of another plan than" in capsys.readouterr().err
