@@ -214,12 +214,8 @@ def log_training(trainer: Trainer, metrics: dict[str, Any]) -> str:
     values = trainer.pop_averages() | {name: float(value) for name, value in metrics.items()}
     trainer.tracker.log("train", trainer.state.step, values)
     line = f"loss {values['loss']:.4f}, {values['sentences_per_second']:.0f} sentences/s"
-    logger.info(
-        "step %s: %s, learning rate %.3g",
-        progress(trainer.state.step, trainer.plan.total_steps, trainer.begun),
-        line,
-        values["learning_rate"],
-    )
+    how_far = progress(trainer.state.step, trainer.plan.total_steps, trainer.begun)
+    logger.info("step %s: %s, learning rate %.3g", how_far, line, values["learning_rate"])
     return line
 
 
