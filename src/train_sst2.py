@@ -1,0 +1,1 @@
+../train_sst2.py
