@@ -6,7 +6,7 @@ SLOW ?= slow and not gpu
 # A file goes to one worker, since its tests share what they prepare; tests/conftest.py has the order of files.
 AT_ONCE := --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow test-gpu test-slurm checks checks-github hooks notebook dist clean
+.PHONY: help demo test test-slow test-gpu test-slurm checks lint-github hooks notebook dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -35,9 +35,9 @@ checks: $(VENV)/installed-dev  ## ruff, mypy (tests included), import-linter, de
 	$(BIN)/deptry .
 	$(BIN)/shellcheck .ci/run slurm/*.sh benchmarks/*.sh
 
-checks: checks-github
+checks: lint-github
 
-checks-github: $(VENV)/installed-dev  ## workflows, issue forms, hooks and CITATION.cff; a part of make checks
+lint-github: $(VENV)/installed-dev  ## workflows, issue forms, hooks and CITATION.cff; a part of make checks
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
