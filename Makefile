@@ -44,7 +44,7 @@ lint-github: $(VENV)/installed-dev  ## workflows, issue forms, hooks and CITATIO
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --default-filetype yaml CITATION.cff
 	$(BIN)/zizmor --offline --quiet .
-	$(BIN)/pre-commit validate-config
+	$(BIN)/pre-commit validate-config .pre-commit-config.yaml
 
 hooks: $(VENV)/installed-dev  ## have git run ruff and shellcheck on every commit, and make checks before a push
 	$(BIN)/pre-commit install
