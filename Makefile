@@ -6,7 +6,7 @@ SLOW ?= slow and not gpu
 # A file goes to one worker, since its tests share what they prepare; tests/conftest.py has the order of files.
 AT_ONCE := --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-slow test-gpu test-slurm checks notebook clean
+.PHONY: help demo test test-slow test-gpu test-slurm checks lint-github hooks notebook dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -36,8 +36,27 @@ checks: $(VENV)/installed-dev  ## ruff, mypy (tests included), import-linter, de
 	$(BIN)/shellcheck .ci/run containers/*.sh slurm/*.sh benchmarks/*.sh
 	$(BIN)/hadolint containers/Dockerfile
 
+checks: lint-github
+
+lint-github: $(VENV)/installed-dev  ## workflows, issue forms, hooks and CITATION.cff; a part of make checks
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --default-filetype yaml CITATION.cff
+	$(BIN)/zizmor --offline --quiet .
+	$(BIN)/pre-commit validate-config .pre-commit-config.yaml
+
+hooks: $(VENV)/installed-dev  ## have git run ruff and shellcheck on every commit, and make checks before a push
+	$(BIN)/pre-commit install
+
 notebook: $(VENV)/installed-dev  ## execute the tutorial and keep what its cells put out
 	$(BIN)/python -m tests.support.tutorial
+
+dist: $(VENV)/installed-dev  ## sdist and wheel in dist/, checked, as a release has them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)

@@ -98,6 +98,8 @@ def compare(folder: Path, flags: list[str], rounds: int) -> dict[str, Any]:
         "flags": flags,
         "steps": dry["steps"]["total"],
         "seconds_by_part": dry["seconds"],
+        "steps_measured": dry["steps_measured"],
+        "once": dry["once"],
         "rounds": turns,
         "ratio_of_seconds": describe(seconds_ratios),
         "ratio_of_memory": describe(memory_ratios),

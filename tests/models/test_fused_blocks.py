@@ -55,7 +55,14 @@ def fuse(model: PackedClassifier) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [*((name, {}) for name in KNOWN), ("distilbert", {"activation": "relu"})], ids=str
+    ("name", "changes"),
+    [
+        ("distilbert", {}),
+        ("distilbert", {"activation": "relu"}),
+        ("bert", {}),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in KNOWN if name not in ("distilbert", "bert")),
+    ],
+    ids=str,
 )
 def test_they_have_the_padded_logits_and_gradients(
     name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -74,7 +74,6 @@ def test_what_has_come_of_others_is_told(sweep: SweepFolder) -> None:
             found[0].folder.mkdir()
             (found[0].folder / "metrics.json").write_text(json.dumps(metrics))
     sweep.trials[3].exit_file.write_text("1\n")
-    flags = sweep.flags(sweep.trials[3])
     for number in (4, 5):  # of which the first still runs
         assert start(again(sweep), TRIALS, number)
     states = optuna.trial.TrialState
@@ -86,8 +85,6 @@ def test_what_has_come_of_others_is_told(sweep: SweepFolder) -> None:
         (states.FAIL, None),
         *[(states.RUNNING, None)] * 2,
     ]
-    assert start(again(sweep), TRIALS, 3)  # once more, and it is the same trial
-    assert sweep.flags(sweep.trials[3]) == flags
 
 
 def test_the_sampler_learns_from_what_it_is_told(tmp_path: Path) -> None:
@@ -103,3 +100,8 @@ def test_the_sampler_learns_from_what_it_is_told(tmp_path: Path) -> None:
         found[0].folder.mkdir()
         (found[0].folder / "metrics.json").write_text(json.dumps({"accuracy": 1 / distances[-1], "loss": 0.5}))
     assert sum(distance < 5 for distance in distances[20:]) > 12  # by chance 7
+    lost = sweep.trials[30]  # which would be given others by now
+    flags = sweep.flags(lost)
+    (lost.folder / "metrics.json").unlink()
+    assert start(sweep, TRIALS, 30)
+    assert sweep.flags(lost) == flags

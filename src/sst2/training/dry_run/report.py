@@ -63,6 +63,11 @@ def figures(trainer: Trainer, estimate: Estimate) -> dict[str, Any]:
         },
         "step_seconds": estimate.step_seconds,
         "steps_measured": [{"tokens": tokens, "seconds": seconds} for tokens, seconds in measured.steps],
+        "once": {
+            "first_step_seconds": measured.first_step,
+            "new_shape_seconds": measured.new_shape,
+            "shapes": workload.shapes,
+        },
         "checkpoint_seconds": {"pause": measured.pause, "written_after": measured.write},
         "seconds": {**estimate.seconds, "total": estimate.total_seconds},
         "gpu_hours": estimate.gpu_hours,
