@@ -20,8 +20,9 @@ def packages(folder: Path) -> set[str]:
 @pytest.mark.slow
 def test_a_run_from_the_installed_wheel(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
-    shutil.copytree(REPOSITORY / "src", checkout / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    ignored = shutil.ignore_patterns("*.egg-info", "__pycache__")
+    shutil.copytree(REPOSITORY / "src", checkout / "src", ignore=ignored, symlinks=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE", SCRIPT.name):
         shutil.copy(REPOSITORY / name, checkout)
     added = checkout / "src" / "sst2" / "added"  # a package that nobody has listed anywhere
     added.mkdir()
@@ -41,7 +42,7 @@ def test_a_run_from_the_installed_wheel(tmp_path: Path) -> None:
 
     work = tmp_path / "work"
     work.mkdir()
-    shutil.copy(SCRIPT, work)
+    shutil.rmtree(checkout)
 
     def python(*words: str) -> str:
         command = [str(environment / "bin" / "python"), *words]
@@ -50,6 +51,9 @@ def test_a_run_from_the_installed_wheel(tmp_path: Path) -> None:
         return done.stdout
 
     assert Path(python("-c", "import sst2; print(sst2.__file__)").strip()).is_relative_to(site)
-    python(SCRIPT.name, "--smoke", "--max_train_steps", "5", "--output_dir", "run")
+    command = str(site / "bin" / "sst2")
+    python(command, "train", "--smoke", "--max_train_steps", "5", "--output_dir", "run")
     assert (work / "run" / "model" / "model.safetensors").is_file()
-    assert python("-m", "sst2.predict", "run", "a gripping film").rstrip().endswith("a gripping film")
+    for predict in ([command, "predict"], ["-m", "sst2.predict"]):
+        assert python(*predict, "run", "a gripping film").rstrip().endswith("a gripping film")
+    assert "predict" in python(command, "--help")
