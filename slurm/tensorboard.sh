@@ -28,7 +28,9 @@ fi
 here=$(dirname "${BASH_SOURCE[0]}")
 if [ ! -f "$here/python.sh" ]; then # under sbatch, which runs a copy of the script from a folder of SLURM's own
     script=$(scontrol show --oneliner job "$SLURM_JOB_ID" | sed -n 's/.* Command=\(.*\)/\1/p')
-    here=$(cd "$SLURM_SUBMIT_DIR" && realpath "${script%%tensorboard.sh*}")
+    cd "$SLURM_SUBMIT_DIR"
+    while [ ! -f "$script" ] && [ "$script" != "${script% *}" ]; do script=${script% *}; done # words follow it
+    here=$(realpath "$(dirname "$script")")
 fi
 port=${SST2_TENSORBOARD_PORT:-}
 if [ -z "$port" ]; then

@@ -68,9 +68,13 @@ id=$SLURM_JOB_ID
 if [ "$task" != _ ]; then id=$task; fi
 restarts=$(word Restarts <<< "$job")
 
-script=$(path Command <<< "$job") # SLURM runs a copy of it from a folder of its own; flags may follow
-script=${script%%train.sh*}
-export SST2_PROJECT=${SST2_PROJECT:-$(cd "$SLURM_SUBMIT_DIR" && realpath "${script:-.}/..")}
+script=$(path Command <<< "$job") # SLURM runs a copy of it from a folder of its own
+project() {
+    cd "$SLURM_SUBMIT_DIR"
+    while [ ! -f "$script" ] && [ "$script" != "${script% *}" ]; do script=${script% *}; done # flags follow it
+    realpath "$(dirname "$script")/.."
+}
+export SST2_PROJECT=${SST2_PROJECT:-$(project)}
 [ -f "$SST2_PROJECT/train_sst2.py" ] || refuse "no train_sst2.py in $SST2_PROJECT: give its folder as SST2_PROJECT"
 for name in SST2_PROCESSES SST2_PORT SST2_REQUEUES SST2_MAX_RESTARTS; do
     case ${!name:-0} in *[!0-9]*) refuse "$name is ${!name}: give a number" ;; esac

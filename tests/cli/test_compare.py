@@ -317,6 +317,8 @@ def test_what_is_missing_or_has_not_finished_is_a_line_that_says_so(
         (folder / "train.log").write_text(f"2026-11-29 {log}\n")
         (folder / "metrics.jsonl").write_text(f'{{"split": "train", "step": {seed}}}\n{{"split": "tr')
     (runs / "lr2e-05-seed4" / "checkpoints" / "step-00000033").mkdir(parents=True)
+    file = runs / "lr5e-05-seed3" / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"stopped": "worse than the median of other runs"}))
     (runs / "lr2e-05-seed8").mkdir()
     (runs / "lr2e-05-seed8" / ".lock").touch()
     (runs / "lr2e-05-seed3" / "metrics.json").write_text("{")
@@ -338,13 +340,14 @@ def test_what_is_missing_or_has_not_finished_is_a_line_that_says_so(
         "lr2e-05-seed7": ("running", "7", "40"),
         "lr2e-05-seed8": ("not started", "", ""),
         "lr2e-05-seed9": ("missing", "", ""),
-        **{f"lr5e-05-seed{seed}": ("finished", "40", "40") for seed in (1, 2, 3)},
+        **{f"lr5e-05-seed{seed}": ("finished", "40", "40") for seed in (1, 2)},
+        "lr5e-05-seed3": ("stopped", "40", "40"),
     }
     assert lines["lr2e-05-seed5"]["note"] == "loss was not finite: lower --learning_rate"
     assert "diverged, 5/40" in said
     means = read(tmp_path / "out", "configurations")
-    assert [(line["seeds"], line["seeds_begun"]) for line in means] == [("2", "6"), ("3", "3")]
-    assert "7 of 12 runs" in said
+    assert [(line["seeds"], line["seeds_begun"]) for line in means] == [("2", "6"), ("2", "3")]
+    assert "8 of 12 runs" in said
     in_one_line = " ".join(said.split())
     assert "lr2e-05-seed5: diverged, loss was not finite" in in_one_line
     assert f"The baseline {runs / 'lr2e-05-seed3'} has not finished: nothing is tested." in in_one_line

@@ -230,6 +230,7 @@ def test_spaces_in_the_names_of_all_folders_and_files(start: Submit, cluster: Cl
     for name in ("slurm", "accelerate_configs"):
         shutil.copytree(REPOSITORY / name, project / name)
     shutil.copy(REPOSITORY / "train_sst2.py", project)
+    script = (project / "slurm" / "train.sh").rename(project / "slurm" / "my job")  # with other #SBATCH lines, say
     config = (project / "accelerate_configs" / "single_cpu.yaml").rename(project / "my configuration.yaml")
     python.write_text(WORDS)
     python.chmod(0o755)
@@ -238,7 +239,7 @@ def test_spaces_in_the_names_of_all_folders_and_files(start: Submit, cluster: Cl
     variables["SST2_MAX_RESTARTS"] = "3"
     options = ["--parsable", "--array=0-1", f"--chdir={tmp_path}", f"--output={tmp_path}/my output %a"]
     array = subprocess.check_output(
-        ["sbatch", *options, project / "slurm" / "train.sh", "--train_file", "my data.csv"],
+        ["sbatch", *options, script, "--train_file", "my data.csv"],
         env=os.environ | cluster.environment | variables,
         text=True,
     ).strip()

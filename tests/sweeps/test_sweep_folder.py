@@ -121,12 +121,27 @@ def test_trials_are_chosen_by_the_hold_out_where_there_is_one(sweep: Sweep) -> N
     assert start_all(made, FINALS)[-1].folder.name == "trial000-seed4"
 
 
+def test_the_same_settings_drawn_twice_are_repeats(sweep: Sweep) -> None:
+    made = sweep()
+    trials = start_all(made)
+    made.write_flags(trials[4], made.flags(trials[0]) or {})  # as Optuna may choose
+    for run, accuracy in zip(trials[:4], (0.9, 0.7, 0.6, 0.5), strict=True):
+        finish(run, accuracy)
+    trials[4].exit_file.write_text("1\n")
+    start(made, FINALS, 0)
+    assert json.loads(made.choice.read_text())["trials"] == ["000", "002"]  # 001 is the baseline
+
+
 def test_seeds_in_the_space_are_averaged(sweep: Sweep) -> None:
     plan = "final_seeds: 2\nfixed: {smoke: true, metric_for_best_model: loss}\n"
     made = sweep(f"{plan}space: {{dropout: [0.1, 0.2, 0.3], seed: [1, 3]}}\n")
     trials = start_all(made)
     for run, loss in zip(trials[:5], (0.5, 0.1, 0.29, 0.29, 0.01), strict=True):  # the last one has half of its seeds
         finish(run, 0.5, loss)
+    with pytest.raises(UserError, match=r"1 of 6 trials of .*sweep have not ended, 005 for one"):
+        start(made, FINALS, 0)
+    assert not made.choice.exists()
+    trials[5].exit_file.write_text("137\n")
     finals = start_all(made, FINALS)
     assert [run.folder.name for run in finals[2:]] == ["trial002-seed2", "trial002-seed4"]
     assert made.flags(finals[2]) == {"smoke": True, "metric_for_best_model": "loss", "dropout": 0.2, "seed": 2}
@@ -150,7 +165,12 @@ def test_the_tables_say_what_is_significant(sweep: Sweep, capsys: pytest.Capture
         arm, seed = run.folder.name.split("-seed")
         finish(run, figures[arm][["1", "3", "4"].index(seed)])
     main([str(made.path), "--tables"])
-    assert "There is no result of 1 of the 9 runs of the finals." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "There is no result of 1 of the 9 runs of the finals." in said
+    assert "not tested: not all runs have finished" in said
+    doubled = f"{2 * ttest_ind(figures['trial004'], figures['baseline'], equal_var=False).pvalue:.3g}"
+    assert f"| {doubled} " in said  # Holm's correction is for both finalists, also while one is not tested
+    assert "The settings that came out best" not in said
     finish(finals[-1], 0.84)
     main([str(made.path), "--tables"])
     said = capsys.readouterr().out
@@ -166,6 +186,14 @@ def test_the_tables_say_what_is_significant(sweep: Sweep, capsys: pytest.Capture
     assert "flattered" in said
     assert "With holdout_fraction under fixed" in said
     assert f"--config {made.path}/trials/004.yaml" in said
+    for run in finals[3:6]:  # the finals turn the order of the trials round
+        finish(run, 0.81)
+    main([str(made.path), "--tables"])
+    assert f"--config {made.path}/trials/003.yaml" in capsys.readouterr().out
+    for run in finals[3:]:
+        finish(run, 0.7)
+    main([str(made.path), "--tables"])
+    assert "No finalist is better than the baseline." in capsys.readouterr().out
     trials = (made.path / "trials.csv").read_text().splitlines()
     assert trials[0] == "trial,learning_rate,accuracy,loss,split,step,status"
     assert trials[1] == "000,0.001,0.7000,0.5000,validation,40,finished"

@@ -7,6 +7,7 @@
 The same command once more goes on with what has not finished. docs/sweep.md says what space.yaml may hold.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         "--start", type=int, metavar="N", help="for slurm/train.sh: a run's folder and flags, a line each"
     )
     arguments = parser.parse_args(own)
-    flags, space = FlagParser("train_sst2.py", ""), arguments.space
+    flags, space = FlagParser("train_sst2.py", ""), Path(os.path.expanduser(arguments.space))
     if arguments.at_once < 1:
         raise UserError(f"--at_once {arguments.at_once} cannot work: give at least 1")
     if arguments.start is not None:
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> None:
         return
     if is_sweep(space.parent) and space.name == "sweep.yaml":
         space = space.parent
-    path = arguments.output_dir or (space if space.is_dir() else Path("runs") / space.stem)
+    output_dir = arguments.output_dir and Path(os.path.expanduser(arguments.output_dir))
+    path = output_dir or (space if space.is_dir() else Path("runs") / space.stem)
     file = space / "sweep.yaml" if space.is_dir() else space
     if arguments.tables:
         write_tables(SweepFolder(path, flags))
@@ -83,7 +85,7 @@ def main(argv: list[str]) -> None:
 
     run_here(sweep, project / "train_sst2.py", rest, _say_now)
     if missing := write_tables(sweep).finals_missing:
-        raise UserError(f"{missing} runs of the finals have come to nothing, as they have said above")
+        raise UserError(f"{missing} runs of the finals ended without a result, as they have said above")
 
 
 def print_start(sweep: SweepFolder, stage: str, number: int) -> None:
@@ -108,10 +110,11 @@ def write_tables(sweep: SweepFolder) -> "Report":
 
     report = Report(sweep, choose(sweep) if sweep.choice.exists() else None)
     try:
-        write_text(sweep.path / "trials.csv", as_csv(report.trials))
-        if report.finals:
-            write_text(sweep.path / "finals.csv", as_csv(report.finals))
-        write_text(sweep.path / "results.md", report.text())
+        with sweep.locked():
+            write_text(sweep.path / "trials.csv", as_csv(report.trials))
+            if report.finals:
+                write_text(sweep.path / "finals.csv", as_csv(report.finals))
+            write_text(sweep.path / "results.md", report.text())
     except OSError as error:
         raise UserError(f"{sweep.path} cannot be written ({error.strerror}): make room, or see to its disk") from None
     say(report.text())

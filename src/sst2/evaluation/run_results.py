@@ -110,6 +110,8 @@ def read_run(folder: Path) -> Run:
             progress = progress_of(place)
             return replace(run, status=progress.status, step=progress.step, note=progress.note)
         metrics = json.loads(place.metrics.read_text(encoding="utf-8"))
+        if "stopped" in metrics:  # by --stop_below_median: it has not had the steps of the others
+            return replace(run, status="stopped", step=metrics["step"], note=metrics["stopped"])
         rows = read_predictions(place.predictions, metrics["split"])
         number = {name.upper(): str(number) for number, name in enumerate(run.label_names)}
         sentences = tuple((row["sentence"], number.get(row["label"].upper(), "")) for row in rows)

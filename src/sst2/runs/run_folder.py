@@ -133,6 +133,7 @@ class RunFolder:
         going = [self.metrics]
         if overwrite:
             going += [*(path for path in entries if path != self.config), *self.event_files()]
+            going.append(self.path / "tensorboard")  # where event files lay before
         try:
             places = (*entries, self._dry_run, self.path / EVENT_FILES)
             for leftover in [path for place in places for path in leftovers(place)]:

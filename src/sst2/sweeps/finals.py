@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from itertools import count, islice
 from statistics import mean
+from typing import Any
 
 from sst2.config.flag_groups import TrainingArguments
 from sst2.evaluation.selection import score_of
@@ -42,14 +43,19 @@ def fresh_seeds(plan: Plan) -> list[int]:
 def choose(sweep: SweepFolder) -> list[str]:
     """The names of the trials whose settings are tested, the best first; the first call decides. Under the lock.
 
-    Trials that differ by their seed alone are one configuration, by the mean of all of them; one of which a trial has
-    no result, or was stopped, is not among the best.
+    Trials that differ by their seed alone are one configuration, by the mean of all of them. A configuration of which a
+    trial has failed or was stopped is not among the best.
 
     Raises:
-        UserError: no trial has finished.
+        UserError: not all trials have ended, or none has finished.
     """
     if sweep.choice.exists():
         return list(json.loads(sweep.choice.read_text(encoding="utf-8"))["trials"])
+    if waiting := [run.folder.name for run in sweep.trials if not run.has_ended]:
+        raise UserError(
+            f"{len(waiting)} of {len(sweep.trials)} trials of {sweep.path} have not ended, {waiting[0]} for one: the "
+            "finals begin when all have; the same command goes on with them"
+        )
     ranked = ranking(sweep)
     if not ranked:
         raise UserError(f"no trial of {sweep.path} has finished: see what they have said, and start it again")
@@ -68,14 +74,25 @@ def configurations(sweep: SweepFolder) -> list[list[SweepRun]]:
 
 
 def ranking(sweep: SweepFolder) -> list[list[SweepRun]]:
-    """The trials of each configuration of which all have finished, the best configuration first."""
+    """The trials of each configuration that has a result of each of its seeds, the best configuration first.
+
+    A random search may draw the same settings and seed twice: such repeats are averaged, and one of them is enough.
+    """
+
+    def by_seed(runs: list[SweepRun]) -> list[list[dict[str, Any]]]:
+        seeds: dict[str, list[dict[str, Any]]] = {}
+        for run in runs:
+            found = seeds.setdefault(str((sweep.flags(run) or {}).get("seed")), [])
+            if run.metrics and not run.is_pruned:
+                found.append(selection_metrics(run.metrics))
+        return list(seeds.values())
 
     def merit(runs: list[SweepRun]) -> tuple[float, float]:
-        found = [selection_metrics(run.metrics) for run in runs if run.metrics]
-        return mean(score_of(one, sweep.plan.metric) for one in found), -mean(one["loss"] for one in found)
+        seeds = by_seed(runs)
+        score = mean(mean(score_of(one, sweep.plan.metric) for one in found) for found in seeds)
+        return score, -mean(mean(one["loss"] for one in found) for found in seeds)
 
-    whole = [runs for runs in configurations(sweep) if all(run.metrics and not run.is_pruned for run in runs)]
-    return sorted(whole, key=merit, reverse=True)
+    return sorted((runs for runs in configurations(sweep) if all(by_seed(runs))), key=merit, reverse=True)
 
 
 def arms(sweep: SweepFolder, names: list[str]) -> list[Arm]:

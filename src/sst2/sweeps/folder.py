@@ -81,6 +81,11 @@ class SweepRun:
         return self.metrics is not None or self.exit_code == EXIT_DIVERGED
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it has, well or not; else it has not begun, works, or was killed and waits to be started again."""
+        return self.metrics is not None or self.exit_code is not None
+
+    @property
     def is_pruned(self) -> bool:
         """Whether it was stopped for being worse than others."""
         return bool((self.metrics or {}).get("stopped"))

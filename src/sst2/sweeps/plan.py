@@ -176,6 +176,10 @@ def _check_number_of_trials(plan: Plan) -> None:
     most = count if plan.method == "grid" else plan.trials
     if most > MOST_TRIALS:
         raise ValueError(f"{most} trials are more than the {MOST_TRIALS} that a job array takes: give fewer")
+    if plan.final_seeds and plan.finalists > most:
+        raise ValueError(f"finalists {plan.finalists} are more than the {most} trials: give fewer")
+    if (plan.finalists + 1) * plan.final_seeds > MOST_TRIALS:
+        raise ValueError(f"finalists and final_seeds make more than the {MOST_TRIALS} runs that a job array takes")
 
 
 def _section(content: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The tables of a sweep: what each configuration has come to, and whether the best is better than the baseline."""
 
+import shlex
 from typing import Any
 
 from sst2.evaluation.significance import mean_interval
@@ -94,7 +95,7 @@ class Report:
         line = [f"{one.arm.name}: {in_words(own)}", f"{len(one.values)} of {len(one.arm.runs)}", _mean(one.values)]
         found = one.difference
         if is_baseline or found is None or one.corrected is None:
-            return [*line, "", "", "", "", "" if is_baseline else "not tested: too few runs have finished"]
+            return [*line, "", "", "", "", "" if is_baseline else "not tested: not all runs have finished"]
         line += [f"{found.value:+.4f}", f"{found.low:+.4f} to {found.high:+.4f}"]
         if found.p_value != found.p_value:
             return [*line, "", "", "not tested: the seeds make no difference"]
@@ -113,7 +114,7 @@ class Report:
             hypotheses = len(self._tested) - 1
             lines.append(
                 f"The finals are other runs, on seeds that no trial had ({seeds}), the same for all. ± is one "
-                "deviation over seeds; intervals and p are Welch's, of other seeds; Holm's correction is for "
+                "standard deviation over seeds; intervals and p are Welch's, of other seeds; Holm's correction is for "
                 f"{hypotheses} {'comparison' if hypotheses == 1 else 'comparisons'} with the baseline."
             )
             if self._selected_on == self._reported_on:
@@ -129,10 +130,19 @@ class Report:
             lines.append("The best settings are the baseline's, and there are no others to test against it.")
         elif plan.final_seeds:
             lines.append("The finals have not begun.")
-        if self._tested:
-            name = self._tested[1].arm.name.removeprefix("trial")
+        if self._tested and all(one.is_whole for one in self._tested):
+            sign = -1 if plan.metric == "loss" else 1
+            best = max(self._tested, key=lambda one: sign * mean_interval(one.values)[0])
+            if best is self._tested[0]:
+                lines.append("No finalist is better than the baseline.")
+            else:
+                file = self._sweep.path / "trials" / f"{best.arm.name.removeprefix('trial')}.yaml"
+                lines.append(f"The settings that came out best: train_sst2.py --config {shlex.quote(str(file))}")
+        failed = [run for run in self._sweep.trials if run.has_ended and run.metrics is None]
+        if self._has_chosen and failed:
             lines.append(
-                f"The settings that came out best: train_sst2.py --config {self._sweep.path / 'trials' / name}.yaml"
+                f"Chosen from {len(self._sweep.trials) - len(failed)} of {len(self._sweep.trials)} trials: the others "
+                "have failed. To give them another chance, remove finals.json and finals/, and give the command again."
             )
         return lines
 

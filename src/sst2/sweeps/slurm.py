@@ -45,6 +45,7 @@ def submit(
         for stage in (TRIALS, FINALS):
             if job := jobs.queued(stage):
                 say(f"{stage}: queued already, as job {job}")
+                jobs.have_wait(job, before)
             elif left := runs_left(sweep, stage):
                 array = f"--array={_numbers(left)}%{at_once}"
                 command = [f"--job-name=sweep-{stage}", array, logs, *options, *_after(before), "--export=ALL"]
@@ -54,6 +55,7 @@ def submit(
             before = job or before
         if job := jobs.queued(TABLES):
             say(f"{TABLES}: queued already, as job {job}")
+            jobs.have_wait(job, before)
             return
         write = shlex.join([str(project / "slurm" / "python.sh"), "-m", "sst2.sweep", str(folder), "--tables"])
         one = ["--array=", "--nodes=1", "--ntasks=1", "--time=00:15:00", "--requeue", f"--wrap={write}"]
@@ -72,12 +74,25 @@ class _Jobs:
             self._known = json.loads(file.read_text(encoding="utf-8"))
 
     def queued(self, name: str) -> str:
-        """The job that does it, if it waits or runs; else nothing."""
-        if job := self._known.get(name, ""):
-            asked = ["squeue", "--noheader", "--format=%i", f"--jobs={job}"]
-            done = _run(asked, os.environ)  # fails where SLURM has forgotten the job
-            return job if done.returncode == 0 and done.stdout.strip() else ""
-        return ""
+        """The job that does it, if it waits or runs; else nothing.
+
+        Raises:
+            UserError: the controller does not answer. To queue it then may be to queue it twice.
+        """
+        job = self._known.get(name, "")
+        if not job:
+            return ""
+        plain = {one: value for one, value in os.environ.items() if not one.startswith("SQUEUE_")}
+        done = _run(["squeue", "--noheader", "--format=%i", f"--jobs={job}"], plain)
+        if done.returncode and "Invalid job id" not in done.stderr:  # which says that SLURM has forgotten it
+            said = first_line(ValueError(done.stderr))
+            raise UserError(f"squeue does not say whether job {job} is queued ({said}): give the same command later")
+        return job if done.stdout.strip() else ""
+
+    def have_wait(self, job: str, before: str) -> None:
+        """Have a job that waits in the queue wait for another one as well, which may have been queued just now."""
+        if before:
+            _run(["scontrol", "update", f"JobId={job}", f"Dependency=afterany:{before}"], os.environ)  # not if it runs
 
     def submit(self, name: str, options: list[str], environment: Mapping[str, str]) -> str:
         done = _run(["sbatch", "--parsable", *options], environment)

@@ -37,8 +37,11 @@ def start(
     `check_stop` raises ends the waiting for other processes of the sweep.
 
     Raises:
-        UserError: a final cannot start, since no trial has finished, or the folder is locked for long.
+        UserError: a final cannot start, since trials have not ended or none has finished, or the folder is locked for
+            long.
     """
+    if sweep.plan.method == "optuna":
+        import optuna  # noqa: F401 - which takes seconds: not while others wait for the lock
     with sweep.locked(check_stop):
         if stage == TRIALS:
             run, flags = sweep.trials[number], None

@@ -49,7 +49,7 @@ def ask(sweep: SweepFolder, number: int) -> Flags:
     plan = sweep.plan
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(sweep.journal)))
     study = optuna.create_study(
-        study_name=sweep.path.name,
+        study_name="sweep",  # not the folder's name: that may change
         storage=storage,
         sampler=_sampler(plan, number),
         direction="minimize" if plan.metric == "loss" else "maximize",
@@ -72,12 +72,12 @@ def _tell(study: Any, number: int, run: SweepRun, plan: Plan) -> None:
     from optuna.trial import TrialState
 
     if run.is_pruned:
-        study.tell(number, state=TrialState.PRUNED)
+        study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
     elif run.metrics is not None:
         score = score_of(selection_metrics(run.metrics), plan.metric)
-        study.tell(number, -score if plan.metric == "loss" else score)
+        study.tell(number, -score if plan.metric == "loss" else score, skip_if_finished=True)
     elif run.exit_code is not None:
-        study.tell(number, state=TrialState.FAIL)
+        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def selection_metrics(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The verdict on the finalists: by how much each differs from the baseline on fresh seeds, and whether by chance."""
 
+import math
 from dataclasses import dataclass
 
 from sst2.evaluation.significance import MeanDifference, compare_means, holm
@@ -19,15 +20,22 @@ class Tested:
     corrected: float | None = None
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all its runs have finished, of which there are at least two."""
+        return len(self.values) == len(self.arm.runs) > 1
+
+    @property
     def is_significant(self) -> bool:
         """Whether it differs by more than chance."""
         return self.corrected is not None and self.corrected < LEVEL
 
 
 def tested(sweep: SweepFolder, names: list[str]) -> list[Tested]:
-    """The baseline, and each finalist against it: Welch's test over seeds, corrected for their number.
+    """The baseline, and each finalist against it: Welch's test over seeds, corrected for the number of finalists.
 
-    The figures are those of the split that `metrics.json` reports: validation, where there is one.
+    None is tested before all its runs and the baseline's have finished: a verdict on the first of them would be one on
+    those that were quick, or have not diverged. The figures are those of the split that `metrics.json` reports:
+    validation, where there is one.
     """
     values = [
         Tested(arm, [float(run.metrics[sweep.plan.metric]) for run in arm.runs if run.metrics])
@@ -35,14 +43,13 @@ def tested(sweep: SweepFolder, names: list[str]) -> list[Tested]:
     ]
     baseline, finalists = values[0], values[1:]
     found = [
-        compare_means(one.values, baseline.values) if min(len(one.values), len(baseline.values)) > 1 else None
-        for one in finalists
+        compare_means(one.values, baseline.values) if one.is_whole and baseline.is_whole else None for one in finalists
     ]
-    corrected = iter(holm([one.p_value for one in found if one]))
+    corrected = holm([one.p_value if one else math.nan for one in found])
     return [
         baseline,
         *(
-            Tested(one.arm, one.values, difference, next(corrected) if difference else None)
-            for one, difference in zip(finalists, found, strict=True)
+            Tested(one.arm, one.values, difference, p_value if difference else None)
+            for one, difference, p_value in zip(finalists, found, corrected, strict=True)
         ),
     ]

@@ -1,5 +1,6 @@
 """The profile of `--profile_steps`: a trace of optimizer steps, for Perfetto, and tables of where the time goes."""
 
+import errno
 import gzip
 import json
 import logging
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from sst2.utils.atomic_file import put_in_place, write_text
 from sst2.utils.device_timing import PHASES, Phases
+from sst2.utils.errors import first_line
 from sst2.utils.file_system import BestEffort
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,9 @@ class StepProfiler:
             return
         if self._profiler is None:
             self._start()
+        if self._profiler is None:
+            yield
+            return
         with record_function(f"step {number}"):
             yield
         self._recorded.append(number)
@@ -90,17 +95,25 @@ class StepProfiler:
         self._phases.are_marked = False
         if write and self._recorded:
             with BestEffort(f"the profile in {self._folder}"):
-                self._write(profiler)
+                try:
+                    self._write(profiler)
+                except (LookupError, RuntimeError, ValueError, ZeroDivisionError) as error:  # of a trace that is odd
+                    raise OSError(errno.EIO, first_line(error)) from error
 
     def _start(self) -> None:
         activities = [ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.synchronize()  # earlier steps, which are still on their way, are not to be recorded
-        self._phases.are_marked = True
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it says on stderr that it starts and stops
-        self._profiler = profile(activities=activities)
-        self._profiler.start()
+        profiler = profile(activities=activities)
+        try:
+            profiler.start()
+        except RuntimeError as error:  # of a GPU that another program profiles, for one
+            logger.warning("--profile_steps: nothing is recorded (%s)", first_line(error))
+            self._steps = range(0)
+            return
+        self._profiler, self._phases.are_marked = profiler, True
 
     def _write(self, profiler: profile) -> None:
         self._folder.mkdir(exist_ok=True)
