@@ -29,7 +29,7 @@ def train(
     ranks = ranks_of(configuration, processes)
     if busy is not None:
         folder.mkdir(exist_ok=True)
-        (folder / "sitecustomize.py").write_text(BUSY_COMPUTE.format(times=8))
+        (folder / "sitecustomize.py").write_text(BUSY_COMPUTE.format(times=24))
         ranks[busy]["PYTHONPATH"] = str(folder)
     output, run_dir = folder.with_suffix(".output"), folder / "run"
     code = Forked([*map(str, flags), "--output_dir", str(run_dir)], output, ranks).wait()
@@ -48,8 +48,8 @@ def test_a_busy_rank_is_named(
     said = [line for line in run.stderr.splitlines() if "slow " in line]
     assert len(said) == 2, run.stderr
     line = f"step {STEPS}: slow over 100 steps, by their own time against the median of the other ranks: {name}"
-    assert said[0].startswith(line)
-    assert said[1].startswith(f"slow ranks of the run: {name}")
+    assert line in said[0]  # behind the date
+    assert f"slow ranks of the run: {name}" in said[1]
     (found,) = run.metrics["slow_ranks"]
     assert (found["rank"], found["host"], found["steps"]) == (busy, socket.gethostname(), STEPS)
     assert found["slowdown"] > 0.1
