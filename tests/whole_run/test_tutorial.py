@@ -161,7 +161,7 @@ def test_a_clean_kernel_runs_it_with_the_code_of_the_repository(
 ) -> None:
     notebook, folder = executed
     facts = json.loads(printed(notebook, "facts"))
-    assert [Path(file) for file in facts["modules"]] == [
+    assert [Path(file).resolve() for file in facts["modules"]] == [
         REPOSITORY / "src" / "sst2" / "__init__.py",
         REPOSITORY / "train_sst2.py",
     ]
