@@ -47,7 +47,7 @@ def deepspeed_plugin(launcher: Launcher, settings: Settings, precision: str) -> 
 
 
 def leave_out_inference_operator() -> None:
-    """Keep DeepSpeed from compiling an operator of inference on a CPU, which takes a minute and a compiler.
+    """Keep DeepSpeed from compiling an operator of inference on a CPU, which takes time and a compiler.
 
     It all-reduces in shared memory, for `inference_all_reduce` alone, which training does not call.
     """
