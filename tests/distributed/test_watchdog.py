@@ -162,7 +162,7 @@ def test_the_rank_that_has_not_arrived_is_named(tmp_path: Path) -> None:
 
 
 HOLDING = """
-import ctypes, logging
+import ctypes, logging, os
 import torch
 from torch import distributed
 from sst2.distributed.watchdog import Watchdog
@@ -174,7 +174,7 @@ watchdog = Watchdog(timeout=1)
 watchdog.step_done()
 
 def hold_the_gil():
-    ctypes.PyDLL(None).sleep(600)
+    ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)  # which a signal does not end
 
 if distributed.get_rank() == 1:
     hold_the_gil()
