@@ -60,7 +60,7 @@ def anchors(page: str) -> Iterator[str]:
 
 
 def leads_nowhere(link: str, page: Path) -> bool:
-    """Whether a link of this page has no file, or its anchor no heading. (Those within a notebook are Jupyter's.)"""
+    """Whether a link of this page has no file, or its anchor no heading; within a notebook, anchors are Jupyter's."""
     path, _, anchor = link.partition("#")
     target = (page.parent / path).resolve() if path else page
     if not target.exists() or not target.is_relative_to(REPOSITORY.resolve()):

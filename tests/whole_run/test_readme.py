@@ -23,25 +23,12 @@ from tests.support.running import REPOSITORY
 README = text_of("README.md")
 DOCS = [f"docs/{path.name}" for path in sorted((REPOSITORY / "docs").glob("*.md"))]
 # Pages whose commands a reader of the README runs next, in this place
-FOLLOWED = ["docs/your_data.md", "docs/predict.md", "docs/export.md", "docs/compare.md"]
+FOLLOWED = ["docs/your_data.md", "docs/predict.md", "docs/export.md"]
 # What other programs do: installing, watching, showing. Their names alone are looked at.
-OTHERS = {
-    *("apptainer", "cat", "cd", "cp", "docker", "enroot", "export", "git", "grep", "head", "jupyter", "kill", "less"),
-    *(
-        "ls",
-        "pip",
-        "python3",
-        "scancel",
-        "scontrol",
-        "slurm/python.sh",
-        "squeue",
-        "srun",
-        "tail",
-        "tensorboard",
-        "touch",
-    ),
-    *(".venv/bin/pip", ".venv/bin/python", "release/bin/python", ".", ".ci/run"),
-}
+OTHERS = set(
+    ". .ci/run .venv/bin/pip .venv/bin/python apptainer cat cd docker enroot export git grep jupyter kill less ls pip "
+    "python3 release/bin/python scancel scontrol sleep slurm/python.sh squeue srun tail tensorboard touch".split()
+)
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 SCRIPTS = ("train_sst2.py", "slurm/train.sh", "slurm/prefetch.sh")
 
@@ -95,7 +82,7 @@ def check(command: str, place: Path) -> None:
         read_settings(words[words.index(script) + 1 :], "README", "")  # exits with 2 at a flag that is none
     elif words[0] == "sst2":
         assert words[1] == "--help" or importlib.util.find_spec(f"sst2.{words[1]}"), command
-    elif "sst2." in command:
+    elif " sst2." in command:
         module = next(word for word in words if word.startswith("sst2."))
         assert importlib.util.find_spec(module), command
     elif not words[0].startswith(("slurm/", "benchmarks/", "sbatch")) and words[:2] != ["python", "-m"]:
