@@ -27,7 +27,7 @@ def commands(page: str) -> list[str]:
     for block, cell in re.findall(places, page, re.MULTILINE | re.DOTALL):
         text = re.sub(r"<< END\n.*?^END$", "", block, flags=re.MULTILINE | re.DOTALL) or cell
         lines = text.replace("\\\n", " ").splitlines()
-        found += [re.sub(r"(^|\s)#.*", "", line).strip() for line in lines]
+        found += [" ".join(re.sub(r"(^|\s)#.*", "", line).split()) for line in lines]
     return list(dict.fromkeys(filter(None, found)))
 
 
