@@ -50,7 +50,7 @@ def links(page: str) -> list[str]:
 
 
 def anchors(page: str) -> Iterator[str]:
-    """What GitHub makes of the headings, which for words, commas and hyphens MkDocs does as well."""
+    """What GitHub makes of the headings."""
     seen: dict[str, int] = {}
     for heading in re.findall(r"^#{1,6} (.+)$", without_code(page), re.MULTILINE):
         words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
