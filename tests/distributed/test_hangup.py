@@ -119,14 +119,15 @@ def test_a_terminal_that_is_gone_cannot_be_written_to(
     launcher: tuple[str, ...], flags: list[object], tmp_path: Path
 ) -> None:
     controller, terminal = pty.openpty()
-    command = [*launcher, str(SCRIPT), *map(str, flags), "--output_dir", str(tmp_path / "run")]
+    long = ["--max_train_steps", "2000", "--eval_steps", "1000"]  # steps pass while the terminal is being closed
+    command = [*launcher, str(SCRIPT), *map(str, flags), *long, "--output_dir", str(tmp_path / "run")]
     process = subprocess.Popen(  # the terminal is its own, as of a window
         ["setsid", "--ctty", *command], stdin=terminal, stdout=terminal, stderr=terminal
     )
     os.close(terminal)
     try:
         said = b""
-        while b"step 5/40 " not in said:
+        while b"step 5/2000 " not in said:
             said += os.read(controller, 4096)
         left = [process, *psutil.Process(process.pid).children(recursive=True)]
         os.close(controller)
@@ -137,6 +138,6 @@ def test_a_terminal_that_is_gone_cannot_be_written_to(
         process.kill()
         process.wait()
     job = Job(process, tmp_path / "run", tmp_path)
-    assert 5 <= saved_state(job)["step"] < 20
-    assert not re.search(rb":\d\d step 5/40", said)  # without date and time, as somebody watches
+    assert 5 <= saved_state(job)["step"] < 1000
+    assert not re.search(rb":\d\d step 5/2000", said)  # without date and time, as somebody watches
     assert "stopping after this step" in (tmp_path / "run" / "train.log").read_text()

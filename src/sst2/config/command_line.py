@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that `--help` and a wrong flag answer at once
 import argparse
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -38,6 +39,11 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [action.dest for action in self._actions if action.option_strings]
         match = difflib.get_close_matches(name, flags, n=1)
         return f", did you mean --{match[0]}?" if match else ""
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help, also to a reader that goes: no mistake, as later versions of argparse have it."""
+        with suppress(OSError):
+            super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError, where argparse would print its usage and end the process."""
