@@ -229,16 +229,14 @@ def test_a_machine_that_has_finished_starts_again_with_one_that_has_not(script: 
 def test_a_machine_that_vanishes_is_not_waited_for_beyond_two_minutes(vanishing: int, script: Path) -> None:
     # The two minutes are two seconds here. Its rank goes with the launcher, and the other rank notices.
     (script.parent / "sitecustomize.py").write_text(IMPATIENT)
-    script.write_text(
-        ENDING.replace('if way == "lost":', "starts.with_name(f'met-{rank}').touch()\nif way == \"lost\":")
-    )
+    met = "starts.with_name(f'met-{rank}').touch()\n"
+    script.write_text(ENDING.replace('if way == "wait":', met + 'if way == "wait":'))
     words = ("--max_restarts", 5, script, script.parent, "lost,wait" if vanishing else "wait,lost", "0,0")
     with launched_on_two_machines(*words, PYTHONPATH=str(script.parent)) as machines:
         left, gone = machines[1 - vanishing], machines[vanishing]
         wait_for(lambda: all((script.parent / f"met-{rank}").exists() for rank in range(2)), *machines)
-        (worker,) = [int(starts(script, rank)[0][0]) for rank in range(2) if rank == vanishing]
         gone.kill()
-        os.kill(worker, signal.SIGKILL)
+        os.kill(int(starts(script, vanishing)[0][0]), signal.SIGKILL)
         said = left.communicate(timeout=60)[1]
     assert left.returncode == 1, said
     line = "the launcher of machine 0 is gone" if vanishing == 0 else "1 of 2 machines have not said within 2 s"
