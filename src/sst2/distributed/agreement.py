@@ -8,7 +8,6 @@ import hashlib
 import socket
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -17,25 +16,13 @@ from accelerate.utils import gather_object
 from sst2.config.flag_groups import DATA_FILES
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
-from sst2.distributed.ranks import run_on_main
 from sst2.utils.errors import UserError
 
 # Places, which a node may have under another name. What is read there is compared.
 PATHS = {"model_name_or_path", "dataset_name", *DATA_FILES, "output_dir", "stage_dir", "resume_from_checkpoint"}
 # What the main process alone goes by.
 MAIN_ONLY = {"report_to", "push_to_hub", "hub_model_id", "overwrite_output_dir", "json", "price_per_hour"}
-# What a start makes of its flags by what it finds in the run's folder.
-BY_FOLDER = ("overwrite_output_dir", "resume_from_checkpoint")
 NAMED = 8  # ranks in a message, at most
-
-
-def follow_main(accelerator: Accelerator, settings: Settings) -> Settings:
-    """The settings with what the main process has decided by the run's folder. All ranks call it.
-
-    Another host may still see the folder as it was before the last start, as NFS caches files for seconds.
-    """
-    decided = run_on_main(accelerator, lambda: {name: getattr(settings, name) for name in BY_FOLDER})
-    return replace(settings, **decided)
 
 
 def require_agreement(
@@ -52,6 +39,8 @@ def require_agreement(
         return
     values = {name: value for name, value in settings.values().items() if name not in PATHS | MAIN_ONLY}
     facts = {f"--{name}": _in_words(value) for name, value in values.items()}
+    # As it was given: what a start makes of it by the run's folder, another host may see later (NFS caches files for
+    # seconds), and rank 0 alone acts on it.
     facts["--resume_from_checkpoint"] = "given" if "resume_from_checkpoint" in settings.given else "left out"
     if accelerator.state.deepspeed_plugin is not None:
         facts["DeepSpeed's configuration"] = _digest(str(accelerator.state.deepspeed_plugin.deepspeed_config))

@@ -17,7 +17,7 @@ from sst2.checkpoints.resume_compatibility import saved_precision
 from sst2.config.settings import Settings
 from sst2.data.splits import Split, load_sentences, tokenize_all, with_class_names
 from sst2.data.staging import stage
-from sst2.distributed.agreement import follow_main, require_agreement
+from sst2.distributed.agreement import require_agreement
 from sst2.distributed.init import init_distributed
 from sst2.distributed.ranks import run_on_main
 from sst2.distributed.strategies import prepare
@@ -51,13 +51,9 @@ class Assets:
 
 
 def init_processes(settings: Settings) -> tuple[Accelerator, Settings, Watchdog]:
-    """Bring all processes together, and watch them from now on.
-
-    The settings come back with their precision, and with what rank 0 has decided by the run's folder.
-    """
+    """Bring all processes together, and watch them from now on. The settings come back with their precision."""
     accelerator, settings = init_distributed(settings, partial(saved_precision, settings))
-    watchdog = Watchdog(settings.step_timeout)
-    return accelerator, follow_main(accelerator, settings), watchdog
+    return accelerator, settings, Watchdog(settings.step_timeout)
 
 
 def load_assets(

@@ -154,9 +154,16 @@ def test_no_rank_is_waited_for_without_a_watchdog(
     train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
+
+    def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            happened.append(name)
+            return work(*arguments)
+
+        return noted
+
     for module, name in ((memory, "gather_object"), (rehearsal, "gather_object"), (Watchdog, "stop")):
-        wrapped = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *one, _n=name, _w=wrapped: happened.append(_n) or _w(*one))
+        monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
     assert train_here(*small_job, "--max_train_steps", 2, "--dry_run").code == 0
     assert happened.count("gather_object") > 2
     assert "gather_object" not in happened[happened.index("stop") :]
