@@ -6,7 +6,8 @@ Three sizes: the embedded sample, a pretrained MiniLM on some hundred sentences 
 one with GLUE's `train.tsv` and `dev.tsv`), and DistilBERT-base with random weights. For each, dry run and run take
 turns, so that a noisy moment strikes both; each is a process of its own, whose seconds are the wall clock's from its
 start to its end, and whose memory is the kernel's highest resident size (VmHWM). On a GPU, memory is that of tensors,
-as the run logs it.
+as the run logs it. For each size it prints the ratios, and in the end the verdict: whether all seconds are within 15 %.
+The load averages that it prints tell whether the machine was quiet, without which the verdict says nothing.
 """
 
 import argparse
@@ -25,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPT = HERE.parent / "train_sst2.py"
 WRITE_INPUTS = "import sys; from pathlib import Path; from benchmarks.throughput import write_inputs; "
 WRITE_INPUTS += "write_inputs(Path(sys.argv[1]), small=sys.argv[2] == 'True', validation_sentences=200)"
+WITHIN = 0.15  # of what the run takes
 CIRCUMSTANCES = "import json; from benchmarks.throughput import circumstances; print(json.dumps(circumstances()))"
 
 
@@ -33,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minilm", type=Path, help="checkpoint for the second size, which is left out without it")
     parser.add_argument("--sst2", type=Path, help="folder with GLUE's train.tsv and dev.tsv for the second size")
-    parser.add_argument("--rounds", type=int, default=3, help="of each size")
+    parser.add_argument("--rounds", type=int, default=1, help="of each size")
     parser.add_argument("--small", action="store_true", help="a tiny model and few steps: a trial, not a figure")
     parser.add_argument("--only", nargs="+", help="names of sizes")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -44,10 +46,15 @@ def main() -> None:
         "command": f"python benchmarks/dry_run.py {' '.join(sys.argv[1:])}".strip(),
         "sizes": {},
     }
+    started, before = time.monotonic(), os.getloadavg()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for name, flags in sizes(Path(folder), arguments).items():
             figures["sizes"][name] = compare(Path(folder) / name, flags, arguments.rounds)
-            print(json.dumps({name: figures["sizes"][name]}, indent=2), flush=True)
+            print(f"{name}: {in_words(figures['sizes'][name])}", flush=True)
+    figures["load_averages"] = {"before": before, "after": os.getloadavg()}
+    figures["is_within"] = {name: is_within(size) for name, size in figures["sizes"].items()}
+    print(verdict(figures["is_within"]))
+    print(f"{time.monotonic() - started:.0f} s in all; load averages {before} before, {os.getloadavg()} after")
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
@@ -68,13 +75,14 @@ def sizes(folder: Path, arguments: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def compare(folder: Path, flags: list[str], rounds: int) -> dict[str, Any]:
-    """Dry runs and runs of one size by turns, after a dry run that does not count: it fills the caches of all.
+    """Dry runs and runs of one size by turns, after a run of one step that does not count: it fills the caches of all.
 
     Returns:
-        Seconds and MiB of each round, and medians and spread of their ratios.
+        Seconds and MiB of each round, medians and spread of their ratios, and the ratio of the seconds of all rounds.
     """
     turns: list[dict[str, float]] = []
-    start([*flags, "--output_dir", str(folder), "--dry_run"])
+    start([*flags, "--output_dir", str(folder), "--max_train_steps", "1"])
+    shutil.rmtree(folder)
     for _ in range(rounds):
         said, seconds, _ = start([*flags, "--output_dir", str(folder), "--dry_run", "--json"])
         dry = json.loads(said)
@@ -103,9 +111,32 @@ def compare(folder: Path, flags: list[str], rounds: int) -> dict[str, Any]:
         "rounds": turns,
         "ratio_of_seconds": describe(seconds_ratios),
         "ratio_of_memory": describe(memory_ratios),
-        "ratio_of_medians_of_seconds": statistics.median(turn["dry_run_says_seconds"] for turn in turns)
-        / statistics.median(turn["run_took_seconds"] for turn in turns),
+        "ratio_of_all_seconds": sum(turn["dry_run_says_seconds"] for turn in turns)
+        / sum(turn["run_took_seconds"] for turn in turns),
     }
+
+
+def is_within(size: dict[str, Any]) -> bool:
+    """Whether the dry runs of a size are near enough, all rounds together."""
+    return bool(abs(size["ratio_of_all_seconds"] - 1) <= WITHIN)
+
+
+def in_words(size: dict[str, Any]) -> str:
+    """The ratios of a size, and the seconds of its rounds."""
+    rounds = "; ".join(
+        f"{turn['dry_run_says_seconds']:.1f} s said, {turn['run_took_seconds']:.1f} s taken, dry run itself "
+        f"{turn['dry_run_took_seconds']:.1f} s"
+        for turn in size["rounds"]
+    )
+    ratios = f"seconds {size['ratio_of_all_seconds']:.2f}, memory {size['ratio_of_memory']['median']:.2f}"
+    return f"{ratios} ({size['steps']} steps; {rounds})"
+
+
+def verdict(sizes: dict[str, bool]) -> str:
+    """Whether the seconds of all sizes are near enough, in words."""
+    far = [name for name, is_near in sizes.items() if not is_near]
+    of_all = f"{len(sizes) - len(far)} of {len(sizes)} sizes"
+    return f"verdict: seconds within {WITHIN:.0%} in {of_all}" + (f", not in {', '.join(far)}" if far else "")
 
 
 def describe(ratios: list[float]) -> dict[str, float]:

@@ -30,7 +30,7 @@ from sst2.checkpoints.checkpointer import Checkpointer, load_weights
 from sst2.checkpoints.folders import checkpoint_name, import_checkpoints, list_checkpoints
 from sst2.checkpoints.random_states import random_state, restore_random_state
 from sst2.checkpoints.resume_compatibility import FIXED_ON_RESUME, LENGTHS_FIXED_ON_RESUME
-from sst2.checkpoints.training_state import TrainingState
+from sst2.checkpoints.training_state import ADDED_LATER, TrainingState
 from sst2.config.flag_groups import SAMPLE
 from sst2.config.settings import Settings
 from sst2.data.splits import Split
@@ -248,6 +248,29 @@ def test_a_checkpoint_of_another_version_is_told_from_a_damaged_one(
     rewritten(change)(place / "state.json")
     seal(place)
     with pytest.raises(UserError, match=f"{place} was written by another version of this project: finish the run with"):
+        Training(accelerator, seed=2).load(place)
+
+
+def test_a_checkpoint_from_before_sweeps_and_slow_ranks_is_gone_on_from(
+    accelerator: Accelerator, tmp_path: Path
+) -> None:
+    training = Training(accelerator, seed=1)
+    training.step()
+    place = training.save(tmp_path)
+
+    def strip(content: dict[str, Any]) -> dict[str, Any]:
+        state = {name: value for name, value in content["training_state"].items() if name not in ADDED_LATER}
+        assert len(state) == len(content["training_state"]) - len(ADDED_LATER)
+        return content | {"training_state": state}
+
+    rewritten(strip)(place / "state.json")
+    seal(place)
+    resumed = Training(accelerator, seed=2)
+    resumed.load(place)
+    assert resumed.state == training.state
+    rewritten(lambda content: content["training_state"].pop("step") and content)(place / "state.json")
+    seal(place)
+    with pytest.raises(UserError, match="was written by another version of this project"):
         Training(accelerator, seed=2).load(place)
 
 

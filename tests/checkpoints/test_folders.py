@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 
 from sst2.checkpoints.folders import (
+    abandon_later,
     checkpoint_name,
     find_latest,
     import_checkpoints,
     list_checkpoints,
     newest_checkpoint,
     recover,
+    replace_abandoned,
     rotate,
 )
 from sst2.runs.origin import is_origin, origin
@@ -211,6 +213,49 @@ def test_a_branch_from_an_earlier_checkpoint_replaces_the_later_ones(tmp_path: P
     # Neither is the new one rotated away, nor may a later start take the abandoned step 4 for the newest.
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
     assert (tmp_path / "step-00000003" / "state").read_text() == "second"
+
+
+def test_checkpoints_that_the_run_was_taken_back_from_are_left_out_until_its_next_save(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4):
+        write(folder, step)
+    link = tmp_path / "a link"
+    link.symlink_to(folder / "step-00000002")
+    abandon_later(link, folder)
+    assert find_latest(folder) == newest_checkpoint(folder) == folder / "step-00000002"
+    assert len(list_checkpoints(folder)) == 4  # until there is another one, the way back is open
+    replace_abandoned(folder / "step-00000003")
+    assert find_latest(folder) == folder / "step-00000002"  # as after a kill before the next line
+    new = write(folder, 3, "second")
+    assert find_latest(folder) == new  # as after one before the next
+    rotate(folder, new, 2, None)
+    assert names(folder) == ["step-00000002", "step-00000003"]
+
+
+def test_an_abandoned_checkpoint_between_two_of_the_run_is_removed(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    abandon_later(tmp_path / "step-00000001", tmp_path)
+    rotate(tmp_path, write(tmp_path, 4), 2, None)
+    assert names(tmp_path) == ["step-00000001", "step-00000004"]
+
+
+def test_going_on_from_the_newest_after_all_takes_the_note_back(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write(tmp_path, step)
+    abandon_later(tmp_path / "step-00000001", tmp_path)
+    abandon_later(None, tmp_path)
+    assert find_latest(tmp_path) == tmp_path / "step-00000001"
+    abandon_later(tmp_path / "step-00000002", tmp_path)
+    assert find_latest(tmp_path) == tmp_path / "step-00000002"
+
+
+def test_where_only_abandoned_checkpoints_are_left_they_are_what_there_is(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write(tmp_path, step)
+    abandon_later(tmp_path / "step-00000001", tmp_path)
+    shutil.rmtree(tmp_path / "step-00000001")
+    assert find_latest(tmp_path) == tmp_path / "step-00000002"
 
 
 def test_a_checkpoint_of_another_run_is_copied_with_the_best_beside_it(

@@ -42,6 +42,15 @@ if way == "killed":
 os._exit(int(way))
 """
 
+IMPATIENT = """
+import sys
+
+if "sst2.launch" in sys.orig_argv:
+    from sst2.distributed import elastic_agent
+
+    elastic_agent._SECONDS_TO_END = 2.0
+"""
+
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
@@ -166,6 +175,33 @@ main(sys.argv[1:])
     assert done.returncode == 75, done.stderr
 
 
+def test_a_rank_that_dies_while_the_agent_looks_is_told_from_those_that_it_takes_along(script: Path) -> None:
+    # Within one call, the agent finds that rank 1 is dead and asks rank 0 to end, which says 75.
+    script.write_text(
+        ENDING.replace("    while True:", "    starts.with_name(f'waits-{rank}').touch()\n    while True:")
+    )
+    launcher = """
+import os, signal, sys, time
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from sst2.cli.launch import main
+
+def kill_first(self, group, monitor=LocalElasticAgent._monitor_workers):
+    if self._attempt == 0 and all(os.path.exists(f"{sys.argv[-3]}/waits-{rank}") for rank in (0, 1)):
+        process = self._pcontext.subprocess_handlers[1].proc
+        process.kill()
+        while process.poll() is None:
+            time.sleep(0.01)
+    return monitor(self, group)
+
+LocalElasticAgent._monitor_workers = kill_first
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", launcher, *SEVERAL, "--max_restarts", "5", str(script), str(script.parent)]
+    done = subprocess.run([*command, "wait,wait", "0,0"], check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sst2.launch: rank 1: SIGKILL: restart 1 of 5 of all ranks" in done.stderr
+
+
 @pytest.mark.parametrize("ways", [("lost,killed", "wait,1", "0,0"), ("killed,wait", "1,lost", "0,0")])
 def test_all_machines_start_again_together(ways: tuple[str, ...], script: Path) -> None:
     with launched_on_two_machines("--max_restarts", 5, script, script.parent, *ways) as machines:
@@ -187,3 +223,22 @@ def test_a_machine_that_has_finished_starts_again_with_one_that_has_not(script: 
         said = [one.communicate(timeout=180)[1] for one in machines]
     assert [one.returncode for one in machines] == [0, 0], said
     assert_started_together(script, 2)
+
+
+@pytest.mark.parametrize("vanishing", [0, 1])
+def test_a_machine_that_vanishes_is_not_waited_for_beyond_two_minutes(vanishing: int, script: Path) -> None:
+    # The two minutes are two seconds here. Its rank goes with the launcher, and the other rank notices.
+    (script.parent / "sitecustomize.py").write_text(IMPATIENT)
+    met = "starts.with_name(f'met-{rank}').touch()\n"
+    script.write_text(ENDING.replace('if way == "wait":', met + 'if way == "wait":'))
+    words = ("--max_restarts", 5, script, script.parent, "lost,wait" if vanishing else "wait,lost", "0,0")
+    with launched_on_two_machines(*words, PYTHONPATH=str(script.parent)) as machines:
+        left, gone = machines[1 - vanishing], machines[vanishing]
+        wait_for(lambda: all((script.parent / f"met-{rank}").exists() for rank in range(2)), *machines)
+        gone.kill()
+        os.kill(int(starts(script, vanishing)[0][0]), signal.SIGKILL)
+        said = left.communicate(timeout=60)[1]
+    assert left.returncode == 1, said
+    line = "the launcher of machine 0 is gone" if vanishing == 0 else "1 of 2 machines have not said within 2 s"
+    assert said.count("sst2.launch: ") == said.count(f"sst2.launch: {line}") == 1, said
+    assert_started_together(script, 1)

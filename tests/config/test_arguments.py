@@ -1,5 +1,6 @@
 """The command line: defaults, YAML files, and answers that come at once."""
 
+import json
 import os
 import re
 import subprocess
@@ -275,6 +276,10 @@ def test_a_batch_job_goes_on_with_the_run_that_it_has_begun(
     begin(run, "17")
     assert choices("--overwrite_output_dir", "True") == (str(run), False, "auto")
     assert choices("--resume_from_checkpoint", str(checkpoint)) == (str(run), False, "auto")
+    begin(run, None)  # as earlier versions did, which wrote the job elsewhere
+    for job, goes_on in (("17", True), ("16", False)):
+        (run / "environment.json").write_text(json.dumps({"variables": {"SLURM_JOB_ID": job}}))
+        assert choices("--overwrite_output_dir") == (str(run), not goes_on, "auto" if goes_on else None)
     monkeypatch.delenv("SST2_BATCH_JOB")
     assert choices("--output_dir", str(run), "--overwrite_output_dir") == (str(run), True, None)
 

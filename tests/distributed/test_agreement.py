@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sst2.distributed.agreement import differences
+from sst2.runs.run_folder import MARK, OF_JOB
 from tests.support.jobs import Forked
 from tests.support.processes import free_port
 from tests.support.running import SCRIPT
@@ -101,6 +102,19 @@ def test_the_same_files_in_other_places_and_what_only_rank_0_goes_by_are_the_sam
     copy.write_bytes(tsv_files[0].read_bytes())
     of_each: list[list[Any]] = [["--overwrite_output_dir"], ["--train_file", copy, "--report_to", "none"]]
     for code, line in run_two([*small_job, "--max_train_steps", 2], of_each, tmp_path / "run"):
+        assert code == 0, line
+
+
+@pytest.mark.slow
+def test_a_host_that_sees_an_older_state_of_the_folder_does_as_rank_0(
+    small_job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SST2_LAUNCH", "4f")  # of a job that is started again
+    for name, mark in (("run", f"{MARK}\n{OF_JOB}4f\n"), ("stale", f"{MARK}\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(mark)
+    flags = [*small_job, "--max_train_steps", 2, "--overwrite_output_dir"]  # which only rank 1 would still heed
+    for code, line in run_two(flags, [[], ["--output_dir", tmp_path / "stale"]], tmp_path / "run"):
         assert code == 0, line
 
 

@@ -1,5 +1,6 @@
 """Scripts under `python -m sst2.launch`, on one machine or on two."""
 
+import os
 import subprocess
 import sys
 import time
@@ -14,10 +15,12 @@ SEVERAL = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]  #
 
 
 @contextmanager
-def launched(*command: object, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
-    """The launcher at work; whatever is left of it is killed."""
+def launched(*command: object, before: Sequence[str] = (), **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """The launcher at work, with further variables; whatever is left of it is killed."""
     started = [*before, sys.executable, "-m", "sst2.launch", *map(str, command)]
-    process = subprocess.Popen(started, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        started, env=os.environ | variables, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         yield process
     finally:
@@ -28,11 +31,13 @@ def launched(*command: object, before: Sequence[str] = ()) -> Iterator[subproces
 
 
 @contextmanager
-def launched_on_two_machines(*command: object) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str]]]:
+def launched_on_two_machines(
+    *command: object, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str]]]:
     """Two launchers that take each other for other machines, with a process each."""
     flags = ["--multi_gpu", "--num_machines", 2, "--num_processes", 2, "--rdzv_backend", "static"]
     flags += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
-    machines = [launched(*flags, "--machine_rank", machine, *command) for machine in range(2)]
+    machines = [launched(*flags, "--machine_rank", machine, *command, **variables) for machine in range(2)]
     with machines[0] as first, machines[1] as second:
         yield first, second
 

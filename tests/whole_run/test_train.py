@@ -188,6 +188,29 @@ def test_a_step_has_the_mean_loss_and_gradient_of_its_sentences(
     assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
+def test_a_run_that_was_taken_back_goes_on_from_there_when_its_job_starts_again(
+    train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = [*small_job, "--checkpointing_steps", 5, "--checkpoints_total_limit", 4]
+    run = train_here(*job)
+    checkpoints = run.run_dir / "checkpoints"
+    earlier, there = checkpoints / "step-00000005", sorted(checkpoints.iterdir())
+    assert there[1:], run.stderr
+    (run.run_dir / "metrics.json").unlink()  # it was killed before its end
+    (run.run_dir / "STOP").touch()  # before another step, and so without another checkpoint
+    monkeypatch.setenv("SST2_LAUNCH", "4f")  # of a job that is started again
+    taken_back = [*job, "--resume_from_checkpoint", earlier]
+    stopped = train_here(*taken_back)
+    assert stopped.code == 75, stopped.stderr
+    assert f"--resume_from_checkpoint auto goes on from {earlier}" in stopped.stderr
+    assert there == sorted(checkpoints.glob("step-*"))  # the way back is still open
+    again = train_here(*taken_back)
+    assert again.code == 0, again.stderr
+    assert f"resuming from {earlier}" in again.stderr
+    assert "passing over 3 later checkpoints" in again.stderr
+    assert there == sorted(checkpoints.iterdir())  # of its own now
+
+
 @pytest.mark.parametrize("stop", [7, 10, 13])  # within an epoch, at its end, in the next
 def test_a_resumed_run_is_the_uninterrupted_run(
     stop: int, train_here: Train, small_job: list[Any], tmp_path: Path

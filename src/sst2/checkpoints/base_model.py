@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from sst2.checkpoints.folders import list_checkpoints
+from sst2.checkpoints.folders import own_checkpoints
 from sst2.config.flag_groups import SAMPLE
 from sst2.config.settings import Settings, is_path
 from sst2.models.loading import num_bytes
@@ -84,7 +84,7 @@ def checkpoint_for_base_model(settings: Settings) -> Path | None:
     requested = settings.resume_from_checkpoint
     if requested is None or settings.model_name_or_path == SAMPLE:
         return None
-    found = list_checkpoints(settings.run_dir / "checkpoints") if requested == "auto" else [Path(requested)]
+    found = own_checkpoints(settings.run_dir / "checkpoints") if requested == "auto" else [Path(requested)]
     for place in reversed(found):
         with suppress(DamagedFolderError, OSError, ValueError, LookupError, TypeError):
             verify_folder(place, but=("model.safetensors", "training.pt"))

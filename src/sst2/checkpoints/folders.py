@@ -5,10 +5,12 @@ import logging
 import os
 import re
 import shutil
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from sst2.runs.origin import ORIGIN
+from sst2.utils.atomic_file import write_json
 from sst2.utils.atomic_folder import commit, write_atomic_folder
 from sst2.utils.checksums import MANIFEST, damage_of
 from sst2.utils.errors import UserError
@@ -16,6 +18,7 @@ from sst2.utils.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_na
 
 logger = logging.getLogger(__name__)
 
+ABANDONED = "abandoned.json"  # beside the checkpoints: names of those that the run was taken back from
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -29,9 +32,44 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
 
 
+def own_checkpoints(folder: Path) -> list[Path]:
+    """`list_checkpoints` without those that `abandon_later` has noted, unless there are no others any more."""
+    there, abandoned = list_checkpoints(folder), _abandoned(folder)
+    return [path for path in there if path.name not in abandoned] or there
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step, whole or not; None where there is none."""
-    return max(list_checkpoints(folder), default=None)
+    """The checkpoint of the run's highest step, whole or not; None where there is none."""
+    return max(own_checkpoints(folder), default=None)
+
+
+def abandon_later(place: Path | None, folder: Path) -> None:
+    """Note which checkpoints are later than the one that a start was told to go on from, if that is the run's own.
+
+    They stay until the first save has succeeded. A start that comes before it also goes on from `place`.
+    """
+    there = list_checkpoints(folder)
+    own = [path for path in there if place is not None and path.resolve() == place.resolve()]
+    if not own:
+        return
+    if later := [path.name for path in there if path > own[0]]:
+        write_json(folder / ABANDONED, {"checkpoints": later})
+    else:
+        discard(folder / ABANDONED)
+
+
+def replace_abandoned(place: Path) -> None:
+    """Remove an abandoned checkpoint of the same step, before the run writes its own under that name."""
+    abandoned = _abandoned(place.parent)
+    if place.name in abandoned:
+        _remove(place)
+        write_json(place.parent / ABANDONED, {"checkpoints": [name for name in abandoned if name != place.name]})
+
+
+def _abandoned(folder: Path) -> list[str]:
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        return [*map(str, json.loads((folder / ABANDONED).read_text(encoding="utf-8"))["checkpoints"])]
+    return []
 
 
 def last_good(folder: Path) -> str:
@@ -102,7 +140,9 @@ def find_latest(folder: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
     """
-    found = list_checkpoints(folder)
+    found = own_checkpoints(folder)
+    if later := len(list_checkpoints(folder)) - len(found):
+        logger.warning("%s: passing over %d later checkpoints, which the run was taken back from", folder, later)
     for place in reversed(found):
         damage = damage_of(place)
         if not damage:
@@ -121,8 +161,10 @@ def rotate(folder: Path, newest: Path, limit: int, best_step: int | None) -> Non
     best = checkpoint_name(best_step) if best_step is not None else None
     try:
         earlier = _leftovers(folder, REMOVED)
-        for abandoned in [path for path in list_checkpoints(folder) if path.name > newest.name]:
+        noted = _abandoned(folder)
+        for abandoned in [path for path in list_checkpoints(folder) if path.name > newest.name or path.name in noted]:
             _remove(abandoned)  # of the way that the run took before it was resumed from an earlier step
+        discard(folder / ABANDONED)
         for old in [path for path in list_checkpoints(folder)[:-limit] if path.name != best]:
             _remove(old)
         for leftover in earlier:  # whoever read its files may have closed them by now

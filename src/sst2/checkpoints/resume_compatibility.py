@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sst2.checkpoints.folders import newest_checkpoint
-from sst2.checkpoints.training_state import TrainingState
+from sst2.checkpoints.training_state import ADDED_LATER, TrainingState
 from sst2.config.flag_groups import Precision
 from sst2.config.settings import Settings
 from sst2.utils.errors import UserError
@@ -27,9 +27,9 @@ LENGTHS_FIXED_ON_RESUME = {
 
 
 def refuse_another_version(place: Path, saved: dict[str, Any], state: dict[str, Any]) -> None:
-    """Raises UserError: a checkpoint's settings or training state are not those that this version knows."""
+    """Raises UserError: a checkpoint's settings or training state are not those that this version can go on from."""
     known = {field.name for field in fields(TrainingState)}
-    if not known == state.keys() or not saved.keys() >= {*FIXED_ON_RESUME}:
+    if not known >= state.keys() >= known - ADDED_LATER or not saved.keys() >= {*FIXED_ON_RESUME}:
         raise UserError(
             f"--resume_from_checkpoint: {place} was written by another version of this project: finish the run with "
             "that one, or start a new run in another --output_dir"

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# Fields that checkpoints of earlier versions lack: a run that goes on from one begins with their defaults.
+ADDED_LATER = {"is_hopeless", "slow_ranks"}
+
 
 @dataclass
 class TrainingState:

@@ -39,7 +39,9 @@ def require_agreement(
         return
     values = {name: value for name, value in settings.values().items() if name not in PATHS | MAIN_ONLY}
     facts = {f"--{name}": _in_words(value) for name, value in values.items()}
-    facts["--resume_from_checkpoint"] = "given" if settings.resume_from_checkpoint else "left out"
+    # As it was given: what a start makes of it by the run's folder, another host may see later (NFS caches files for
+    # seconds), and rank 0 alone acts on it.
+    facts["--resume_from_checkpoint"] = "given" if "resume_from_checkpoint" in settings.given else "left out"
     if accelerator.state.deepspeed_plugin is not None:
         facts["DeepSpeed's configuration"] = _digest(str(accelerator.state.deepspeed_plugin.deepspeed_config))
     facts |= {f"the {name} of the model": _short(digest) for name, digest in model.items()}

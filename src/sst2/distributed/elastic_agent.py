@@ -62,6 +62,7 @@ class RestartingAgent(LocalElasticAgent):
         self._is_stopping, self._started = is_stopping, started
         self._outcomes: Outcomes | None = None
         self._server: TCPStore | None = None
+        self._ended: set[int] | None = None
 
     @property
     def _attempt(self) -> int:
@@ -85,39 +86,51 @@ class RestartingAgent(LocalElasticAgent):
                 os.environ[LAUNCH] = store.compare_set("sst2.launch", "", uuid.uuid4().hex).decode()
             self._outcomes = Outcomes(store, self._attempt, size) if size > 1 else None
         started: dict[int, Any] = super()._start_workers(worker_group)
+        self._note_who_ends_first()
         self._started()
         return started
 
+    def _note_who_ends_first(self) -> None:
+        """Have `_ended` hold the local ranks that have ended when the others are about to be asked to.
+
+        A look at them before `_monitor_workers` could come too early: it looks itself, and asks within the same call.
+        """
+        context, self._ended = self._pcontext, None
+        assert context is not None
+        close = context._close
+
+        def close_noting(*arguments: Any, **options: Any) -> None:
+            if self._ended is None:
+                handlers = getattr(context, "subprocess_handlers", {})
+                self._ended = {rank for rank, handler in handlers.items() if handler.proc.poll() is not None}
+            close(*arguments, **options)
+
+        vars(context)["_close"] = close_noting
+
     def _monitor_workers(self, worker_group: Any) -> RunResult:
-        ended = self._ended()
         result: RunResult = super()._monitor_workers(worker_group)
-        if ended:
-            self._leave_out(result, ended)
+        self._leave_out(result)
         if worker_group.spec.max_restarts == 0:
             return result
         if result.state is WorkerState.HEALTHY:
             if self._outcomes is None or not self._outcomes.has_failed:
                 return result
-            ended = self._ended()
             self._stop_workers(worker_group)
             result = super()._monitor_workers(worker_group)
-            self._leave_out(result, ended)
+            self._leave_out(result)
         return self._agreed(result)
 
-    def _ended(self) -> set[int]:
-        """The local ranks that have ended so far."""
-        handlers = getattr(self._pcontext, "subprocess_handlers", {})
-        return {local_rank for local_rank, handler in handlers.items() if handler.proc.poll() is not None}
+    def _leave_out(self, result: RunResult) -> None:
+        """Leave out what ranks have ended with because this agent has ended them, when another had failed.
 
-    def _leave_out(self, result: RunResult, ended: set[int]) -> None:
-        """Leave out of a result what ranks have ended with because this agent has ended them, when another had failed.
-
-        Args:
-            result: of `_monitor_workers`, which ends all ranks of the machine as soon as one has failed.
-            ended: the local ranks that had ended before.
+        `result` is that of `_monitor_workers`, which ends all ranks of the machine as soon as one has failed.
         """
         for failure in result.failures.values():
-            if failure.local_rank not in ended and failure.exitcode in _OF_SIGTERM and not self._is_stopping():
+            if (
+                failure.local_rank not in (self._ended or ())
+                and failure.exitcode in _OF_SIGTERM
+                and not self._is_stopping()
+            ):
                 failure.exitcode = EXIT_FAILED
 
     def _agreed(self, result: RunResult) -> RunResult:
@@ -175,8 +188,15 @@ class Outcomes:
         self._to_say.put(own)
         patience = {AGAIN: _SECONDS_TO_END, DONE: _SECONDS_TO_FINISH}.get(own, _SECONDS_TO_SAY)
         is_decided = wait_until(lambda: self._is_decided, patience)
+        if self._is_lost and own == AGAIN:
+            print_line("sst2.launch: the launcher of machine 0 is gone: nothing is started again")
         restarts = is_decided and not self._is_final and self._counts[AGAIN] > 0
         if not is_decided:
+            missing = self._size - sum(self._counts.values())
+            print_line(
+                f"sst2.launch: {missing} of {self._size} machines have not said within {patience:.0f} s how the ranks "
+                "ended there: see to them, and start the job again"
+            )
             self._to_say.put(LEFT)
             wait_until(lambda: self._is_final, _SECONDS_TO_SAY)
         self._to_say.put("")

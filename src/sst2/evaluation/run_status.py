@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sst2.checkpoints.folders import list_checkpoints
+from sst2.checkpoints.folders import own_checkpoints
 from sst2.runs.run_folder import RunFolder, is_in_use
 from sst2.utils.errors import shortened
 
@@ -38,7 +38,7 @@ class Progress(NamedTuple):
 
 def progress_of(run: RunFolder) -> Progress:
     """What the files of a run tell that has not written its `metrics.json`."""
-    steps = [int(place.name.removeprefix("step-")) for place in list_checkpoints(run.checkpoints)]
+    steps = [int(place.name.removeprefix("step-")) for place in own_checkpoints(run.checkpoints)]
     for line in reversed(_last_lines(run.metrics_log)):
         with suppress(ValueError, LookupError, TypeError):  # the last line may be cut off
             steps.append(int(json.loads(line)["step"]))

@@ -178,13 +178,19 @@ def is_in_use(run: RunFolder) -> bool:
 
 
 def job_of(folder: Path) -> str:
-    """The id of the job that has last begun or resumed the run in the folder; empty where none is there, or known."""
-    try:
+    """The id of the job that has last begun or resumed the run in the folder; empty where none is there, or known.
+
+    Where no line says it, it is the SLURM job of the run's environment.json: earlier versions wrote no such line.
+    """
+    with suppress(OSError, ValueError, LookupError, TypeError):
         with (folder / "config.yaml").open(encoding="utf-8") as file:
             mark, line = file.readline().rstrip(), file.readline().rstrip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-    return line.removeprefix(OF_JOB) if mark == MARK and line.startswith(OF_JOB) else ""
+        if mark == MARK and line.startswith(OF_JOB):
+            return line.removeprefix(OF_JOB)
+        if mark == MARK:
+            record = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+            return str(record["variables"]["SLURM_JOB_ID"])
+    return ""
 
 
 def is_finished(run: RunFolder) -> bool:

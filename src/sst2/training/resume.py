@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LRScheduler
 
 from sst2.checkpoints.checkpointer import Checkpointer
-from sst2.checkpoints.folders import import_checkpoints
+from sst2.checkpoints.folders import abandon_later, import_checkpoints
 from sst2.checkpoints.free_space import require_free_space
 from sst2.checkpoints.training_state import TrainingState
 from sst2.config.arguments import write_settings
@@ -72,6 +72,8 @@ def resume_or_start(
     if accelerator.is_main_process:
         run.begin(settings.overwrite_output_dir)
         import_checkpoints(checkpoint, run.checkpoints, state.step, state.best_step)
+        if settings.resume_from_checkpoint != "auto":  # which may only have passed over what cannot be read now
+            abandon_later(checkpoint, run.checkpoints)
         write_settings(run, settings)  # it marks a run, which has its checkpoints by now
         if not settings.dry_run:  # an open file would keep a network disk from removing the folder
             log_to_file(run.log)

@@ -3,17 +3,22 @@
 import json
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sst2.checkpoints.folders import folder_bytes
 from sst2.config.arguments import read_settings
+from sst2.distributed.watchdog import Watchdog
+from sst2.training.dry_run import memory, rehearsal
 from sst2.training.dry_run.start_commands import time_limit
 from tests.support.jobs import ONE_PROCESS, PYTHON, SLOW_DISK, TWO_PROCESSES, running
 from tests.support.running import REPOSITORY, SCRIPT, Finished
@@ -118,6 +123,60 @@ def test_its_commands_start_this_very_run(train_here: Train, small_job: list[Any
     hours, minutes, seconds = map(int, limits["--time"].split(":"))
     assert 1.25 * dry["seconds"]["total"] + 180 <= 3600 * hours + 60 * minutes + seconds
     assert 1.2 * max(dry["memory"]["nodes_mib"]) <= 1024 * int(limits["--mem"].removesuffix("G"))
+
+
+def test_its_commands_serve_again_after_an_interruption_and_keep_the_batch_jobs_variables(
+    train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"SST2_PYTHON": "/opt/python", "SST2_CONTAINER": "/images/a b.sif", "SST2_MOUNTS": "/data,/scratch"}
+    given |= {"SST2_MAX_RESTARTS": "3", "SST2_REQUEUES": "7"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    dry = figures(train_here(*small_job, "--max_train_steps", 2, "--dry_run", "--json"))
+    launch, submit = (shlex.split(dry["commands"][name]) for name in ("accelerate", "sbatch"))
+    assert sorted(submit[: submit.index("sbatch")]) == sorted(f"{name}={value}" for name, value in given.items())
+    for words in (launch, submit):
+        assert "--resume_from_checkpoint auto" in " ".join(words)
+
+
+def test_the_disk_is_as_it_will_be_without_the_dry_run(
+    train_here: Train, small_job: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_usage(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=10**12 - folder_bytes(tmp_path / "run"))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    dry = figures(train_here(*small_job, "--max_train_steps", 2, "--dry_run", "--json"))
+    assert dry["disk"]["free_bytes"] == 10**12
+
+
+def test_no_rank_is_waited_for_without_a_watchdog(
+    train_here: Train, small_job: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+
+    def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            happened.append(name)
+            return work(*arguments)
+
+        return noted
+
+    for module, name in ((memory, "gather_object"), (rehearsal, "gather_object"), (Watchdog, "stop")):
+        monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
+    assert train_here(*small_job, "--max_train_steps", 2, "--dry_run").code == 0
+    assert happened.count("gather_object") > 2
+    assert "gather_object" not in happened[happened.index("stop") :]
+
+
+def test_a_file_stop_in_the_runs_folder_is_left_to_the_run(train_here: Train, small_job: list[Any]) -> None:
+    job = [*small_job, "--max_train_steps", 2]
+    run = train_here(*job)
+    (run.run_dir / "STOP").touch()
+    before = everything(run.run_dir)
+    dry = figures(train_here(*job, "--overwrite_output_dir", "--dry_run", "--json"))
+    assert [danger for danger in dry["dangers"] if "has a file STOP" in danger]
+    assert everything(run.run_dir) == before
 
 
 @pytest.mark.parametrize(("minutes", "limit"), [(4, "00:04:00"), (125, "02:05:00"), (2 * 1440 + 61, "2-01:01:00")])

@@ -1,12 +1,15 @@
 """From what was measured to the whole run: each part counts as often as the run has it; what does not fit is said."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from sst2.config.settings import Settings
+from sst2.training.dry_run import memory
 from sst2.training.dry_run.estimate import Estimate, seconds_by_part
-from sst2.training.dry_run.memory import RankMemory, peaks_of_nodes
+from sst2.training.dry_run.memory import RankMemory, cgroup_limit_mib, peaks_of_nodes
 from sst2.training.dry_run.rehearsal import Measured
 from sst2.training.dry_run.workload import PlannedStep, Workload
 
@@ -52,7 +55,7 @@ def settings(*, step_timeout: float = 300.0) -> Settings:
 
 def estimate_of(measured: Measured, **others: object) -> Estimate:
     values: dict[str, object] = {"processes": 4, "nodes": 2, "on_gpu": True, "host_mib": 3 * GIB}
-    values |= {"free_bytes": 10_000, "run_bytes": 4300} | others
+    values |= {"free_bytes": 10_000, "there_bytes": 0, "run_bytes": 4300} | others
     seconds = seconds_by_part(settings(), WORKLOAD, measured)
     return Estimate(workload=WORKLOAD, measured=measured, seconds=seconds, **values)  # type: ignore[arg-type]
 
@@ -92,13 +95,60 @@ def test_memory_of_a_node_is_that_of_its_processes_and_launcher() -> None:
     assert peaks_of_nodes(MEASURED.ranks) == {0: 4.5 * GIB, 1: 4.5 * GIB}
 
 
+def write_limits(folder: Path, limits: dict[str, str]) -> Path:
+    for name, limit in limits.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{limit}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "mib"),
+    [
+        ("0::/slice/job/step", {"slice/job/step/memory.max": "max", "slice/job/memory.max": str(3 << 30)}, 3072),
+        ("0::/slice/job", {"slice/job/memory.max": str(3 << 30), "slice/memory.max": str(2 << 30)}, 2048),
+        ("0::/unseen", {"memory.max": str(1 << 30)}, 1024),  # in a container that sees its own group as the root
+        (
+            "5:cpuset:/other\n9:hugetlb,memory:/slurm/job_7\n0::/",
+            {"memory/slurm/job_7/memory.limit_in_bytes": str(5 << 30), "memory.max": "max", "other/memory.max": "1"},
+            5120,
+        ),
+        ("0::/", {}, math.inf),
+    ],
+    ids=["above", "least", "container", "version 1", "none"],
+)
+def test_the_memory_limit_is_that_of_the_control_groups(
+    groups: str, limits: dict[str, str], mib: float, tmp_path: Path
+) -> None:
+    (tmp_path / "cgroup").write_text(f"{groups}\n")
+    root = write_limits(tmp_path / "fs", limits)
+    assert cgroup_limit_mib(tmp_path / "cgroup", root) == mib
+    assert cgroup_limit_mib(tmp_path / "no Linux", root) == math.inf
+
+
+def test_what_the_node_has_is_no_more_than_this_process_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "cgroup_limit_mib", lambda: 512.0)
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "600")
+    assert memory.host_limit_mib() == 512
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "400")
+    assert memory.host_limit_mib() == 400
+
+
+def test_a_file_stop_in_the_runs_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "STOP").touch()
+    (danger,) = estimate_of(MEASURED).dangers(Settings(output_dir=str(tmp_path)))
+    assert danger == f"--output_dir {tmp_path} has a file STOP, by which the run stops: remove it"
+
+
 def test_what_would_not_fit_is_said() -> None:
     assert estimate_of(MEASURED).dangers(settings()) == []
     full = [replace(one, reserved_mib=75 * GIB) for one in MEASURED.ranks]
     cases = {
         "the GPU of rank 0 on host is nearly full (76800 of 81920 MiB)": estimate_of(replace(MEASURED, ranks=full)),
         "host memory is nearly full": estimate_of(MEASURED, host_mib=1e9),
-        "has 0 MiB free and the run will have up to 10 there": estimate_of(MEASURED, free_bytes=0, run_bytes=10 << 20),
+        "has 2 MiB free and the run will write up to 3 there": estimate_of(
+            MEASURED, free_bytes=2 << 20, there_bytes=7 << 20, run_bytes=10 << 20
+        ),
         "a step takes up to 200 s of --step_timeout 300: give more": estimate_of(
             replace(MEASURED, steps=[(448, 200.0)])
         ),

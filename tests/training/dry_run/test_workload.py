@@ -50,7 +50,10 @@ def test_time_between_measured_steps_lies_on_the_line_between_them() -> None:
 def test_what_is_measured_has_the_largest_step_first_and_the_one_of_most_attention() -> None:
     steps = [planned(0, 100), planned(1, 300, attention=9), planned(2, 400, attention=5), planned(3, 200)]
     chosen = workload_of(*steps, planned(4, 200), left=5).to_measure(each_shape=False)
-    assert [step.number for step in chosen] == [2, 1, 3, 0]
+    assert [step.number for step in chosen] == [2, 1, 3, 4, 0]
+    many = [planned(number, 1000 - number, attention=number == 30) for number in range(101)]
+    chosen = workload_of(*many, left=101).to_measure(each_shape=False)
+    assert [step.number for step in chosen] == [0, 25, 30, 50, 75, 100]  # and quartiles
     each = workload_of(*steps, planned(4, 200), left=5).to_measure(each_shape=True)
     assert [step.busiest for step in each] == [400, 300, 200, 100]
     assert workload_of(left=0).to_measure(each_shape=True) == []

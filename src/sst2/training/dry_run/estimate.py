@@ -4,7 +4,9 @@ import math
 import shutil
 from dataclasses import dataclass
 
+from sst2.checkpoints.folders import folder_bytes
 from sst2.config.settings import Settings
+from sst2.runs.run_folder import RunFolder
 from sst2.training.dry_run.memory import host_limit_mib, peaks_of_nodes, processes_of_node
 from sst2.training.dry_run.rehearsal import Measured
 from sst2.training.dry_run.workload import Workload, multiples
@@ -26,7 +28,9 @@ class Estimate:
         processes, nodes: of the job.
         on_gpu: whether each process has a GPU.
         host_mib: of the node that needs most.
-        free_bytes, run_bytes: on the disk of the run's folder, and what the run has there at most.
+        free_bytes: on the disk of the run's folder, when the dry run's own files are gone.
+        there_bytes: checkpoints and a model that the run has there already.
+        run_bytes: what it has there of both at most.
     """
 
     workload: Workload
@@ -37,12 +41,13 @@ class Estimate:
     on_gpu: bool
     host_mib: float
     free_bytes: int
+    there_bytes: int
     run_bytes: int
 
     @classmethod
     def of(cls, trainer: Trainer, workload: Workload, measured: Measured) -> "Estimate":
         """Work it out. For the main process, after the measurements, while the folder that they wrote to is there."""
-        accelerator = trainer.accelerator
+        accelerator, run = trainer.accelerator, RunFolder(trainer.settings.run_dir)
         kept = trainer.checkpointer.most_kept * measured.checkpoint_bytes
         return cls(
             workload=workload,
@@ -52,7 +57,8 @@ class Estimate:
             nodes=math.ceil(accelerator.num_processes / processes_of_node(accelerator)),
             on_gpu=accelerator.device.type == "cuda",
             host_mib=max(peaks_of_nodes(measured.ranks).values()),
-            free_bytes=shutil.disk_usage(trainer.run.path).free,
+            free_bytes=shutil.disk_usage(trainer.run.path).free + folder_bytes(trainer.run.path),
+            there_bytes=folder_bytes(run.checkpoints) + folder_bytes(run.model),
             run_bytes=kept + measured.model_bytes,
         )
 
@@ -109,11 +115,13 @@ class Estimate:
                 break  # the others are as full
         if self.host_mib > NEARLY_ALL * (limit := host_limit_mib()):
             found.append(f"host memory is nearly full ({self.host_mib:.0f} of {limit:.0f} MiB a node): ask for more")
-        if self.run_bytes > self.free_bytes:
+        if (more := self.run_bytes - self.there_bytes) > self.free_bytes:
             found.append(
-                f"--output_dir {settings.output_dir} has {self.free_bytes / MIB:.0f} MiB free and the run will have up "
-                f"to {self.run_bytes / MIB:.0f} there: make room, or lower --checkpoints_total_limit"
+                f"--output_dir {settings.output_dir} has {self.free_bytes / MIB:.0f} MiB free and the run will write "
+                f"up to {more / MIB:.0f} there: make room, or lower --checkpoints_total_limit"
             )
+        if (settings.run_dir / "STOP").exists():
+            found.append(f"--output_dir {settings.output_dir} has a file STOP, by which the run stops: remove it")
         slowest = max((seconds for _, seconds in self.measured.steps), default=0.0)
         if slowest > settings.step_timeout / 2:
             found.append(

@@ -1,9 +1,11 @@
 """The most memory that the processes of a run have had, and what there is of it."""
 
+import math
 import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -40,6 +42,12 @@ class RankMemory:
 
 def memory_of_ranks(accelerator: Accelerator) -> list[RankMemory]:
     """The peaks of all processes up to now, in the order of their ranks. All ranks call it, and get all of them."""
+    everyone: list[RankMemory] = gather_object([memory_of_rank(accelerator)])
+    return everyone
+
+
+def memory_of_rank(accelerator: Accelerator) -> RankMemory:
+    """The peaks of this process up to now."""
     rank, device = accelerator.process_index, accelerator.device
     on_gpu = {}
     if device.type == "cuda":
@@ -48,7 +56,7 @@ def memory_of_ranks(accelerator: Accelerator) -> list[RankMemory]:
             "reserved_mib": torch.cuda.max_memory_reserved(device) / MIB,
             "gpu_mib": torch.cuda.get_device_properties(device).total_memory / MIB,
         }
-    own = RankMemory(
+    return RankMemory(
         rank=rank,
         node=rank // processes_of_node(accelerator),
         host=socket.gethostname(),
@@ -56,8 +64,6 @@ def memory_of_ranks(accelerator: Accelerator) -> list[RankMemory]:
         launcher_mib=_launcher_mib() if accelerator.is_local_main_process else 0.0,
         **on_gpu,
     )
-    everyone: list[RankMemory] = gather_object([own])
-    return everyone
 
 
 def processes_of_node(accelerator: Accelerator) -> int:
@@ -74,10 +80,32 @@ def peaks_of_nodes(ranks: list[RankMemory]) -> dict[int, float]:
 
 
 def host_limit_mib() -> float:
-    """What the processes of this node may have together: its memory, or what SLURM has given the job of it."""
+    """What the processes of this node may have together: its memory, or what SLURM or a control group grants of it."""
     total: float = psutil.virtual_memory().total / MIB
     granted = read_number("SLURM_MEM_PER_NODE", 0)  # MiB; 0, too, stands for all
-    return min(total, float(granted)) if granted else total
+    return min([total, cgroup_limit_mib(), *([float(granted)] if granted else [])])
+
+
+def cgroup_limit_mib(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """The least of the memory limits of this process's control group and of those above it; infinite without any.
+
+    Of both versions: `memory.max` in `root`, or `memory.limit_in_bytes` in its folder `memory`. In a container, the
+    group may be known under the host's path, of which only its end, or nothing but the root, can be seen.
+    """
+    limits = [math.inf]
+    with suppress(OSError, ValueError):  # not Linux
+        for line in process.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+            own = top / path.lstrip("/")
+            for group in (own, *own.parents):
+                with suppress(OSError, ValueError):  # it is not there, or "max"
+                    limits.append(int((group / name).read_text(encoding="ascii")) / MIB)
+                if group == top:
+                    break
+    return min(limits)
 
 
 def _launcher_mib() -> float:

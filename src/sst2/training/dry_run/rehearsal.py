@@ -1,6 +1,7 @@
 """A few steps of a run, evaluations, checkpoints and its end, timed: by the functions that the run itself calls."""
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from accelerate.utils import gather_object
 from sst2.checkpoints.folders import folder_bytes
 from sst2.data.batch_plan import max_micro_batch_size
 from sst2.data.collation import evaluation_batch_size, evaluation_loaders
-from sst2.training.dry_run.memory import RankMemory, memory_of_ranks
+from sst2.training.dry_run.memory import RankMemory, memory_of_rank, memory_of_ranks
 from sst2.training.dry_run.workload import OneStep, PlannedStep, Workload, shortened
 from sst2.training.trainer import Trainer
 from sst2.utils.errors import LocalError, is_out_of_memory
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS_OF_STEPS = 10.0  # for which steps are timed, in whole rounds
 MOST_ROUNDS = 20
+SECONDS_OF_EVALUATIONS = 5.0  # for which evaluations are timed, after a first one
+MOST_EVALUATIONS = 3
 EVALUATED_BATCHES = 16  # of each rank and split, at most
 
 
@@ -107,7 +110,6 @@ class Rehearsal:
             self._measure_checkpoint(planned[0], measured)
         self._measure_evaluation(planned, measured)
         self._measure_end(measured)
-        measured.ranks = memory_of_ranks(self._trainer.accelerator)
         return measured
 
     def _measure_steps(self, planned: list[PlannedStep], measured: Measured) -> None:
@@ -115,18 +117,18 @@ class Rehearsal:
         logger.info("dry run: steps of %d to %d tokens on the busiest device", planned[-1].busiest, planned[0].busiest)
         warm_up, block = (3, 8) if self._on_gpu else (1, 1)  # captures come with the second; a GPU has steps in a row
         first = [sum(self._take(step) for _ in range(warm_up)) for step in planned]
-        seconds, rounds = [0.0] * len(planned), 0
-        while rounds < MOST_ROUNDS and (rounds < 2 or sum(seconds) * block < SECONDS_OF_STEPS):
-            for number, step in enumerate(planned):
-                seconds[number] += self._take(step, block)
-            rounds += 1
-            if sum(seconds) * block > 6 * SECONDS_OF_STEPS:
+        rounds: list[list[float]] = []
+        while len(rounds) < MOST_ROUNDS and (len(rounds) < 2 or sum(map(sum, rounds)) * block < SECONDS_OF_STEPS):
+            rounds.append([self._take(step, block) for step in planned])
+            if sum(map(sum, rounds)) * block > 6 * SECONDS_OF_STEPS:
                 break
-        means = [total / rounds for total in seconds]
-        extra = [max(0.0, total - warm_up * mean) for total, mean in zip(first, means, strict=True)]
-        measured.steps = [(step.busiest, mean) for step, mean in zip(planned, means, strict=True)]
-        measured.first_step = extra[0]
-        measured.new_shape = sum(extra[1:]) / max(1, len(extra[1:]))
+        # Medians: a moment in which another program was busy would else count for every step of that size.
+        usual = [statistics.median(times) for times in zip(*rounds, strict=True)]
+        extra = [total - warm_up * seconds for total, seconds in zip(first, usual, strict=True)]
+        measured.steps = [(step.busiest, seconds) for step, seconds in zip(planned, usual, strict=True)]
+        measured.first_step = max(0.0, extra[0])
+        # Of the sum: of each alone, noise would count where it is above 0, and then for every shape of the run.
+        measured.new_shape = max(0.0, sum(extra[1:])) / max(1, len(extra[1:]))
 
     def _measure_log(self, step: PlannedStep, measured: Measured) -> None:
         for _ in range(2):  # the first time, libraries prepare
@@ -155,17 +157,24 @@ class Rehearsal:
         smaller = f"--per_device_eval_batch_size {max(1, size // 2)}"
         with self._needing(f"an evaluation, {size} sentences at once", smaller):
             measured.first_evaluation = self._seconds(self._loop.validate)
-            for step in planned[-1:]:  # of another step, so that as much is written for TensorBoard
-                self._take(step)
-            self._trainer.state.best_score = None  # the next one is the best, which the last checkpoint saves
-            measured.evaluation = self._seconds(self._loop.validate)
+            times: list[float] = []
+            while not times or (len(times) < MOST_EVALUATIONS and sum(times) < SECONDS_OF_EVALUATIONS):
+                for step in planned[-1:]:  # of another step, so that as much is written for TensorBoard
+                    self._take(step)
+                self._trainer.state.best_score = None  # the next one is the best, which the last checkpoint saves
+                times.append(self._on_slowest_rank(self._seconds(self._loop.validate)))
+            measured.evaluation = statistics.median(times)
 
     def _measure_end(self, measured: Measured) -> None:
         logger.info("dry run: the last checkpoint, the export, and its comparison")
         with self._needing("the end of the run", "take a machine with more memory, or --mem"):
             self._loop.save_checkpoint(self._trainer)
+            self._trainer.watchdog.set_activity("the memory of all ranks")
+            # Now: `finalize` ends the watchdog, and without it a rank that is lost would be waited for for good.
+            measured.ranks = memory_of_ranks(self._trainer.accelerator)
             measured.end = self._seconds(self._loop.finalize)
-        if self._trainer.accelerator.is_main_process:
+        if self._trainer.accelerator.is_main_process:  # which alone exports
+            measured.ranks[0] = memory_of_rank(self._trainer.accelerator)
             measured.model_bytes = folder_bytes(self._trainer.run.model)
 
     def _shorten_evaluations(self, measured: Measured) -> None:
@@ -201,6 +210,9 @@ class Rehearsal:
                 loop.check_stop_requests(trainer, True)
             trainer.sync_to_host()
             seconds = (time.perf_counter() - started) / times
+        return self._on_slowest_rank(seconds)
+
+    def _on_slowest_rank(self, seconds: float) -> float:
         everyone: list[float] = gather_object([seconds])
         return max(everyone)
 

@@ -23,18 +23,23 @@ DEEPSPEED = {
     (3, "none", "none"): "deepspeed_zero3",
     (3, "cpu", "cpu"): "deepspeed_zero3_offload",
 }
+# What slurm/train.sh reads, but for what is worked out here: sbatch hands on only what it finds in its environment.
+VARIABLES = ("PYTHON", "CONTAINER", "MOUNTS", "PORT", "INTERFACE", "REQUEUES", "MAX_RESTARTS")
 OWN_CONFIG = "YOUR_CONFIG.yaml"  # where the launcher was configured by what is not in accelerate_configs/
 
 
 def flags_of_run(settings: Settings) -> list[str]:
     """The flags that start this run: those that were given, its folder, and its precision: launchers differ in that.
 
-    A folder that slurm/train.sh has named after the job is left to the next one, which names another.
+    Unless they say what to do with a run in the folder, they also go on with it, so that the same line serves after an
+    interruption. A folder that slurm/train.sh has named after the job is left to the next one, which names another.
     """
     given = {name: value for name, value in settings.given.items() if name not in OF_DRY_RUN}
     if settings.output_dir != os.environ.get("SST2_OUTPUT_DIR"):
         given.setdefault("output_dir", settings.output_dir)
     given.setdefault("mixed_precision", settings.mixed_precision)
+    if not (given.get("overwrite_output_dir") or given.get("resume_from_checkpoint")):
+        given["resume_from_checkpoint"] = "auto"
     words = []
     for name, value in given.items():
         values = value if isinstance(value, list) else [] if value is True else [value]
@@ -59,7 +64,8 @@ def accelerate_command(settings: Settings, accelerator: Accelerator, nodes: int)
 def sbatch_command(settings: Settings, accelerator: Accelerator, estimate: Estimate) -> str:
     """The line that submits the run, on as many nodes and devices, with a time limit and memory that it fits."""
     launcher, on_node = read_launcher(), processes_of_node(accelerator)
-    variables = []
+    values = {name: os.environ.get(name) for name in (f"SST2_{end}" for end in VARIABLES)}
+    variables = [f"{name}={shlex.quote(value)}" for name, value in values.items() if value]
     if launcher.uses_deepspeed or launcher.uses_fsdp or "SST2_CONFIG" in os.environ:
         variables.append(f"SST2_CONFIG={shlex.quote(_config(launcher, accelerator, nodes=1))}")
     words = ["sbatch", *(["--nodes", str(estimate.nodes)] if estimate.nodes > 1 else [])]

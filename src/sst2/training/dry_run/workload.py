@@ -105,7 +105,7 @@ class Workload:
         return max(self.steps, key=lambda step: step.busiest)
 
     def to_measure(self, each_shape: bool) -> list[PlannedStep]:
-        """Steps that stand for all, in order of size: the largest, that of most attention, a usual and a small one.
+        """Steps that stand for all, in order of size: the largest and the smallest, that of most attention, quartiles.
 
         With `each_shape`, one of every number of tokens if they are few: a device may keep memory for each.
         """
@@ -116,7 +116,8 @@ class Workload:
         if each_shape and len(of_shapes) <= MOST_SHAPES:
             return [*of_shapes.values()]
         most_attention = max(by_size, key=lambda step: step.attention)
-        chosen = {step.number: step for step in (by_size[0], most_attention, by_size[len(by_size) // 2], by_size[-1])}
+        quartiles = [by_size[round(quarter * (len(by_size) - 1) / 4)] for quarter in range(5)]
+        chosen = {step.number: step for step in (most_attention, *quartiles)}
         return sorted(chosen.values(), key=lambda step: step.busiest, reverse=True)
 
     def seconds(self, measured: Sequence[tuple[int, float]]) -> float:
