@@ -45,7 +45,7 @@ def logged(run: Path) -> list[int]:
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(PLAN)
     brake = tmp_path / "brake"
-    (tmp_path / "sitecustomize.py").write_text(SLOW_STEPS.format(file=str(brake)))
+    (tmp_path / "sitecustomize.py").write_text(SLOW_STEPS.format(file=str(brake), quick=0))
     trials = tmp_path / "sweep" / "trials"
     process = sweep(tmp_path)
     deadline = time.monotonic() + 300
