@@ -114,17 +114,29 @@ launch+=(--max_restarts "${SST2_MAX_RESTARTS:-0}")
 
 flags=("$@")
 run= # of a sweep: its folder
+why="stopped on request"
 if [ -n "${SST2_SWEEP:-}" ] && [ "$task" != _ ]; then
     code=0
     lines=$("$SST2_PROJECT/slurm/python.sh" -m sst2.sweep "$SST2_SWEEP" --start "${task#*_}") || code=$?
-    [ "$code" -eq 0 ] || [ "$stopped" = yes ] || exit "$code" # it has said why
-    if [ "$code" -eq 0 ] && [ -z "$lines" ]; then
+    # It has said why. With 2 it would come to the same again. Anything but 75, which is another job's work on this run,
+    # may be a file system or a node that is not well, or a Python that will never start: that is tried a few times.
+    if [ "$code" -ne 0 ] && [ "$code" -ne 75 ] && [ "$stopped" = no ]; then
+        [ "$code" -ne 2 ] || exit 2
+        say "exit code $code of sst2.sweep: which run this is cannot be known now" >&2
+        failures=$(grep -c "which run this is cannot be known now" "$(path StdOut <<< "$job")") || failures=0
+        if [ "$failures" -ge 5 ] || [ "$restarts" -ge "$cap" ]; then exit "$code"; fi
+    fi
+    if [ "$code" -ne 0 ]; then
+        [ "$stopped" = yes ] || why="not started"
+        stopped=yes # and so requeued below
+    elif [ -z "$lines" ]; then
         say "nothing left to do for task ${task#*_} of $SST2_SWEEP"
         exit 0
+    else
+        mapfile -t lines <<< "$lines"
+        run=${lines[0]}
+        flags+=("${lines[@]:1}")
     fi
-    mapfile -t lines <<< "$lines"
-    run=${lines[0]}
-    flags+=("${lines[@]:1}")
 fi
 # For train_sst2.py: its folder where nothing names one, and that a folder which this job has begun is gone on with.
 export SST2_OUTPUT_DIR="runs/$SLURM_JOB_NAME-$id" SST2_BATCH_JOB=$SLURM_JOB_ID
@@ -164,6 +176,12 @@ case $code in
     # Stopped before it could listen, so that nothing is lost.
     129 | 130 | 138 | 140 | 143 | 152 | 158) code=75 ;; # 128 + HUP INT USR1 USR2 TERM XCPU PWR
 esac
+# A run on which another job works was refused, and has not failed: this one looks again when it is requeued.
+if [ "$code" -ne 0 ] && [ -n "$run" ] && [ -e "$run/.lock" ]; then
+    busy=0
+    flock --shared --nonblock --conflict-exit-code 99 "$run/.lock" true || busy=$?
+    [ "$busy" -ne 99 ] || code=75 why="$run is in use by another job"
+fi
 
 # A job that is still running was asked to stop by a signal or a file, and this script brings it back. One that SLURM
 # has ended already comes back if it was preempted or requeued, and does not if somebody has canceled it.
@@ -179,7 +197,7 @@ elif ! is_mine_to_requeue; then
     say "stopped by SLURM, exit code $code"
 elif [ "$code" -eq 75 ]; then
     [ "$restarts" -lt "$cap" ] || give_up
-    say "stopped on request: requeueing" # with a checkpoint, or before there was anything to save
+    say "$why: requeueing" # with a checkpoint, or before there was anything to save
     if patiently requeue; then
         sleep 60 # SLURM ends this shell; were it to end by itself before, the job would count as failed
     else

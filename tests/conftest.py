@@ -37,7 +37,8 @@ from tests.support.running import SCRIPT, Finished  # noqa: E402
 
 # Files that take minutes, the longest first: begun last, one of them would keep one worker busy and the others waiting.
 LONGEST = [
-    *("slurm/test_batch_jobs.py", "whole_run/test_faults.py", "distributed/test_strategies.py"),
+    *("slurm/test_batch_jobs.py", "slurm/test_sweep_jobs.py", "whole_run/test_faults.py"),
+    "distributed/test_strategies.py",
     *("distributed/test_stopping.py", "distributed/test_architecture_runs.py", "distributed/test_hangup.py"),
     *("benchmarks/test_on_a_gpu.py", "distributed/test_elastic.py", "distributed/test_standstill.py"),
     *("whole_run/test_readme.py", "distributed/test_flat.py", "whole_run/test_real_data.py", "data/test_hub.py"),

@@ -45,7 +45,7 @@ def logged(run: Path) -> list[int]:
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(PLAN)
     brake = tmp_path / "brake"
-    (tmp_path / "sitecustomize.py").write_text(SLOW_STEPS.format(file=str(brake)))
+    (tmp_path / "sitecustomize.py").write_text(SLOW_STEPS.format(file=str(brake), quick=0))
     trials = tmp_path / "sweep" / "trials"
     process = sweep(tmp_path)
     deadline = time.monotonic() + 300
@@ -82,6 +82,38 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     said, errors = again.communicate(timeout=120)
     assert (again.returncode, errors) == (0, "")
     assert said.strip() == results.strip()
+
+
+def test_a_second_driver_is_refused_and_what_a_killed_one_leaves_behind_is_waited_for(tmp_path: Path) -> None:
+    plan = "final_seeds: 0\nfixed: {smoke: true, max_train_steps: 90, logging_steps: 1, global_batch_size: 32}\n"
+    (tmp_path / "space.yaml").write_text(f"{plan}space: {{learning_rate: [2e-3]}}\n")
+    brake, trial = tmp_path / "brake", tmp_path / "sweep" / "trials" / "000"
+    brake.touch()
+    (tmp_path / "sitecustomize.py").write_text(SLOW_STEPS.format(file=str(brake), quick=0))
+    first = sweep(tmp_path)
+    deadline = time.monotonic() + 120
+    while not logged(trial):
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = sweep(tmp_path)
+    said, errors = second.communicate(timeout=60)
+    assert (second.returncode, said, errors.count("\n")) == (2, "", 1)
+    assert "error: sweep is being run by another process already: wait for that" in errors
+    first.kill()  # alone: its trial goes on
+    first.wait()
+    third = sweep(tmp_path)
+    assert third.stdout is not None
+    assert third.stdout.readline() == (
+        "sst2.sweep: sweep/trials/000 is in use by another process: waiting for its end\n"
+    )
+    brake.unlink()
+    said, errors = third.communicate(timeout=120)
+    assert (third.returncode, errors) == (0, "")
+    assert "1 of 1 trials have finished." in said
+    assert "trials 1 of 1" not in said  # it was not started again
+    assert logged(trial) == [*range(1, 91)]
+    assert not trial.with_name("000.exit").exists()
 
 
 def test_a_trial_that_fails_is_told_and_does_not_end_the_sweep(tmp_path: Path, tiny_model: Path) -> None:

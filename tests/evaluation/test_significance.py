@@ -121,6 +121,26 @@ def test_means_over_seeds_are_compared_by_welchs_test() -> None:
     assert (found.low, found.high) == pytest.approx((-3 - half, -3 + half))
 
 
+def test_means_of_pairs_are_compared_by_their_differences() -> None:
+    first, second = [0.81, 0.92, 0.73], [0.80, 0.90, 0.70]
+    found, expected = compare_means(first, second, paired=True), stats.ttest_rel(first, second)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.p_value < 0.1 < compare_means(first, second).p_value
+    shifted = compare_means([0.81, 0.91, 0.71], second, paired=True)  # by 0.01, but for rounding
+    assert np.isnan(shifted.p_value)
+    assert (shifted.low, shifted.high) == pytest.approx((0.01, 0.01))
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_that_are_all_equal_on_one_side_are_compared_without_a_warning() -> None:
+    found = compare_means([0.81, 0.81, 0.81], [0.80, 0.81, 0.82])
+    assert (found.value, found.p_value) == pytest.approx((0, 1))
+    worse = compare_means([0.7 + 1e-16, 0.7, 0.7], [0.80, 0.81, 0.82])
+    expected = stats.ttest_1samp([0.80, 0.81, 0.82], 0.7)  # what has no spread is a number
+    assert worse.p_value == pytest.approx(expected.pvalue)
+
+
 def test_without_a_spread_over_seeds_nothing_is_known() -> None:
     assert np.isnan(compare_means([1.0, 1.0], [2.0, 2.0]).p_value)
     assert compare_means([1.0, 1.0], [1.0, 1.0]).p_value == 1.0

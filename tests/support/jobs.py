@@ -22,24 +22,28 @@ from tests.support.running import SCRIPT, Finished, without_times
 PYTHON = (sys.executable,)
 ONE_PROCESS = (sys.executable, "-m", "sst2.launch")
 TWO_PROCESSES = (*ONE_PROCESS, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
-# A disk on which a checkpoint takes long, as sitecustomize.py of a folder in PYTHONPATH.
+# A disk on which a checkpoint takes long, until there is a file, as sitecustomize.py of a folder in PYTHONPATH.
 SLOW_DISK = """
 import os, threading, time
 
 def slow(descriptor, fsync=os.fsync):
-    if threading.current_thread().name == "checkpoint writer":
+    if threading.current_thread().name == "checkpoint writer" and not os.path.exists({until!r}):
         time.sleep({seconds})
     fsync(descriptor)
 
 os.fsync = slow
 """
-# Steps that take a second, as long as there is a file; they are logged one by one.
+# Steps that take a second, as long as there is a file, but for the first ones; they are logged one by one.
 SLOW_STEPS = """
 import os, sys, time
 
+count = 0
+
 def slow(event, arguments):
+    global count
     if event == "open" and arguments[1] == "a" and str(arguments[0]).endswith("metrics.jsonl"):
-        time.sleep(os.path.exists({file!r}))
+        count += 1
+        time.sleep(count > {quick} and os.path.exists({file!r}))
 
 sys.addaudithook(slow)
 """

@@ -4,18 +4,21 @@ Needs Debian's slurmctld, slurmd, slurm-client and munge, and to be root.
 """
 
 import os
+import random
+import re
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 CONFIGURATION = """
 ClusterName=sst2
+FirstJobId={job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -43,6 +46,8 @@ NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPU
 PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE MaxTime=INFINITE State=UP
 PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
+PORTS = range(30_000, 32_700, 3)  # of three each: below those that systems hand out, above those of train.sh's jobs
+MOST_JOBS = 60  # of one cluster
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 
 
@@ -53,23 +58,33 @@ def missing() -> str:
 
 
 class Cluster:
-    """The daemons, and the commands of those who use them."""
+    """The daemons, and the commands of those who use them.
+
+    Another one may run beside it: it has ports of its own, and numbers of jobs, from which slurm/train.sh makes ports.
+
+    Args:
+        folder: of its files.
+        port: the first of three.
+    """
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
+        self._jobs = range(1 + (port - PORTS.start) // 3 * MOST_JOBS, 1 + ((port - PORTS.start) // 3 + 1) * MOST_JOBS)
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("munge", "state", "spool-n1", "spool-n2"):
             (folder / name).mkdir(parents=True)
         host = socket.gethostname()
         memory = int(0.8 * psutil.virtual_memory().total / 2**20)  # MiB; less than this is there takes a node down
-        text = CONFIGURATION.format(host=host, folder=folder, port=port, first=port + 1, last=port + 2, memory=memory)
-        (folder / "slurm.conf").write_text(text)
+        self._file = folder / "slurm.conf"
+        ports = {"port": port, "first": port + 1, "last": port + 2}
+        text = CONFIGURATION.format(host=host, folder=folder, memory=memory, job=self._jobs.start, **ports)
+        self._file.write_text(text)
         key = folder / "munge" / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
         for path in (folder / "munge", key):
             shutil.chown(path, "munge", "munge")
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        self.environment = os.environ | {"SLURM_CONF": str(self._file)}
 
     def start(self) -> None:
         munge = self.folder / "munge"
@@ -95,7 +110,7 @@ class Cluster:
         daemon.kill()
         daemon.wait()
         if with_processes:
-            tasks = [process for process in psutil.process_iter() if _node_of(process) == node]
+            tasks = [process for process in psutil.process_iter() if self._is_on(process, node)]
             watchers = {parent for task in tasks for parent in task.parents() if parent in self.steps()}
             for process in (*watchers, *tasks):
                 with suppress(psutil.NoSuchProcess):
@@ -103,7 +118,7 @@ class Cluster:
 
     def steps(self) -> list[psutil.Process]:
         """What watches over the processes of jobs, one a job and node, and one for the batch script."""
-        return [process for process in psutil.process_iter(["name"]) if process.info["name"] == "slurmstepd"]
+        return [process for process in psutil.process_iter(["name"]) if self._is_step(process)]
 
     def wait_for_nodes(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -140,19 +155,36 @@ class Cluster:
                 assert self._daemons[name].poll() is None, (self.folder / f"{name}.out").read_text()
                 time.sleep(0.05)
 
+    def _is_step(self, process: psutil.Process) -> bool:
+        """Whether it is a `slurmstepd: [JOB.STEP]` of this cluster."""
+        with suppress(psutil.Error):
+            job = re.search(r"\[(\d+)\.", " ".join(process.cmdline()))
+            return process.name() == "slurmstepd" and job is not None and int(job[1]) in self._jobs
+        return False
 
-def _node_of(process: psutil.Process) -> str | None:
-    """The node that a process of a job runs on."""
-    with suppress(psutil.Error):
-        node: str | None = process.environ().get("SLURMD_NODENAME")
-        return node
-    return None
+    def _is_on(self, process: psutil.Process, node: str) -> bool:
+        """Whether it is a process of a job on a node of this cluster."""
+        with suppress(psutil.Error):
+            variables = process.environ()
+            found = variables.get("SLURMD_NODENAME"), variables.get("SLURM_CONF")
+            return found == (node, str(self._file))
+        return False
+
+
+def _free_ports() -> int:
+    """The first of three ports that nobody listens at."""
+    while True:
+        port = random.choice(PORTS)
+        with ExitStack() as stack, suppress(OSError):
+            for number in range(port, port + 3):
+                stack.enter_context(socket.socket()).bind(("", number))
+            return port
 
 
 @contextmanager
-def running_cluster(folder: Path, port: int) -> Iterator[Cluster]:
+def running_cluster(folder: Path) -> Iterator[Cluster]:
     """Two idle nodes, taken down again at the end."""
-    cluster = Cluster(folder, port)
+    cluster = Cluster(folder, _free_ports())
     try:
         cluster.start()
         yield cluster

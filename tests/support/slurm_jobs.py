@@ -12,6 +12,10 @@ from pathlib import Path
 from tests.support.running import REPOSITORY
 from tests.support.slurm_cluster import Cluster
 
+SAMPLE = ["--smoke", "--max_train_steps", 80, "--logging_steps", 1, "--checkpointing_steps", 20, "--log_sample_ids"]
+SAMPLE += ["--global_batch_size", 32]
+ONE_NODE, TWO_NODES = ("--nodes", 1), ("--nodes", 2)
+
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 
@@ -99,3 +103,11 @@ def submit(cluster: Cluster, folder: Path, flags: Sequence[object], options: Seq
     words = [*map(str, [*command, "slurm/train.sh", *flags, "--output_dir", folder / "run"])]
     number = subprocess.check_output(words, env=environment, cwd=REPOSITORY, text=True).strip()
     return Job(cluster, number, folder / "output", folder / "run")
+
+
+Submit = Callable[..., Job]
+
+
+def injected(folder: Path) -> dict[str, str]:
+    """The variable that has Python run the sitecustomize.py of `folder`."""
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,10 +37,10 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def submit() -> list[str]:
+def submit(*options: str) -> list[str]:
     """Queue the sweep. Returns the calls that have changed anything."""
     Path("calls").write_text("")
-    main(["space.yaml", "--output_dir", "sweep", "--slurm"])
+    main(["space.yaml", "--output_dir", "sweep", "--slurm", *options])
     return Path("calls").read_text().splitlines()
 
 
@@ -45,30 +48,64 @@ def squeue(programs: Path, script: str) -> None:
     (programs / "squeue").write_text(f"#!/bin/sh\n{script}\n")
 
 
+def names() -> dict[str, str]:
+    found: dict[str, str] = json.loads(Path("sweep/jobs.json").read_text())
+    return found
+
+
 def test_three_jobs_are_queued_each_after_the_one_before(programs: Path) -> None:
     trials, finals, tables = submit()
-    assert "--job-name=sweep-trials --array=0-1%4" in trials
-    assert "--job-name=sweep-finals --array=0-3%4" in finals
+    assert "--array=0-1%4" in trials
+    assert "--array=0-3%4" in finals
     assert "--dependency=afterany:1" in finals
     assert "--dependency=afterany:2" in tables
-    assert json.loads(Path("sweep/jobs.json").read_text()) == {"trials": "1", "finals": "2", "tables": "3"}
-    squeue(programs, "echo queued")
+    for call, what in ((trials, "trials"), (finals, "finals"), (tables, "tables")):
+        assert f"--job-name={names()[what]}" in call
+    queued = [f"{number} {name}" for number, name in enumerate(names().values(), 1)]
+    squeue(programs, f"printf '%s\\n' {' '.join(map(repr, queued))}")
     assert [call for call in submit() if call.startswith("sbatch")] == []
 
 
+def test_a_job_is_known_by_a_name_that_no_other_sweep_has(programs: Path) -> None:
+    trials, *_ = submit("--", "--job-name=mine")  # whatever the options say
+    assert trials.split("--job-name=")[-1].split()[0] == names()["trials"]
+    assert trials.endswith("slurm/train.sh")
+    first = names()
+    main(["space.yaml", "--output_dir", "other", "--slurm"])
+    assert {*first.values()}.isdisjoint(json.loads(Path("other/jobs.json").read_text()).values())
+    # SLURM has begun to count anew, and number 1 is somebody's.
+    squeue(programs, "echo 1 somebody")
+    assert len(submit()) == 3
+    assert names() == first
+
+
+def test_a_job_that_was_queued_by_a_process_which_was_killed_is_not_queued_again(programs: Path) -> None:
+    (programs / "sbatch").write_text('#!/bin/sh\necho "sbatch $*" >> calls\nkill -9 $PPID\n')
+    command = [sys.executable, "-m", "sst2.sweep", "space.yaml", "--output_dir", "sweep", "--slurm"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    (queued,) = Path("calls").read_text().splitlines()
+    assert f"--job-name={names()['trials']}" in queued
+    (programs / "sbatch").write_text(SBATCH)
+    squeue(programs, f"echo 7 {names()['trials']}")
+    finals, _ = submit()
+    assert names()["finals"] in finals
+    assert "--dependency=afterany:7" in finals
+
+
 def test_a_controller_that_does_not_answer_has_nothing_queued_twice(programs: Path) -> None:
-    submit()
     squeue(programs, "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-    with pytest.raises(UserError, match=r"squeue does not say whether job 1 is queued .*Unable to contact"):
+    with pytest.raises(UserError, match=r"squeue does not say what of the sweep is queued .*Unable to contact"):
         submit()
     assert Path("calls").read_text() == ""
-    squeue(programs, "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-    assert len(submit()) == 3  # SLURM has forgotten jobs that have ended
+    Path("sweep/jobs.json").write_text("{")
+    with pytest.raises(UserError, match=r"jobs\.json cannot be read"):
+        submit()
+    assert Path("calls").read_text() == ""
 
 
 def test_finals_that_wait_already_wait_for_trials_that_are_queued_anew(programs: Path) -> None:
     submit()
-    squeue(programs, 'case "$*" in *--jobs=1) exit 0 ;; *) echo queued ;; esac')  # the trials have ended
+    squeue(programs, f"echo 2 {names()['finals']}; echo 3 {names()['tables']}")  # the trials have ended
     calls = submit()
     assert calls[0].startswith("sbatch")
     assert calls[1:] == [

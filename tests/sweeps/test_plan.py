@@ -48,6 +48,21 @@ def test_a_setting_takes_the_place_of_a_fixed_one_that_contradicts_it(tmp_path: 
     assert plan.flags_of({"num_train_epochs": 2.0}) == {"seed": 3, "num_train_epochs": 2.0}
 
 
+def test_the_baseline_leaves_open_what_trials_have_fixed(tmp_path: Path) -> None:
+    text = "fixed: {dropout: 0.3, max_train_steps: 9}\nbaseline: {dropout: null, num_train_epochs: null}\n"
+    plan = plan_of(f"{text}space: {{learning_rate: [1e-5, 3e-5]}}\n", tmp_path)
+    assert plan.flags_of(plan.baseline) == {"max_train_steps": 9}  # open epochs contradict no number of steps
+    assert plan.flags_of({"learning_rate": 1e-5})["dropout"] == 0.3
+
+
+def test_random_trials_of_more_combinations_than_can_be_numbered(tmp_path: Path) -> None:
+    names = "learning_rate dropout warmup_ratio weight_decay"
+    ranges = "".join(f"  {name}: {{min: 0.1, max: 0.5, step: 5e-6}}\n" for name in names.split())
+    trials = settings_of_trials(plan_of(f"method: random\ntrials: 3\nspace:\n{ranges}", tmp_path))
+    assert len({trial["dropout"] for trial in trials}) == 3
+    assert all(value == round(value, 6) for trial in trials for value in trial.values())
+
+
 def test_random_trials_lie_in_their_ranges_and_are_the_same_at_every_start(tmp_path: Path) -> None:
     text = (
         "method: random\ntrials: 400\nseed: 5\nspace:\n"
@@ -124,6 +139,14 @@ MISTAKES = {
     ),
     "a range of more": ("space: {dropout: {min: 0, max: 0.1, by: 3}}", "dropout has by, but a range has min and max"),
     "a step too long": ("space: {dropout: {min: 0, max: 0.1, step: 1}}", "dropout has step 1: give more than 0"),
+    "a step too short": ("space: {dropout: {min: 0, max: 0.1, step: 1e-9}}", "dropout has step 1e-9, too short"),
+    "a range without bounds": ("space: {dropout: {min: 0, max: inf}}", "dropout has max inf: give a finite number"),
+    "no number at all": ("space: {dropout: {min: nan, max: 1}}", "dropout has min nan: give a finite number"),
+    "a number too large": (
+        f"space: {{max_train_steps: {{min: 1, max: 1{'0' * 400}, step: 1}}}}",
+        "give a finite number",
+    ),
+    "an endless step": ("space: {dropout: {min: 0, max: 1, step: inf}}", "dropout has step inf: give a finite number"),
     "an endless grid": ("space: {dropout: {min: 0, max: 0.1}}", "dropout has no end of values"),
     "trials of a grid": (f"{GRID}trials: 3", "trials: a grid has all combinations, 2 here"),
     "no number of trials": (f"method: random\n{GRID}", "trials is missing"),
@@ -145,6 +168,10 @@ MISTAKES = {
     "an unknown sampler": (
         "method: optuna\ntrials: 2\nsampler: Tea\nspace: {dropout: [0, 0.1]}",
         "Tea is none of Optuna's",
+    ),
+    "a sampler for one process": (
+        "method: optuna\ntrials: 2\nsampler: BruteForceSampler\nspace: {dropout: [0, 0.1]}",
+        "BruteForceSampler tries all combinations: give method grid",
     ),
     "Optuna's corners": (
         "method: optuna\ntrials: 2\nspace: {dropout: {min: 0, max: 3}}",
@@ -168,6 +195,27 @@ def test_mistakes_are_one_line_before_anything_is_begun(
     assert said.err.startswith(f"{PROGRAM}: error: ")
     assert message in said.err
     assert str(tmp_path / "space.yaml") in said.err
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--multi_gpuu"], "after --: unrecognized arguments: --multi_gpuu"),
+        (["--num_processes", "two"], "after --: argument --num_processes/--num-processes: invalid int value: 'two'"),
+        (["--config_file", "no.yaml"], "after --: --config_file no.yaml does not exist"),
+        (["--cpu", "train_sst2.py"], "after --: train_sst2.py is no flag of the launcher"),
+    ],
+)
+def test_flags_that_the_launcher_does_not_know_are_refused_before_anything_is_begun(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "space.yaml").write_text(GRID)
+    with pytest.raises(SystemExit) as stop, exit_codes(PROGRAM):
+        main([str(tmp_path / "space.yaml"), "--output_dir", str(tmp_path / "sweep"), "--", *options])
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert said.err.startswith(f"{PROGRAM}: error: {message}")
     assert not (tmp_path / "sweep").exists()
 
 

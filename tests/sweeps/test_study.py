@@ -1,6 +1,7 @@
 """Optuna's study: each process asks it anew, and tells it first what it finds in the folders."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_what_has_come_of_others_is_told(sweep: SweepFolder) -> None:
         if metrics:
             found[0].folder.mkdir()
             (found[0].folder / "metrics.json").write_text(json.dumps(metrics))
-    sweep.trials[3].exit_file.write_text("1\n")
+    sweep.trials[3].exit_file.write_text("3\n")
     for number in (4, 5):  # of which the first still runs
         assert start(again(sweep), TRIALS, number)
     states = optuna.trial.TrialState
@@ -85,6 +86,32 @@ def test_what_has_come_of_others_is_told(sweep: SweepFolder) -> None:
         (states.FAIL, None),
         *[(states.RUNNING, None)] * 2,
     ]
+
+
+def test_a_trial_that_has_failed_and_finishes_at_another_start_is_told(sweep: SweepFolder) -> None:
+    found = start(sweep, TRIALS, 0)
+    assert found
+    found[0].exit_file.write_text("1\n")
+    assert start(sweep, TRIALS, 1)
+    assert start(sweep, TRIALS, 0)  # by the same command again
+    found[0].folder.mkdir()
+    (found[0].folder / "metrics.json").write_text(json.dumps({"accuracy": 0.7, "loss": 0.5}))
+    assert start(sweep, TRIALS, 2)
+    told, *_ = trials_of(sweep)
+    assert (told.state, told.value) == (optuna.trial.TrialState.COMPLETE, 0.7)
+
+
+def test_a_stepped_value_is_the_number_that_a_grid_has(tmp_path: Path) -> None:
+    plan = "method: optuna\ntrials: 12\nfixed: {smoke: true}\nspace: {dropout: {min: 0, max: 0.47, step: 0.05}}\n"
+    (tmp_path / "space.yaml").write_text(plan)
+    sweep = begin(tmp_path / "space.yaml", tmp_path / "sweep", PARSER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna's, of a step that does not lead to the end
+        for number in range(12):
+            assert start(sweep, TRIALS, number)
+    values = {(sweep.flags(run) or {})["dropout"] for run in sweep.trials}
+    assert len(values) > 4
+    assert values <= {number * 5 / 100 for number in range(10)}
 
 
 def test_the_sampler_learns_from_what_it_is_told(tmp_path: Path) -> None:

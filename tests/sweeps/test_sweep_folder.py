@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 
-from sst2.cli.sweep import main
+from sst2.cli.sweep import PROGRAM, main
 from sst2.config.run_flags import FlagParser
+from sst2.runs.run_folder import RunFolder
 from sst2.sweeps.folder import SweepFolder, SweepRun, begin
-from sst2.sweeps.starts import FINALS, TRIALS, runs_left, start
-from sst2.utils.errors import UserError
+from sst2.sweeps.starts import FINALS, TRIALS, RunInUseError, runs_left, start
+from sst2.utils.errors import UserError, exit_codes
 
 PARSER = FlagParser("train_sst2.py", "")
 PLAN = """
@@ -83,6 +84,52 @@ def test_what_is_done_is_left_alone_and_what_was_lost_goes_on(sweep: Sweep) -> N
     assert start(made, TRIALS, 0) is None
     assert words_of(made, TRIALS, 2)
     assert runs[2].status == "not begun"  # its exit code was that of another start
+
+
+def test_a_run_in_use_is_running_and_is_not_started_again(
+    sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = sweep()
+    run = made.trials[0]
+    run.exit_file.write_text("2\n")  # of an earlier start
+    with RunFolder(run.folder) as folder:
+        folder.lock()
+        assert run.status == "running"
+        with pytest.raises(RunInUseError, match="000 is in use by another process"):
+            start(made, TRIALS, 0)
+        assert run.exit_file.exists()  # nothing was begun
+        # A task of SLURM has its job requeued by this exit code.
+        with pytest.raises(SystemExit) as stop, exit_codes(PROGRAM):
+            main([str(made.path / TRIALS), "--start", "0"])
+        assert stop.value.code == 75
+        assert "to be started again when that has ended" in capsys.readouterr().err
+    assert start(made, TRIALS, 0)
+
+
+def test_one_driver_at_a_time(sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = sweep()
+    with made.driven(), pytest.raises(UserError, match=r"sweep is being run by another process already"):
+        main([str(tmp_path / "space.yaml"), "--output_dir", str(made.path)])
+    assert not any(run.flags_file.exists() for run in made.trials)
+    main([str(made.path), "--tables"])  # which needs no turn
+    assert "0 of 5 trials have finished." in capsys.readouterr().out
+
+
+def test_a_start_that_fails_says_by_its_exit_code_whether_to_try_again(sweep: Sweep, tmp_path: Path) -> None:
+    made = sweep()
+
+    def code_of(stage: str) -> int:
+        with pytest.raises(SystemExit) as stop, exit_codes(PROGRAM):
+            main([str(made.path / stage), "--start", "0"])
+        return int(stop.value.code or 0)
+
+    assert code_of(TRIALS) == 0
+    assert code_of(FINALS) == 2  # its trials have not ended
+    plan = made.path / "sweep.yaml"
+    plan.rename(tmp_path / "elsewhere")  # as on a node that has not mounted the disk
+    assert code_of(TRIALS) == 1
+    plan.write_text("space: [")
+    assert code_of(TRIALS) == 2
 
 
 def test_the_median_rule_is_a_flag_of_trials_alone(sweep: Sweep) -> None:
@@ -155,6 +202,7 @@ def test_without_a_result_there_are_no_finals(sweep: Sweep) -> None:
         start(made, FINALS, 0)
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_tables_say_what_is_significant(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     made = sweep()
     for number, run in enumerate(start_all(made)):
@@ -198,6 +246,30 @@ def test_the_tables_say_what_is_significant(sweep: Sweep, capsys: pytest.Capture
     assert trials[0] == "trial,learning_rate,accuracy,loss,split,step,status"
     assert trials[1] == "000,0.001,0.7000,0.5000,validation,40,finished"
     assert len(trials) == 6
+
+
+def test_finals_on_hold_outs_of_their_seeds_are_pairs(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    made = sweep(PLAN.replace("seed: 2}", "seed: 2, holdout_fraction: 0.1}"))
+    for number, run in enumerate(start_all(made)):
+        finish(run, 0.7 + number / 100, split="holdout")
+    # Seeds differ by much more than settings do, whose difference is 0.01, 0.02 and 0.03.
+    figures = {"baseline": (0.80, 0.90, 0.70), "trial004": (0.81, 0.92, 0.73), "trial003": (0.80, 0.90, 0.70)}
+    for run in start_all(made, FINALS):
+        arm, seed = run.folder.name.split("-seed")
+        finish(run, figures[arm][["1", "3", "4"].index(seed)], split="holdout")
+    main([str(made.path), "--tables"])
+    said = capsys.readouterr().out
+    header, _, best, second = (line.split(",") for line in (made.path / "finals.csv").read_text().splitlines())
+    assert header[5] == "p (paired t)"
+    assert best[5] == f"{ttest_rel(figures['trial004'], figures['baseline']).pvalue:.3g}"
+    assert [cell.lstrip("'") for cell in second[3:6]] == [
+        "+0.0000",
+        "+0.0000 to +0.0000",
+        "1",
+    ]  # no difference in any pair
+    assert "those of the paired t-test" in said
+    assert "holds out sentences of its own" in said
+    assert "With holdout_fraction under fixed" not in said
 
 
 def test_the_tables_can_be_had_at_any_time(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:

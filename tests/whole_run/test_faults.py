@@ -300,7 +300,7 @@ def test_a_disk_that_is_slow_is_waited_for(
     long_job: list[object], undisturbed_on_two: dict[str, Any], tmp_path: Path
 ) -> None:
     # The second rank has nothing to write. It must neither time out beside the first one nor take that for dead.
-    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=2))
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=2, until=""))
     flags = [*long_job, "--step_timeout", 3, "--checkpointing_steps", 100]
     with running(flags, tmp_path / "run", TWO_PROCESSES, PYTHONPATH=str(tmp_path)) as job:
         job.wait_for_step(23)

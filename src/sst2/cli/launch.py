@@ -31,7 +31,7 @@ import psutil
 from sst2.config.launcher import LAUNCH
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
 from sst2.utils.console import keep_off_standard_output, standard_output
-from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, print_line
+from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, UserError, print_line
 
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
 _forwarded: set[int] = set()
@@ -57,7 +57,6 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(signal.SIGTSTP, _suspend)
     keep_off_standard_output("DeepSpeed")  # which accelerate imports
     # Only now, since they take seconds in which a signal may come.
-    from accelerate.commands.launch import launch_command_parser
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -72,11 +71,11 @@ def main(argv: list[str] | None = None) -> None:
     # had ignored. Read by its argument parser.
     os.environ["PET_SIGNALS_TO_HANDLE"] = ""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
-    arguments = launch_command_parser().parse_args(argv)
-    if arguments.config_file and not os.path.isfile(arguments.config_file):
-        _refuse(f"--config_file {arguments.config_file} does not exist: check its name")
-    if arguments.max_restarts < 0:
-        _refuse(f"--max_restarts is {arguments.max_restarts}: give 0 or more")
+    try:
+        arguments = launcher_arguments(argv)
+    except UserError as error:
+        print_line(f"sst2.launch: error: {error}")
+        sys.exit(EXIT_USER_ERROR)
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
     arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"
     try:
@@ -97,9 +96,25 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(code)
 
 
-def _refuse(message: str) -> NoReturn:
-    print_line(f"sst2.launch: error: {message}")
-    sys.exit(EXIT_USER_ERROR)
+def launcher_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of `accelerate launch`, the script and its flags, by accelerate's own parser.
+
+    Raises:
+        UserError: a flag or a value that cannot be.
+    """
+    from accelerate.commands.launch import launch_command_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists all flags")
+
+    parser = launch_command_parser()
+    vars(parser)["error"] = refuse  # which prints its usage, of some hundred lines, and ends the process
+    arguments: argparse.Namespace = parser.parse_args(argv)
+    if arguments.config_file and not os.path.isfile(arguments.config_file):
+        raise UserError(f"--config_file {arguments.config_file} does not exist: check its name")
+    if arguments.max_restarts < 0:
+        raise UserError(f"--max_restarts is {arguments.max_restarts}: give 0 or more")
+    return arguments
 
 
 def _launch(arguments: argparse.Namespace) -> None:

@@ -18,10 +18,10 @@ from sst2.config.run_flags import FlagParser
 from sst2.config.yaml_file import mistakes_of
 from sst2.sweeps.folder import SweepFolder, begin, is_sweep
 from sst2.sweeps.plan import read_plan
-from sst2.sweeps.starts import STAGES, start
+from sst2.sweeps.starts import STAGES, RunInUseError, start
 from sst2.sweeps.trials import check_runs
 from sst2.utils.console import flush, say, standard_output
-from sst2.utils.errors import UserError, exit_codes
+from sst2.utils.errors import EXIT_FAILED, StopRequestedError, UserError, exit_codes, print_error
 
 if TYPE_CHECKING:
     from sst2.sweeps.report import Report
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     if arguments.at_once < 1:
         raise UserError(f"--at_once {arguments.at_once} cannot work: give at least 1")
     if arguments.start is not None:
-        print_start(SweepFolder(space.parent, flags), space.name, arguments.start)
+        print_start(space, arguments.start, flags)
         return
     if is_sweep(space.parent) and space.name == "sweep.yaml":
         space = space.parent
@@ -75,6 +75,8 @@ def main(argv: list[str]) -> None:
             require_sampler(plan)
     check_runs(plan, flags, file)
     project = project_folder()
+    if rest and not arguments.slurm:  # sbatch checks its own, before the first job is queued
+        check_launcher(rest, project / "train_sst2.py")
     sweep = begin(file, path, flags)
     if arguments.slurm:
         from sst2.sweeps.slurm import submit
@@ -88,11 +90,31 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{missing} runs of the finals ended without a result, as they have said above")
 
 
-def print_start(sweep: SweepFolder, stage: str, number: int) -> None:
-    """The folder of a run and the words of its command line, a line each; nothing where nothing is left to do."""
-    if stage not in STAGES:
-        raise UserError(f"{stage} is no stage of a sweep: give {' or '.join(STAGES)}")
-    if found := start(sweep, stage, number):
+def print_start(place: Path, number: int, flags: FlagParser) -> None:
+    """The folder of a run and the words of its command line, a line each; nothing where nothing is left to do.
+
+    Args:
+        place: the sweep's folder and, below it, the stage.
+        number: of the run in its stage.
+        flags: parser of a run's.
+
+    Raises:
+        UserError: it would come to the same again: there is no such stage, or the trials have not ended.
+        StopRequestedError: another process works on the run, whose end is to be waited for.
+        SystemExit: with 1, where the file system is to blame, which may be otherwise soon.
+    """
+    if place.name not in STAGES:
+        raise UserError(f"{place.name} is no stage of a sweep: give {' or '.join(STAGES)}")
+    try:
+        found = start(SweepFolder(place.parent, flags), place.name, number)
+    except RunInUseError as error:
+        raise StopRequestedError(f"{error}: to be started again when that has ended") from None
+    except (UserError, OSError) as error:
+        if isinstance(error, UserError) and not isinstance(error.__context__, OSError):
+            raise
+        print_error(error, f"{PROGRAM}: {error}: to be started again")
+        sys.exit(EXIT_FAILED)
+    if found:
         run, words = found
         say("\n".join([str(run.folder), *words]))
 
@@ -119,6 +141,18 @@ def write_tables(sweep: SweepFolder) -> "Report":
         raise UserError(f"{sweep.path} cannot be written ({error.strerror}): make room, or see to its disk") from None
     say(report.text())
     return report
+
+
+def check_launcher(options: list[str], script: Path) -> None:
+    """Raises UserError: `sst2.launch` would refuse these options of every run."""
+    from sst2.cli.launch import launcher_arguments
+
+    try:
+        found = launcher_arguments([*options, str(script)])
+    except UserError as error:
+        raise UserError(f"after --: {error}") from None
+    if found.training_script != str(script):
+        raise UserError(f"after --: {found.training_script} is no flag of the launcher: leave it out")
 
 
 def project_folder() -> Path:

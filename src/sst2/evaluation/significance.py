@@ -78,7 +78,7 @@ class MeanDifference:
         value: mean of the first minus that of the second.
         low, high: 95 % interval, of other seeds.
         p_value: two-sided; 1 where no two runs differ, and NaN where the runs of neither configuration differ among
-            themselves, so that nothing is known of other seeds.
+            themselves (or all pairs of runs by the same), so that nothing is known of other seeds.
     """
 
     value: float
@@ -87,19 +87,32 @@ class MeanDifference:
     p_value: float
 
 
-def compare_means(first: list[float], second: list[float]) -> MeanDifference:
-    """Welch's t-test (1947), for runs on other seeds: their spread need not be the same in both configurations.
+def compare_means(first: list[float], second: list[float], paired: bool = False) -> MeanDifference:
+    """Compare two configurations by a figure of each of their runs, which are on several seeds.
+
+    Runs whose seeds are independent are compared by Welch's t-test (1947): their spread need not be the same in both
+    configurations. Where the seed decides on which sentences a run is measured, runs of one seed are pairs, and what
+    makes their sentences hard is in both: that is the paired t-test.
 
     Args:
         first: a figure of each run of one configuration, two runs at least.
-        second: the same of the other.
+        second: the same of the other; of the same seeds in the same order, if `paired`.
+        paired: whether runs of one seed are measured on sentences of their own.
     """
-    value = float(np.mean(first) - np.mean(second))
-    if np.ptp(first) == np.ptp(second) == 0:
-        return MeanDifference(value, value, value, 1.0 if value == 0 else math.nan)
-    found = stats.ttest_ind(first, second, equal_var=False)
-    low, high = found.confidence_interval(CONFIDENCE)
-    return MeanDifference(value, float(low), float(high), float(found.pvalue))
+    one, other = np.asarray(first), np.asarray(second)
+    samples = [one - other] if paired else [one, other]
+    value = float(one.mean() - other.mean())
+    if max(map(np.ptp, samples)) < ROUNDING:
+        return MeanDifference(value, value, value, 1.0 if abs(value) < ROUNDING else math.nan)
+    variances = [sample.var(ddof=1) / len(sample) for sample in samples]  # of the means
+    error = math.sqrt(sum(variances))
+    # Welch and Satterthwaite's; of one sample, its size less one
+    freedom = sum(variances) ** 2 / sum(
+        variance**2 / (len(sample) - 1) for variance, sample in zip(variances, samples, strict=True)
+    )
+    reach = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    p_value = 2 * float(stats.t.sf(abs(value) / error, freedom))
+    return MeanDifference(value, value - reach, value + reach, p_value)
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -7,6 +7,7 @@
     finals.json         the trials whose settings are tested; no trial begins after that
     finals/             their runs on fresh seeds, and the baseline's, likewise
     logs/               what the tasks of SLURM have said
+    jobs.json           the names of its jobs of SLURM
     results.md          the tables, which trials.csv and finals.csv hold as well
 
 Nothing is kept in memory from one run to the next, so that any process may go on where another one was lost.
@@ -25,7 +26,7 @@ import yaml
 
 from sst2.config.run_flags import FlagParser
 from sst2.config.yaml_file import as_written, mistakes_of, values_of
-from sst2.runs.run_folder import RunFolder
+from sst2.runs.run_folder import RunFolder, is_in_use
 from sst2.sweeps.plan import Plan, read_plan
 from sst2.sweeps.trials import Flags, settings_of_trials
 from sst2.utils.atomic_file import write_text
@@ -86,6 +87,11 @@ class SweepRun:
         return self.metrics is not None or self.exit_code is not None
 
     @property
+    def is_in_use(self) -> bool:
+        """Whether a process works in its folder, as far as this host can see, whoever has started it."""
+        return is_in_use(RunFolder(self.folder))
+
+    @property
     def is_pruned(self) -> bool:
         """Whether it was stopped for being worse than others."""
         return bool((self.metrics or {}).get("stopped"))
@@ -95,6 +101,8 @@ class SweepRun:
         """For people."""
         if self.metrics is not None:
             return "stopped: below the median" if self.is_pruned else "finished"
+        if self.is_in_use:
+            return "running"
         if self.exit_code is not None:
             return "diverged" if self.exit_code == EXIT_DIVERGED else f"failed with exit code {self.exit_code}"
         return "not finished" if self.folder.exists() else "not begun"
@@ -150,6 +158,24 @@ class SweepFolder:
                 yield
         except TimeoutError:
             raise UserError(f"{self.path} has been locked for {LONGEST_TURN:g} s: end what works there") from None
+
+    @contextmanager
+    def driven(self) -> Iterator[None]:
+        """Keep other processes, here or on hosts that see the folder, from running the sweep at the same time.
+
+        The lock ends with the process: the run that a killed driver leaves behind does not hold it.
+
+        Raises:
+            UserError: another process runs the sweep.
+        """
+        with (self.path / ".driver.lock").open("w", encoding="utf-8") as lock:
+            try:
+                wait_for_lock(lock, f"another process runs the sweep in {self.path}", seconds=0)
+            except TimeoutError:
+                raise UserError(
+                    f"{self.path} is being run by another process already: wait for that, or end it by Ctrl-C"
+                ) from None
+            yield
 
 
 def begin(file: Path, path: Path, parser: FlagParser) -> SweepFolder:

@@ -3,16 +3,19 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
 from sst2.sweeps.folder import SweepFolder, SweepRun
-from sst2.sweeps.starts import STAGES, number_of_runs, start
+from sst2.sweeps.starts import STAGES, RunInUseError, number_of_runs, start
 from sst2.sweeps.trials import in_words
 from sst2.utils.atomic_file import write_text
 from sst2.utils.errors import EXIT_STOPPED, StopRequestedError
+
+PAUSE = 1.0  # seconds from one look at a run that another process works on to the next
 
 
 class Process:
@@ -60,25 +63,55 @@ def run_here(sweep: SweepFolder, script: Path, launcher: Sequence[str], say: Cal
 
     Raises:
         StopRequestedError: this process, or a run, was asked to stop; the run has saved.
-        UserError: no trial has finished.
+        UserError: no trial has finished, or another process runs the sweep.
     """
     process = Process()
     program = [sys.executable, *(["-m", "sst2.launch", *launcher] if launcher else []), str(script)]
-    for stage in STAGES:
-        for number in range(number_of_runs(sweep, stage)):
-            process.raise_if_stopped()
-            if not (found := start(sweep, stage, number, process.raise_if_stopped)):
-                continue
-            run, words = found
-            flags = sweep.flags(run) or {}
-            own = {name: value for name, value in flags.items() if sweep.plan.fixed.get(name) != value}
-            say(f"{stage} {number + 1} of {number_of_runs(sweep, stage)}, {run.folder}: {in_words(own)}")
-            code = process.run([*program, *words])
-            process.raise_if_stopped()
-            if code == EXIT_STOPPED:
-                raise StopRequestedError(f"{run.folder} was asked to stop, and has saved: the same command goes on")
-            if code:
-                say(f"{_ended(run, code)}: going on with the next")
+    with sweep.driven():
+        for stage in STAGES:
+            for number in range(number_of_runs(sweep, stage)):
+                _run(sweep, stage, number, program, process, say)
+
+
+def _run(
+    sweep: SweepFolder,
+    stage: str,
+    number: int,
+    program: Sequence[str],
+    process: Process,
+    say: Callable[[str], object],
+) -> None:
+    """Bring one run to its end, if it has something left to do."""
+    while found := _start_when_free(sweep, stage, number, process, say):
+        run, words = found
+        flags = sweep.flags(run) or {}
+        own = {name: value for name, value in flags.items() if sweep.plan.fixed.get(name) != value}
+        say(f"{stage} {number + 1} of {number_of_runs(sweep, stage)}, {run.folder}: {in_words(own)}")
+        code = process.run([*program, *words])
+        process.raise_if_stopped()
+        if code == EXIT_STOPPED:
+            raise StopRequestedError(f"{run.folder} was asked to stop, and has saved: the same command goes on")
+        if code and run.is_in_use:
+            continue  # refused, since another one has begun while it started: what that comes to counts
+        if code:
+            say(f"{_ended(run, code)}: going on with the next")
+        return
+
+
+def _start_when_free(
+    sweep: SweepFolder, stage: str, number: int, process: Process, say: Callable[[str], object]
+) -> tuple[SweepRun, list[str]] | None:
+    """`start`, after the end of another process that works on the run, as one does whose driver was killed."""
+    has_said = False
+    while True:
+        process.raise_if_stopped()
+        try:
+            return start(sweep, stage, number, process.raise_if_stopped)
+        except RunInUseError as error:
+            if not has_said:
+                say(f"{error}: waiting for its end")
+                has_said = True
+        time.sleep(PAUSE)
 
 
 def _ended(run: SweepRun, code: int) -> str:

@@ -7,6 +7,7 @@ Nothing heavy is imported here, so that a mistake is answered at once.
 
 import difflib
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sst2.config.flag_groups import NAMES
 from sst2.config.run_flags import FlagParser
 from sst2.config.yaml_file import OVERRIDES, as_written, mistakes_of, value_of, values_of
 
+MOST_VALUES = 100_000  # of a range with a step
 MOST_TRIALS = 1000  # tasks that a job array of SLURM may have, where nobody has changed that
 _OF_THE_SWEEP = {"output_dir", "stop_below_median", *OF_ONE_START}
 # What decides on which sentences a run is evaluated, and by what: runs that differ in it cannot be compared.
@@ -46,11 +48,18 @@ class Range:
     @property
     def choices(self) -> list[Any] | None:
         """All values, in a range with a step; None in any other."""
-        if self.step is None:
-            return None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        values = [round(self.low + number * self.step, 12) for number in range(count)]
-        return [int(value) for value in values] if self.is_whole else values
+        return None if self.step is None else [self.value(number) for number in range(self.count)]
+
+    @property
+    def count(self) -> int:
+        """How many values a range with a step has; 0 for any other."""
+        return 0 if self.step is None else math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    def value(self, number: int) -> Any:
+        """One of them, 0 for the lowest, as a person would write it: of twelve digits."""
+        assert self.step is not None
+        value = self.low + number * self.step
+        return int(value) if self.is_whole else float(f"{value:.12g}")
 
     def at(self, share: float) -> Any:
         """The value that a share of the range, 0 to less than 1, is below of. For a range without a step."""
@@ -72,7 +81,7 @@ class Plan:
         finalists: how many of the best settings are tested against the baseline.
         final_seeds: on how many fresh seeds each of them runs; 0 for no test.
         fixed: flags of all runs by name.
-        baseline: flags of the baseline, over the fixed ones.
+        baseline: flags of the baseline, over the fixed ones; None leaves a flag open that is fixed for the trials.
         space: flags that trials differ in; a value that is None leaves the flag open.
     """
 
@@ -94,7 +103,7 @@ class Plan:
 
     def flags_of(self, settings: dict[str, Any]) -> dict[str, Any]:
         """All flags of a run with these settings beside the fixed ones; those that are left open are not there."""
-        contradicted = {OVERRIDES.get(name, "") for name in settings}
+        contradicted = {OVERRIDES.get(name, "") for name, value in settings.items() if value is not None}
         fixed = {name: value for name, value in self.fixed.items() if name not in contradicted}
         return {name: value for name, value in (fixed | settings).items() if value is not None}
 
@@ -130,7 +139,7 @@ def read_plan(file: Path, parser: FlagParser) -> Plan:
             finalists=_number(content, "finalists", 1),
             final_seeds=_number(content, "final_seeds", 0),
             fixed=fixed,
-            baseline=values_of(parser, _section(content, "baseline")),
+            baseline={name: _value(parser, name, word) for name, word in _section(content, "baseline").items()},
             space=space,
         )
         _check(plan, content)
@@ -209,11 +218,17 @@ def _dimension(parser: FlagParser, name: str, written: Any) -> list[Any] | Range
     if not isinstance(written, list) or not written:
         value_of(parser, name, written)  # which says what else is wrong with it
         raise ValueError(f"space: {name} has one value: give a list or a range of them, or put it under fixed")
-    values = [None if (value := value_of(parser, name, word)) == [] else value for word in written]
+    values = [_value(parser, name, word) for word in written]
     for number, value in enumerate(values):
         if value in values[:number]:
             raise ValueError(f"space: {name} has {written[number]} twice: leave one")
     return values
+
+
+def _value(parser: FlagParser, name: str, written: Any) -> Any:
+    """A value by its flag's type; None where it leaves the flag open."""
+    value = value_of(parser, name, written)
+    return None if value == [] else value
 
 
 def _range(parser: FlagParser, name: str, written: dict[str, Any]) -> Range:
@@ -229,6 +244,9 @@ def _range(parser: FlagParser, name: str, written: dict[str, Any]) -> Range:
         raise ValueError(f"space: {name} lacks {'min' if 'min' not in written else 'max'}: a range has both")
     low, high = (value_of(parser, name, written[key]) for key in ("min", "max"))
     step = value_of(parser, name, written["step"]) if "step" in written else None
+    for key, value in (("min", low), ("max", high), ("step", step)):
+        if value is not None and not abs(value) <= sys.float_info.max / 2:  # nor is NaN
+            raise ValueError(f"space: {name} has {key} {written[key]}: give a finite number")
     log = {"true": True, "false": False}.get(str(written.get("log", "false")).lower())
     if log is None:
         raise ValueError(f"space: {name} has log {written['log']}: give true or false")
@@ -239,4 +257,8 @@ def _range(parser: FlagParser, name: str, written: dict[str, Any]) -> Range:
     if step is not None and (log or not 0 < step <= high - low):
         way_out = "leave log or step out" if log else "give more than 0, and no more than the range"
         raise ValueError(f"space: {name} has step {written['step']}: {way_out}")
+    if step is not None and (high - low) / step >= MOST_VALUES:
+        raise ValueError(
+            f"space: {name} has step {written['step']}, too short for this range: give a longer one, or none"
+        )
     return Range(low, high, log, step, is_whole)

@@ -8,7 +8,7 @@ from sst2.sweeps.finals import configurations, fresh_seeds, ranking
 from sst2.sweeps.folder import SweepFolder, SweepRun
 from sst2.sweeps.study import selection_metrics
 from sst2.sweeps.trials import in_word, in_words
-from sst2.sweeps.verdict import LEVEL, Tested, tested
+from sst2.sweeps.verdict import HOLDOUT, LEVEL, Tested, are_paired, tested
 from sst2.utils.console import table
 
 Table = list[list[str]]  # the first line has the columns' names
@@ -25,6 +25,7 @@ class Report:
     def __init__(self, sweep: SweepFolder, names: list[str] | None) -> None:
         self._sweep, self._plan = sweep, sweep.plan
         self._tested = tested(sweep, names) if names and sweep.plan.final_seeds else []
+        self._are_paired = bool(self._tested) and are_paired(sweep, names or [])
         self._selected_on = _one({_selection_split(run) for run in sweep.trials if run.metrics})
         self._reported_on = _one({run.metrics["split"] for run in sweep.trials if run.metrics})
         self._has_chosen = names is not None
@@ -86,7 +87,7 @@ class Report:
 
     def _finals(self) -> Table:
         names = ["settings", "runs", f"{self._plan.metric} ({self._reported_on})", "difference", "95 % interval"]
-        lines = [[*names, "p (Welch)", "p (Holm)", f"at {LEVEL:g}"]]
+        lines = [[*names, f"p ({'paired t' if self._are_paired else 'Welch'})", "p (Holm)", f"at {LEVEL:g}"]]
         return [*lines, *map(self._final, self._tested)] if self._tested else []
 
     def _final(self, one: Tested) -> list[str]:
@@ -112,12 +113,19 @@ class Report:
         if self._tested:
             seeds = ", ".join(map(str, fresh_seeds(plan)))
             hypotheses = len(self._tested) - 1
+            test = "those of the paired t-test" if self._are_paired else "Welch's"
             lines.append(
                 f"The finals are other runs, on seeds that no trial had ({seeds}), the same for all. ± is one "
-                "standard deviation over seeds; intervals and p are Welch's, of other seeds; Holm's correction is for "
+                f"standard deviation over seeds; intervals and p are {test}, of other seeds; Holm's correction is for "
                 f"{hypotheses} {'comparison' if hypotheses == 1 else 'comparisons'} with the baseline."
             )
-            if self._selected_on == self._reported_on:
+            if self._are_paired:
+                lines.append(
+                    "Each seed of the finals holds out sentences of its own, on which the runs of this seed are "
+                    "measured: they are compared as pairs. Trials were chosen on a part of the same training data, "
+                    "which may still flatter the best; finals are measured on validation sentences where there are any."
+                )
+            elif self._selected_on == self._reported_on:
                 lines.append(
                     f"The finals are measured on the {self._reported_on} split, by which trials were chosen, which "
                     "still flatters them. With holdout_fraction under fixed, trials are chosen on sentences that are "
@@ -149,7 +157,7 @@ class Report:
 
 def _selection_split(run: SweepRun) -> str:
     metrics: dict[str, Any] = run.metrics or {}
-    return "holdout" if "holdout" in metrics else str(metrics.get("split", ""))
+    return HOLDOUT if HOLDOUT in metrics else str(metrics.get("split", ""))
 
 
 def _one(names: set[str]) -> str:

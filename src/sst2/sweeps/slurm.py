@@ -9,8 +9,9 @@ import os
 import shlex
 import signal
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sst2.distributed.stop_requests import SIGNALS
@@ -20,6 +21,7 @@ from sst2.utils.atomic_file import write_json
 from sst2.utils.errors import UserError, first_line
 
 TABLES = "tables"
+_JOBS = (TRIALS, FINALS, TABLES)
 
 
 def submit(
@@ -30,7 +32,7 @@ def submit(
     Args:
         sweep: from its folder, which all nodes see.
         project: has slurm/train.sh.
-        options: of sbatch, for all jobs.
+        options: of sbatch, for all jobs but their names.
         at_once: tasks of an array that run at the same time, at most.
         say: is told each job.
 
@@ -38,70 +40,89 @@ def submit(
         UserError: sbatch refuses a job, or is not there. Jobs before it are queued; the same command queues the rest.
     """
     folder = Path(os.path.abspath(sweep.path))  # jobs may start elsewhere
-    jobs = _Jobs(folder / "jobs.json")
-    logs = f"--output={folder}/logs/%x-%A_%a.out"
     with sweep.locked(), _signals_wait():
+        jobs = _Jobs(folder / "jobs.json")
         before = ""
         for stage in (TRIALS, FINALS):
-            if job := jobs.queued(stage):
+            if job := jobs.queued.get(stage, ""):
                 say(f"{stage}: queued already, as job {job}")
                 jobs.have_wait(job, before)
             elif left := runs_left(sweep, stage):
-                array = f"--array={_numbers(left)}%{at_once}"
-                command = [f"--job-name=sweep-{stage}", array, logs, *options, *_after(before), "--export=ALL"]
+                output = f"--output={folder}/logs/{stage}-%A_%a.out"
+                command = [f"--array={_numbers(left)}%{at_once}", output, *options, *_after(before), "--export=ALL"]
                 command.append(str(project / "slurm" / "train.sh"))
                 job = jobs.submit(stage, command, os.environ | {"SST2_SWEEP": str(folder / stage)})
                 say(f"{stage}: job {job}, {len(left)} runs, {at_once} at once")
             before = job or before
-        if job := jobs.queued(TABLES):
+        if job := jobs.queued.get(TABLES, ""):
             say(f"{TABLES}: queued already, as job {job}")
             jobs.have_wait(job, before)
             return
         write = shlex.join([str(project / "slurm" / "python.sh"), "-m", "sst2.sweep", str(folder), "--tables"])
         one = ["--array=", "--nodes=1", "--ntasks=1", "--time=00:15:00", "--requeue", f"--wrap={write}"]
-        logs = f"--output={folder}/logs/%x-%j.out"
-        command = [f"--job-name=sweep-{TABLES}", logs, *options, *_after(before), "--export=ALL", *one]
+        output = f"--output={folder}/logs/{TABLES}-%j.out"
+        command = [output, *options, *_after(before), "--export=ALL", *one]
         say(f"{TABLES}: job {jobs.submit(TABLES, command, os.environ)}, which writes {sweep.path / 'results.md'}")
 
 
 class _Jobs:
-    """The jobs of a sweep by what they do, each noted as soon as it is queued."""
+    """The jobs of a sweep in the queue, found by names that no other job has.
+
+    The names are written down before the first job is queued. Numbers would be too late, where this process is killed
+    while sbatch answers; and SLURM gives a number again, when it has counted to the last.
+
+    Args:
+        file: of the names.
+
+    Attributes:
+        queued: the number of each job that waits or runs, by what it does.
+
+    Raises:
+        UserError: the file cannot be read, or the controller does not answer. To queue a job then may be to queue it
+            twice.
+    """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._known: dict[str, str] = {}
-        with suppress(OSError, ValueError):
-            self._known = json.loads(file.read_text(encoding="utf-8"))
-
-    def queued(self, name: str) -> str:
-        """The job that does it, if it waits or runs; else nothing.
-
-        Raises:
-            UserError: the controller does not answer. To queue it then may be to queue it twice.
-        """
-        job = self._known.get(name, "")
-        if not job:
-            return ""
+        self._names = _names(file)
+        names = ",".join(self._names.values())
         plain = {one: value for one, value in os.environ.items() if not one.startswith("SQUEUE_")}
-        done = _run(["squeue", "--noheader", "--format=%i", f"--jobs={job}"], plain)
-        if done.returncode and "Invalid job id" not in done.stderr:  # which says that SLURM has forgotten it
+        done = _run(["squeue", "--me", "--noheader", "--format=%F %j", f"--name={names}"], plain)
+        if done.returncode:
             said = first_line(ValueError(done.stderr))
-            raise UserError(f"squeue does not say whether job {job} is queued ({said}): give the same command later")
-        return job if done.stdout.strip() else ""
+            raise UserError(f"squeue does not say what of the sweep is queued ({said}): give the same command later")
+        numbers = {name: number for number, name in map(str.split, done.stdout.splitlines())}
+        self.queued = {what: numbers[name] for what, name in self._names.items() if name in numbers}
 
     def have_wait(self, job: str, before: str) -> None:
         """Have a job that waits in the queue wait for another one as well, which may have been queued just now."""
         if before:
             _run(["scontrol", "update", f"JobId={job}", f"Dependency=afterany:{before}"], os.environ)  # not if it runs
 
-    def submit(self, name: str, options: list[str], environment: Mapping[str, str]) -> str:
-        done = _run(["sbatch", "--parsable", *options], environment)
+    def submit(self, what: str, options: list[str], environment: Mapping[str, str]) -> str:
+        """Queue a job, and return its number. Its name counts, whatever the options say."""
+        last = len(options) - (what != TABLES)  # the script stands at the end
+        named = [*options[:last], f"--job-name={self._names[what]}", *options[last:]]
+        done = _run(["sbatch", "--parsable", *named], environment)
         if done.returncode:
             said = first_line(ValueError(done.stderr))
-            raise UserError(f"sbatch does not take the {name} of the sweep ({said}): the same command tries again")
-        self._known[name] = done.stdout.strip().split(";")[0]  # on a federation, the cluster's name follows
-        write_json(self._file, self._known)
-        return self._known[name]
+            raise UserError(f"sbatch does not take the {what} of the sweep ({said}): the same command tries again")
+        return done.stdout.strip().split(";")[0]  # on a federation, the cluster's name follows
+
+
+def _names(file: Path) -> dict[str, str]:
+    """The names of a sweep's jobs by what they do; made and written down by the first call."""
+    try:
+        names: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+        return {what: names[what] for what in _JOBS}
+    except FileNotFoundError:
+        own = uuid.uuid4().hex[:8]
+        names = {what: f"sweep-{what}-{own}" for what in _JOBS}
+        write_json(file, names)
+        return names
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(
+            f"{file} cannot be read ({first_line(error)}): end the sweep's jobs by scancel, and remove it"
+        ) from None
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

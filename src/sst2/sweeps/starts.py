@@ -11,6 +11,10 @@ TRIALS, FINALS = "trials", "finals"  # the two stages, and the folders of their 
 STAGES = (TRIALS, FINALS)
 
 
+class RunInUseError(Exception):
+    """A process works in the folder of a run already. The message says in which."""
+
+
 def number_of_runs(sweep: SweepFolder, stage: str) -> int:
     """How many runs a stage has, or, as long as the finalists are not chosen, will have at most."""
     if stage == TRIALS:
@@ -37,6 +41,7 @@ def start(
     `check_stop` raises ends the waiting for other processes of the sweep.
 
     Raises:
+        RunInUseError: a process works on it already: what a killed driver has left behind, or another job.
         UserError: a final cannot start, since trials have not ended or none has finished, or the folder is locked for
             long.
     """
@@ -55,6 +60,8 @@ def start(
             run, flags = finals[number]
         if run.is_done:
             return None
+        if run.is_in_use:
+            raise RunInUseError(f"{run.folder} is in use by another process")
         if not run.flags_file.exists():
             sweep.write_flags(run, flags or _flags_of_trial(sweep, number))
         run.exit_file.unlink(missing_ok=True)

@@ -24,9 +24,11 @@ def require_sampler(plan: Plan) -> None:
         import optuna
     except ModuleNotFoundError:
         raise UserError("method optuna needs its package: pip install optuna") from None
+    if plan.sampler == "BruteForceSampler":  # which counts what has been tried, and so draws twice where trials overlap
+        raise UserError("sampler BruteForceSampler tries all combinations: give method grid for that")
     samplers = [name for name in optuna.samplers.__all__ if _needs_a_seed_alone(getattr(optuna.samplers, name))]
     if plan.sampler not in samplers:
-        known = ", ".join(sorted(samplers))
+        known = ", ".join(sorted({*samplers} - {"BruteForceSampler"}))
         raise UserError(f"sampler {plan.sampler} is none of Optuna's that need a seed alone: give one of {known}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=_sampler(plan, 0))  # in memory
@@ -69,6 +71,7 @@ def ask(sweep: SweepFolder, number: int) -> Flags:
 
 
 def _tell(study: Any, number: int, run: SweepRun, plan: Plan) -> None:
+    """Tell what a run has come to, if that stays: one that has failed is started again, and Optuna is told but once."""
     from optuna.trial import TrialState
 
     if run.is_pruned:
@@ -76,7 +79,7 @@ def _tell(study: Any, number: int, run: SweepRun, plan: Plan) -> None:
     elif run.metrics is not None:
         score = score_of(selection_metrics(run.metrics), plan.metric)
         study.tell(number, -score if plan.metric == "loss" else score, skip_if_finished=True)
-    elif run.exit_code is not None:
+    elif run.is_done:
         study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
 
@@ -114,9 +117,14 @@ def _distribution(one: list[Any] | Range) -> Any:
         return distributions.CategoricalDistribution(list(map(str, one)))
     if one.is_whole:
         return distributions.IntDistribution(int(one.low), int(one.high), one.log, int(one.step or 1))
-    return distributions.FloatDistribution(one.low, one.high, one.log, one.step)
+    # to the last of its values: Optuna warns of a step that does not lead to the end
+    high = one.value(one.count - 1) if one.count else one.high
+    return distributions.FloatDistribution(one.low, high, one.log, one.step)
 
 
 def _value(one: list[Any] | Range, value: Any) -> Any:
-    """What a flag is given for what Optuna has chosen: of a list, the words by which it knows the values."""
-    return value if isinstance(one, Range) else one[list(map(str, one)).index(value)]
+    """What a flag is given for what Optuna has chosen, which knows the values of a list by their words."""
+    if not isinstance(one, Range):
+        return one[list(map(str, one)).index(value)]
+    # the very number that a grid has, not 0.15000000000000002
+    return value if one.step is None else one.value(round((value - one.low) / one.step))

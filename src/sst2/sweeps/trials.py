@@ -14,6 +14,7 @@ from sst2.config.settings import Settings
 from sst2.sweeps.plan import Plan, Range
 from sst2.utils.errors import UserError
 
+_COUNTABLE = 2**62  # combinations, which NumPy numbers by 64 bits
 Flags = dict[str, Any]  # values by name; None leaves a flag open
 
 
@@ -21,14 +22,14 @@ def settings_of_trials(plan: Plan) -> list[Flags]:
     """What each trial of a grid or of a random search has of its own, in their order.
 
     A random search over a space that can be counted has no combination twice; each trial of another one draws from a
-    generator of its own.
+    generator of its own, and so does each of one whose combinations are too many to be drawn twice.
     """
     values = [choices for choices in plan.choices.values() if choices is not None]
-    if len(values) < len(plan.space):
+    sizes = tuple(map(len, values))
+    if len(values) < len(plan.space) or math.prod(sizes) > _COUNTABLE:
         return [_drawn(plan, number) for number in range(plan.trials)]
     if plan.method == "grid":
         return [dict(zip(plan.space, combination, strict=True)) for combination in product(*values)]
-    sizes = tuple(map(len, values))
     drawn = np.random.default_rng(plan.seed).choice(math.prod(sizes), plan.trials, replace=False)
     places = np.stack(np.unravel_index(drawn, sizes), axis=1)
     return [

@@ -7,6 +7,7 @@ from sst2.evaluation.significance import MeanDifference, compare_means, holm
 from sst2.sweeps.finals import Arm, arms
 from sst2.sweeps.folder import SweepFolder
 
+HOLDOUT = "holdout"  # the split
 LEVEL = 0.05  # of significance
 
 
@@ -30,20 +31,31 @@ class Tested:
         return self.corrected is not None and self.corrected < LEVEL
 
 
+def are_paired(sweep: SweepFolder, names: list[str]) -> bool:
+    """Whether the finals of one seed are measured on sentences of their own: a hold-out, without validation."""
+    found = [run.metrics for arm in arms(sweep, names) for run in arm.runs]
+    return any(metrics["split"] == HOLDOUT for metrics in found if metrics)
+
+
 def tested(sweep: SweepFolder, names: list[str]) -> list[Tested]:
-    """The baseline, and each finalist against it: Welch's test over seeds, corrected for the number of finalists.
+    """The baseline, and each finalist against it: a t-test over seeds, corrected for the number of finalists.
+
+    It is Welch's on validation, whose sentences are the same for all runs. Without validation, each seed has a hold-out
+    of its own, on which the runs of this seed are measured: these are pairs, and the test is the paired t-test.
 
     None is tested before all its runs and the baseline's have finished: a verdict on the first of them would be one on
     those that were quick, or have not diverged. The figures are those of the split that `metrics.json` reports:
     validation, where there is one.
     """
+    paired = are_paired(sweep, names)
     values = [
         Tested(arm, [float(run.metrics[sweep.plan.metric]) for run in arm.runs if run.metrics])
         for arm in arms(sweep, names)
     ]
     baseline, finalists = values[0], values[1:]
     found = [
-        compare_means(one.values, baseline.values) if one.is_whole and baseline.is_whole else None for one in finalists
+        compare_means(one.values, baseline.values, paired) if one.is_whole and baseline.is_whole else None
+        for one in finalists
     ]
     corrected = holm([one.p_value if one else math.nan for one in found])
     return [

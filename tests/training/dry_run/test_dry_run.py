@@ -256,7 +256,7 @@ def test_all_ranks_take_part(
 
 @pytest.mark.slow
 def test_a_stop_leaves_nothing_either(long_job: list[Any], tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=1))
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=1, until=""))
     run_dir = tmp_path / "above" / "run"
     run_dir.parent.mkdir()
     with running([*long_job, "--dry_run"], run_dir, PYTHON, PYTHONPATH=str(tmp_path)) as job:
@@ -270,7 +270,7 @@ def test_a_stop_leaves_nothing_either(long_job: list[Any], tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_kill_leaves_hidden_files_that_the_next_start_removes(long_job: list[Any], tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=1))
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK.format(seconds=1, until=""))
     run_dir = tmp_path / "run"
     with running([*long_job, "--dry_run"], run_dir, PYTHON, PYTHONPATH=str(tmp_path)) as job:
         job.wait_for(lambda: [*run_dir.glob(".dry-run.unfinished/checkpoints/.*.unfinished")])
