@@ -81,7 +81,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line(flags: list[str], variables: dict[str, str], line: str) -> None:
     done = examine(*flags, launcher=(sys.executable,), **variables)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"sst2.doctor: error: {line}")
+    assert done.stderr.startswith(f"sst2 doctor: error: {line}")
     assert done.stderr.count("\n") == 1
 
 

@@ -39,7 +39,7 @@ def test_a_configuration_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with launched("--config_file", tmp_path / "typo.yaml", "script.py") as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert said == f"sst2.launch: error: --config_file {tmp_path}/typo.yaml does not exist: check its name\n"
+    assert said == f"sst2 launch: error: --config_file {tmp_path}/typo.yaml does not exist: check its name\n"
 
 
 def test_it_listens_before_its_long_imports(tmp_path: Path) -> None:

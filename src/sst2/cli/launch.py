@@ -1,10 +1,11 @@
 """`accelerate launch` with the signals and exit codes that a job needs which may be preempted.
 
-    python -m sst2.launch [flags of accelerate launch] train_sst2.py [flags of the script]
+    sst2 launch [flags of accelerate launch] train_sst2.py [flags of the script]
 
 It is the same launcher with the same flags, in this very process. Left to itself, it dies of SIGUSR1 and leaves its
 processes behind, gives them 30 seconds after SIGTERM, passes nothing on to a single process, dies of SIGHUP in spite of
-nohup, and turns every exit code but 0 into 1. Here a signal that asks the job to stop, or to quit, goes to every
+nohup, turns every exit code but 0 into 1, and answers a mistake in its flags with pages. Here a mistake is one line, no
+notice says which flags were left out (the run's first line says what they have come to), and a signal that asks the job to stop, or to quit, goes to every
 process that it started, they take the time that they need, and their exit code becomes the launcher's.
 
 With `--max_restarts N`, processes that have died are started again, all of them together, up to N times, and go on with
@@ -28,11 +29,13 @@ from typing import Any, NoReturn
 
 import psutil
 
+from sst2.config.command_line import flag_hint, mistake_in_words
 from sst2.config.launcher import LAUNCH
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
 from sst2.utils.console import keep_off_standard_output, standard_output
-from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, print_line
+from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, first_line, print_error, print_line
 
+PROGRAM = "sst2 launch"
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
 _forwarded: set[int] = set()
 _begun = threading.Event()  # set when the first worker is about to start
@@ -57,7 +60,6 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(signal.SIGTSTP, _suspend)
     keep_off_standard_output("DeepSpeed")  # which accelerate imports
     # Only now, since they take seconds in which a signal may come.
-    from accelerate.commands.launch import launch_command_parser
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -72,11 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     # had ignored. Read by its argument parser.
     os.environ["PET_SIGNALS_TO_HANDLE"] = ""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
-    arguments = launch_command_parser().parse_args(argv)
-    if arguments.config_file and not os.path.isfile(arguments.config_file):
-        _refuse(f"--config_file {arguments.config_file} does not exist: check its name")
-    if arguments.max_restarts < 0:
-        _refuse(f"--max_restarts is {arguments.max_restarts}: give 0 or more")
+    arguments = _parse(argv)
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
     arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"
     try:
@@ -86,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     except (DistError, RendezvousError) as error:
         # of the launchers on several machines, before any process has started
         print_line(
-            f"sst2.launch: error: not all machines have come ({error}): start the same command on each of them, with "
+            f"{PROGRAM}: error: not all machines have come ({error}): start the same command on each of them, with "
             "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer"
         )
         sys.exit(EXIT_FAILED)
@@ -95,10 +93,37 @@ def main(argv: list[str] | None = None) -> None:
         if code not in EXIT_CODES.values():  # those have said in one line what there is to say
             print(error, file=sys.stderr)
         sys.exit(code)
+    except Exception as error:
+        if _begun.is_set():
+            raise
+        # What accelerate says of flags and files that do not go together, or torch of a port that is taken.
+        print_error(error, f"{PROGRAM}: error: {first_line(error)}: correct the flags before the script, or its file")
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags of `accelerate launch`. Raises SystemExit: a mistake, which is told in one line."""
+    from accelerate.commands.launch import launch_command_parser
+
+    parser = launch_command_parser()
+    flags = [action.dest for action in parser._actions if action.option_strings]
+    vars(parser)["error"] = lambda message: _refuse(mistake_in_words(message, partial(flag_hint, flags=flags)))
+    parser.prog = PROGRAM
+    # one of accelerate's own, on values that were not passed and what stands for them
+    logging.getLogger("accelerate.commands.launch").addFilter(lambda record: "not passed" not in record.getMessage())
+    arguments = parser.parse_args(argv)
+    script = arguments.training_script
+    if arguments.config_file and not os.path.isfile(arguments.config_file):
+        _refuse(f"--config_file {arguments.config_file} does not exist: check its name")
+    if arguments.max_restarts < 0:
+        _refuse(f"--max_restarts is {arguments.max_restarts}: give 0 or more")
+    if not (arguments.module or arguments.no_python or os.path.isfile(script)):
+        _refuse(f"there is no script {script}: give train_sst2.py with its path, behind the launcher's own flags")
+    return arguments
 
 
 def _refuse(message: str) -> NoReturn:
-    print_line(f"sst2.launch: error: {message}")
+    print_line(f"{PROGRAM}: error: {message}")
     sys.exit(EXIT_USER_ERROR)
 
 
@@ -123,7 +148,7 @@ def _launch(arguments: argparse.Namespace) -> None:
                 raise
             if _forwarded:  # whoever starts the job again goes on as after any other stop
                 sys.exit(EXIT_STOPPED)
-            print_line(f"sst2.launch: {in_words(error.returncode)}: restart {restart} of {arguments.max_restarts}")
+            print_line(f"{PROGRAM}: {in_words(error.returncode)}: restart {restart} of {arguments.max_restarts}")
     launch_command(arguments)
 
 

@@ -1,9 +1,9 @@
 """Classify sentences with a trained model.
 
-    python -m sst2.predict runs/NAME "a gripping, funny film"
-    python -m sst2.predict runs/NAME --file reviews.csv --output answers.csv
-    zcat reviews.txt.gz | python -m sst2.predict NAME_ON_THE_HUB --format jsonl
-    python -m sst2.predict runs/NAME "a gripping, funny film" --explain --html why.html
+    sst2 predict runs/NAME "a gripping, funny film"
+    sst2 predict runs/NAME --file reviews.csv --output answers.csv
+    zcat reviews.txt.gz | sst2 predict NAME_ON_THE_HUB --format jsonl
+    sst2 predict runs/NAME "a gripping, funny film" --explain --html why.html
 
 Any number of sentences passes through in chunks, in memory that does not grow: each chunk is tokenized, sorted by
 length, classified in packed batches and answered in its order. Exit code 0; 2 for a mistake, in one line; 141 where
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # they import torch, which is not needed to answer a mistake
     from sst2.config.flag_groups import Precision
     from sst2.inference.predict.classifier import Classifier
 
-PROGRAM = "python -m sst2.predict"
+PROGRAM = "sst2 predict"
 CHUNK, CHUNK_EXPLAINED = 4096, 32  # sentences: enough to find equally long ones; few where each takes a second
 SUFFIX_FORMATS = {"": "text", ".txt": "text", ".csv": "csv", ".jsonl": "jsonl"}
 
