@@ -31,6 +31,4 @@ def test_a_mistake_is_one_line_under_its_own_name() -> None:
     command = [sys.executable, "-m", "sst2.prefetch", "--model_name", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "sst2 prefetch: error: --model_name is not a flag, here it is --model_name_or_path;"
-    )
+    assert done.stderr.startswith("sst2 prefetch: error: --model_name is not a flag, here it is --model_name_or_path;")

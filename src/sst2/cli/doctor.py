@@ -4,7 +4,7 @@
     accelerate launch ... -m sst2.doctor --folder runs          # on all processes of a launcher, their wires included
     srun ... sst2 launch ... -m sst2.doctor
 
-Prints one table with advice. Exit code 0, or 2 when a run would fail.
+Prints one table with advice, and the verdict below it. Exit code 0, or 2 when a run would fail.
 """
 
 from contextlib import suppress
@@ -14,7 +14,7 @@ from sst2.config.command_line import OneLineParser
 from sst2.config.launcher import is_reporting_process, process_rank
 from sst2.config.settings import Settings
 from sst2.distributed.doctor.disk import check_disk
-from sst2.distributed.doctor.machine import check_machine
+from sst2.distributed.doctor.machine import check_machine, verdict
 from sst2.distributed.init import init_distributed
 from sst2.utils.console import say, standard_output, table
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_once
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if accelerator.is_main_process:
         lines = ((check.verdict, check.what, check.value, check.advice) for check in checks)
         say(table([("", "what", "found", "advice"), *lines]))
+        say(f"\n{verdict(checks)}")
     return EXIT_USER_ERROR if any(check.is_fatal for check in checks) else 0
 
 

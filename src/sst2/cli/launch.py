@@ -5,8 +5,9 @@
 It is the same launcher with the same flags, in this very process. Left to itself, it dies of SIGUSR1 and leaves its
 processes behind, gives them 30 seconds after SIGTERM, passes nothing on to a single process, dies of SIGHUP in spite of
 nohup, turns every exit code but 0 into 1, and answers a mistake in its flags with pages. Here a mistake is one line, no
-notice says which flags were left out (the run's first line says what they have come to), and a signal that asks the job to stop, or to quit, goes to every
-process that it started, they take the time that they need, and their exit code becomes the launcher's.
+notice says which flags were left out (the run's first line says what they have come to), and a signal that asks the job
+to stop, or to quit, goes to every process that it started, they take the time that they need, and their exit code
+becomes the launcher's.
 
 With `--max_restarts N`, processes that have died are started again, all of them together, up to N times, and go on with
 the run that this job has begun. What has finished, stopped on request, diverged or was refused is not started again.
@@ -32,8 +33,16 @@ import psutil
 from sst2.config.command_line import flag_hint, mistake_in_words
 from sst2.config.launcher import LAUNCH
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
-from sst2.utils.console import keep_off_standard_output, standard_output
-from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, first_line, print_error, print_line
+from sst2.utils.console import restrain_deepspeed, standard_output
+from sst2.utils.errors import (
+    EXIT_CODES,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    first_line,
+    print_error,
+    print_line,
+)
 
 PROGRAM = "sst2 launch"
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
@@ -58,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             signal.signal(number, _forward)
     if not is_ignored(signal.SIGTSTP):
         signal.signal(signal.SIGTSTP, _suspend)
-    keep_off_standard_output("DeepSpeed")  # which accelerate imports
+    restrain_deepspeed()
     # Only now, since they take seconds in which a signal may come.
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -97,7 +106,8 @@ def main(argv: list[str] | None = None) -> None:
         if _begun.is_set():
             raise
         # What accelerate says of flags and files that do not go together, or torch of a port that is taken.
-        print_error(error, f"{PROGRAM}: error: {first_line(error)}: correct the flags before the script, or its file")
+        place = f"{arguments.config_file}, or the flags" if arguments.config_file else "the flags"
+        print_error(error, f"{PROGRAM}: error: {first_line(error).rstrip('.')}: correct {place} before the script")
         sys.exit(EXIT_USER_ERROR)
 
 
@@ -109,8 +119,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     flags = [action.dest for action in parser._actions if action.option_strings]
     vars(parser)["error"] = lambda message: _refuse(mistake_in_words(message, partial(flag_hint, flags=flags)))
     parser.prog = PROGRAM
-    # one of accelerate's own, on values that were not passed and what stands for them
+    # accelerate's on values that were not passed, and torchrun's on threads, of which each process decides itself
     logging.getLogger("accelerate.commands.launch").addFilter(lambda record: "not passed" not in record.getMessage())
+    logging.getLogger("torch.distributed.run").addFilter(lambda record: "OMP_NUM" not in record.getMessage())
     arguments = parser.parse_args(argv)
     script = arguments.training_script
     if arguments.config_file and not os.path.isfile(arguments.config_file):

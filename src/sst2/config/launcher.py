@@ -122,9 +122,18 @@ def threads_are_chosen() -> bool:
         return "OMP_NUM_THREADS" in os.environ
     with suppress(psutil.Error, OSError):
         parent = psutil.Process(os.getppid())
-        flags = [word.split("=")[0].replace("-", "_") for word in parent.cmdline()]
+        flags = [word.split("=")[0].replace("-", "_") for word in launcher_words()]
         return "OMP_NUM_THREADS" in parent.environ() or "__num_cpu_threads_per_process" in flags
     return False
+
+
+def launcher_words() -> list[str]:
+    """The launcher's own command line, without the script and what follows it; empty where it cannot be read."""
+    with suppress(psutil.Error, OSError):
+        words = psutil.Process(os.getppid()).cmdline()
+        scripts = (place for place, word in enumerate(words) if word.endswith("train_sst2.py"))
+        return words[: next(scripts, None)]
+    return []
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The card of an exported model."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sst2.config.class_names import in_words
+from sst2.config.class_names import in_words, order_of_classes
 from sst2.config.flag_groups import DEFAULT_MODEL, LABEL_NAMES, SAMPLE
 from sst2.config.settings import Settings, is_path
 
@@ -12,11 +13,22 @@ from sst2.config.settings import Settings, is_path
 METRICS = (
     "accuracy precision recall f1 f1_macro f1_weighted precision_macro recall_macro matthews roc_auc loss ece"
 ).split()
+OF_SENTIMENT = "a gripping, funny film"
+SHORT = 60  # characters of an example that fits into a line of a card
 OF_LOSS: dict[str, Any] = {"class_weights": ["none"], "label_smoothing": 0.0}  # told where they are not these
 
 
-def model_card(settings: Settings, metrics: dict[str, Any], train_count: int, architecture: str = "DistilBERT") -> str:
-    """The card: what it was trained on and how, its metrics with their interval, how it was selected, how to use it."""
+def model_card(
+    settings: Settings,
+    metrics: dict[str, Any],
+    train_count: int,
+    architecture: str = "DistilBERT",
+    example: str = OF_SENTIMENT,
+) -> str:
+    """The card: what it was trained on and how, its metrics with their interval, how it was selected, how to use it.
+
+    The `example` is what `example_sentence` gives.
+    """
     low, high = metrics["accuracy_ci95"]
     model, dataset = _public_name(settings.model_name_or_path), _dataset_name(settings)
     is_sentiment = tuple(settings.label_names) == LABEL_NAMES
@@ -48,7 +60,7 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int, ar
         "\n".join([*header, "---", f"# {settings.run_dir.name}"]),
         f"{architecture} for {what}: {in_words(settings.label_names, 'or')}. Fine-tuned from {model}.",
         "```python\nfrom transformers import pipeline",
-        'pipeline("sentiment-analysis", "PATH_OR_NAME_OF_THIS_MODEL")("a gripping, funny film")\n```',
+        f'pipeline("text-classification", "PATH_OR_NAME_OF_THIS_MODEL")({python_text(example)})\n```',
         "## Data",
         f"{dataset}: trained on {train_count} sentences, evaluated on {metrics['count']} ({metrics['split']}).",
         "## Evaluation",
@@ -60,6 +72,24 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int, ar
         "\n".join(["| setting | value |", "|---|---|", *recipe]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def example_sentence(label_names: Sequence[str], sentences: Sequence[str]) -> str:
+    """A short sentence that a card shows the model at work on: of films, or of the model's own subject.
+
+    Args:
+        label_names: of the classes.
+        sentences: of which the first short one is taken where the classes are no sentiment.
+    """
+    if order_of_classes(label_names, LABEL_NAMES):
+        return OF_SENTIMENT
+    fitting = [text for text in (" ".join(text.split()) for text in sentences[:1000]) if "`" not in text]
+    return next((text for text in fitting if len(text) <= SHORT), min(fitting, key=len, default="")[:SHORT])
+
+
+def python_text(text: str) -> str:
+    """A text as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _table_of_classes(per_class: dict[str, dict[str, float]]) -> list[str]:

@@ -54,19 +54,20 @@ def standard_output() -> Iterator[None]:
         flush()
 
 
-def keep_off_standard_output(logger: str) -> None:
-    """Have a library's logger write to standard error, also where the library is imported later.
+def restrain_deepspeed() -> None:
+    """Have DeepSpeed's logger write to standard error, and not complain of machines without a GPU; before its import.
 
-    DeepSpeed's writes to standard output, which is for what a command prints.
+    It writes to standard output, which is for what a command prints, and accelerate imports it where it is installed.
     """
+    logger = logging.getLogger("DeepSpeed")
 
-    def redirect(_: logging.LogRecord) -> bool:  # which a logger asks before its handlers
-        for handler in logging.getLogger(logger).handlers:
+    def admit(record: logging.LogRecord) -> bool:  # which a logger asks before its handlers
+        for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
                 handler.setStream(sys.stderr)
-        return True
+        return "Setting accelerator to CPU" not in record.getMessage()
 
-    logging.getLogger(logger).addFilter(redirect)
+    logger.addFilter(admit)
 
 
 def say(text: str) -> None:

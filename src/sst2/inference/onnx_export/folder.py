@@ -28,6 +28,7 @@ from sst2.inference.onnx_export.onnx_card import FILES, onnx_card
 from sst2.inference.onnx_export.onnx_model import OPSET, onnx_classifier, quantize, torch_classifier, write_onnx
 from sst2.models.architecture import display_name
 from sst2.models.loading import num_bytes
+from sst2.models.model_card import example_sentence
 from sst2.utils.atomic_file import write_json
 
 TOLERANCES = {"onnx_float32": TOLERANCE, "onnx_int8": float("inf")}
@@ -111,6 +112,7 @@ def write_files(
         "versions": {"python": platform.python_version()} | versions(),
         "forms": figures,
     }
-    (folder / "README.md").write_text(onnx_card(report), encoding="utf-8")
+    example = example_sentence(labels, data[1]["sentence"] if data else []) or "a sentence of yours"
+    (folder / "README.md").write_text(onnx_card(report, example), encoding="utf-8")
     write_json(folder / "export.json", report)
     return report
