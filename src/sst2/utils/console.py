@@ -5,19 +5,27 @@ Nothing heavy is imported here: signals must be caught before the seconds that i
 
 import io
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, NoReturn
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+
+from tqdm import tqdm
 
 from sst2.utils.errors import UserError
+
+_LOGGER = logging.getLogger("sst2.progress")
+_T = TypeVar("_T")
 
 EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
 WIDTH = 1 << 20  # columns of a table's longest line
 WIDTH_OF_FILES = 120  # columns of a table that is printed to a file or a pipe, unless COLUMNS says otherwise
+LINE_EVERY = 30.0  # seconds between lines that say how far something has come, where there is no terminal
 GAP = 2  # columns between those of a fitted table
 SHORTEST = 9  # columns that words and names are left with where no other column can be left out
 
@@ -76,6 +84,45 @@ def say(text: str) -> None:
         print(text)
     except OSError as error:
         give_up(error)
+
+
+class Progress(tqdm):  # type: ignore[type-arg] # which is generic in its stubs alone
+    """How far something has come, and the time that is left: a bar on a terminal, elsewhere a line every half minute.
+
+    The lines are log lines of the project, so that they also stand in a run's log file, dated. What takes no half
+    minute says nothing there.
+
+    Args:
+        iterable: what is gone through; `update` counts where there is none.
+        desc: what is done.
+        hidden: whether this process says nothing of it, as all ranks but one.
+        options: of tqdm.
+    """
+
+    def __init__(
+        self, iterable: Iterable[_T] | None = None, desc: str = "", hidden: bool = False, **options: Any
+    ) -> None:
+        self._in_lines = sys.stderr is None or not sys.stderr.isatty()
+        if self._in_lines:  # tqdm's own output goes nowhere
+            options |= {"file": io.StringIO(), "mininterval": LINE_EVERY, "maxinterval": math.inf, "miniters": 1}
+        super().__init__(iterable, desc=desc, disable=hidden, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+        """Draw the bar, or log a line: between the first and the last, which say nothing new."""
+        if not self._in_lines:
+            return super().display(msg, pos)
+        if msg is None and self.n and self.n != self.total:
+            _LOGGER.info("%s", self._line())
+        return True
+
+    def _line(self) -> str:
+        unit = self.format_dict["unit"].strip()
+        of = f"{self.n:,} {unit}"
+        if not self.total:
+            return f"{self.desc}: {of}"
+        left = self.format_dict["elapsed"] * (self.total - self.n) / (self.n - self.initial or 1)
+        of = f"{self.n:,} of {self.total:,} {unit} ({100 * self.n / self.total:.0f} %)"
+        return f"{self.desc}: {of}, {timedelta(seconds=round(left))} left"
 
 
 def table(rows: Iterable[Sequence[str]], markdown: bool = False) -> str:
