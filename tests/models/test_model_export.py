@@ -21,7 +21,7 @@ from sst2.config.settings import Settings
 from sst2.data.sample import sample_sentences, sample_tokenizer
 from sst2.models.export import Export, rehearse_export
 from sst2.models.loading import load_model, load_tokenizer
-from sst2.models.model_card import model_card
+from sst2.models.model_card import example_sentence, model_card
 from sst2.utils.errors import LocalError, UserError
 from tests.support.running import Finished
 
@@ -113,6 +113,15 @@ def test_the_card_says_how_good_the_model_is_and_how_sure_that_is(settings: Sett
         assert row in card
     assert "| seed | 7 |" in card
     assert "roc_auc" not in model_card(settings, METRICS | {"roc_auc": None}, 300)
+
+
+def test_the_card_shows_a_sentence_of_its_subject(settings: Settings) -> None:
+    long = "a very long sentence on football , " * 9
+    assert example_sentence(["NEGATIVE", "POSITIVE"], ["the match"]) == "a gripping, funny film"
+    assert example_sentence(["sport", "politics"], [long, "a `code`", 'the  "match"']) == 'the "match"'
+    assert example_sentence(["sport", "politics"], [long]) == long[:60]
+    card = model_card(settings, METRICS, 300, example='the "match"')
+    assert '("the \\"match\\"")' in card
 
 
 def test_the_card_links_to_what_is_on_the_hub() -> None:
