@@ -13,7 +13,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
 
 demo: $(VENV)/installed  ## the whole job on the embedded sample, on a CPU, without a network
-	$(BIN)/accelerate launch --config_file accelerate_configs/single_cpu.yaml train_sst2.py \
+	$(BIN)/sst2 launch --config_file accelerate_configs/single_cpu.yaml train_sst2.py \
 		--smoke --output_dir runs/demo --overwrite_output_dir
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU and take no long time

@@ -44,6 +44,7 @@ from sst2.training.setup import init_processes, load_assets, prepare_training
 from sst2.training.step_metrics import progress
 from sst2.training.steps.runner import Step
 from sst2.training.trainer import Evaluation, Trainer
+from sst2.utils.console import Progress
 from sst2.utils.errors import StopRequestedError
 
 logger = logging.getLogger("sst2.train")
@@ -245,7 +246,13 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     model, gather = trainer.strategy.model, trainer.accelerator.gather_for_metrics
     model.eval()
     indices, logits = [], []
-    for batch in tqdm(trainer.loaders[split.name], f"evaluating {split.name}", leave=False, disable=trainer.hides_bars):
+    for batch in Progress(
+        trainer.loaders[split.name],
+        f"evaluating {split.name}",
+        unit="batches",
+        leave=False,
+        hidden=not trainer.accelerator.is_main_process,
+    ):
         trainer.watchdog.set_activity(f"the evaluation on {split.name} after step {trainer.state.step}")
         check_stop_requests(trainer)
         gathered = gather((batch.indices, model(**batch.inputs).logits.float()))

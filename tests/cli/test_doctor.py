@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sst2.distributed.doctor.machine import Check, verdict
 from sst2.utils.console import table
 from tests.support.jobs import TWO_PROCESSES
 
@@ -43,6 +44,7 @@ def test_alone(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE is set; model not cached, data not cached" in lines["hub"]
     assert "load once where there is a network" in lines["hub"]
     assert "ms for 8 MiB" in lines["rename and fsync"]
+    assert done.stdout.splitlines()[-1].startswith("verdict: a run will work here")
     assert list(tmp_path.iterdir()) == []  # it cleans up, and makes no folder
 
 
@@ -81,8 +83,19 @@ def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line(flags: list[str], variables: dict[str, str], line: str) -> None:
     done = examine(*flags, launcher=(sys.executable,), **variables)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"sst2.doctor: error: {line}")
+    assert done.stderr.startswith(f"sst2 doctor: error: {line}")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_verdict_says_what_to_do() -> None:
+    fast = Check("--mixed_precision auto", "bf16", gain="the CPU is 2.5 times as fast in bf16: --mixed_precision auto")
+    note = Check("hub", "does not answer", "load once")
+    assert verdict([fast, note]) == (
+        "verdict: a run will work here; the CPU is 2.5 times as fast in bf16: --mixed_precision auto; look at the "
+        "advice on hub"
+    )
+    bad = Check("free space", "1 GiB", "needs 3 GiB", is_fatal=True)
+    assert verdict([fast, bad]).startswith("verdict: a run would fail here: mend free space first")
 
 
 def test_columns_are_aligned() -> None:

@@ -39,7 +39,38 @@ def test_a_configuration_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with launched("--config_file", tmp_path / "typo.yaml", "script.py") as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert said == f"sst2.launch: error: --config_file {tmp_path}/typo.yaml does not exist: check its name\n"
+    assert said == f"sst2 launch: error: --config_file {tmp_path}/typo.yaml does not exist: check its name\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--num_proceses", "2", "s.py"], "--num_proceses is not a flag, did you mean --num_processes?; --help lists"),
+        (["--num_processes", "x", "s.py"], "argument --num_processes/--num-processes: invalid int value: 'x'"),
+        (["--multi_gpu", "--num_processes", "1", "s.py"], "You need to use at least 2 processes"),
+        (["absent.py"], "there is no script absent.py: give train_sst2.py with its path"),
+        (["--config_file", "typo.yaml", "s.py"], "A `distributed_type` must be specified in the config file: correct "),
+    ],
+)
+def test_a_mistake_in_its_own_flags_is_one_line(
+    flags: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.py").touch()
+    (tmp_path / "typo.yaml").write_text("distribted_type: NO\n")
+    with launched(*flags) as process:
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2, said
+    assert said.startswith(f"sst2 launch: error: {line}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [[], SEVERAL, ["--use_deepspeed", "--num_processes", "2"]])
+def test_a_script_that_says_nothing_leaves_nothing_to_read(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "s.py").touch()
+    with launched(*flags, tmp_path / "s.py") as process:
+        assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == 0
 
 
 def test_it_listens_before_its_long_imports(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_it_takes_the_flags_of_a_run_and_leaves_token_ids(
     run = tmp_path / "run"
     run.mkdir()
     (run / "something").write_text("a run may be there already: nothing is written to it")
-    settings = read_settings([*map(str, small_job), "--output_dir", str(run)], "python -m sst2.prefetch", "")
+    settings = read_settings([*map(str, small_job), "--output_dir", str(run)], "sst2 prefetch", "")
     for _ in range(2):
         main(settings)
     said = capsys.readouterr().out
@@ -31,6 +31,4 @@ def test_a_mistake_is_one_line_under_its_own_name() -> None:
     command = [sys.executable, "-m", "sst2.prefetch", "--model_name", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "python -m sst2.prefetch: error: --model_name is not a flag, here it is --model_name_or_path;"
-    )
+    assert done.stderr.startswith("sst2 prefetch: error: --model_name is not a flag, here it is --model_name_or_path;")

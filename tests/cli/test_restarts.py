@@ -106,7 +106,7 @@ def test_who_is_started_again_too_often_ends_by_what_killed_it(flags: list[str],
 
 def test_a_number_that_cannot_be_is_refused(script: Path) -> None:
     with launched("--max_restarts", -1, script) as process:
-        assert process.communicate(timeout=60)[1] == "sst2.launch: error: --max_restarts is -1: give 0 or more\n"
+        assert process.communicate(timeout=60)[1] == "sst2 launch: error: --max_restarts is -1: give 0 or more\n"
     assert process.returncode == 2
 
 

@@ -58,7 +58,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    assert errors.splitlines()[-1] == "python -m sst2.sweep: stopped by SIGINT: the same command goes on"
+    assert errors.splitlines()[-1] == "sst2 sweep: stopped by SIGINT: the same command goes on"
     assert "Traceback" not in errors
     assert "trials 2 of 2, sweep/trials/001: learning_rate 0.003" in said
     assert not (trials / "001" / "metrics.json").exists()
@@ -127,7 +127,7 @@ def test_a_trial_that_fails_is_told_and_does_not_end_the_sweep(tmp_path: Path, t
     said, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert errors.count("train_sst2.py: error: bad.csv") == 1
-    assert "sst2.sweep: sweep/trials/000 has failed with exit code 2, as its last line says: going on" in said
+    assert "sst2 sweep: sweep/trials/000 has failed with exit code 2, as its last line says: going on" in said
     rows = (tmp_path / "sweep" / "trials.csv").read_text().splitlines()
     assert [row.split(",")[-1] for row in rows] == ["status", "failed with exit code 2", "finished"]
     launched = json.loads((tmp_path / "sweep" / "trials" / "001" / "environment.json").read_text())

@@ -236,7 +236,7 @@ def test_a_machine_that_is_missing_is_asked_for_by_the_other(machine: int, tmp_p
     command += ["--rdzv_conf", "timeout=3", SCRIPT, "--smoke", "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("sst2.launch: error: not all machines have come (")
+    assert done.stderr.splitlines()[-1].startswith("sst2 launch: error: not all machines have come (")
     assert "Traceback" not in done.stderr
 
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from sst2.evaluation.predictions import in_split_order, in_words, log_probabilities, reported_probabilities
+from sst2.evaluation.predictions import (
+    final_in_words,
+    in_split_order,
+    in_words,
+    log_probabilities,
+    reported_probabilities,
+)
 
 
 def test_logits_of_all_ranks_are_put_in_order_and_each_sentence_counts_once() -> None:
@@ -32,3 +38,11 @@ def test_a_line_for_a_person() -> None:
     metrics = {"accuracy": 0.9, "accuracy_ci95": [0.85, 0.94], "f1": 0.91, "loss": 0.25, "count": 872}
     line = "accuracy 0.9000 (95 % interval 0.8500 to 0.9400), f1 0.9100, loss 0.2500 on 872 validation sentences"
     assert in_words(metrics, "validation") == line
+
+
+def test_a_run_says_how_good_its_model_is() -> None:
+    metrics = {"accuracy": 0.9333, "accuracy_ci95": (0.9105, 0.9507), "count": 600, "split": "validation"}
+    assert final_in_words(metrics | {"step": 845, "seconds": 21.4}) == (
+        "accuracy 93.3 % on 600 validation sentences (95 % interval 91.0 to 95.1 %), with the weights after step 845; "
+        "training took 0:00:21"
+    )

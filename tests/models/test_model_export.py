@@ -115,6 +115,12 @@ def test_the_card_says_how_good_the_model_is_and_how_sure_that_is(settings: Sett
     assert "roc_auc" not in model_card(settings, METRICS | {"roc_auc": None}, 300)
 
 
+def test_the_card_quotes_nothing_of_the_data(settings: Settings) -> None:
+    assert 'MODEL")("a gripping, funny film")' in model_card(settings, METRICS, 300)
+    topics = replace(settings, label_names=["sport", "politics"])
+    assert 'MODEL")("a sentence of your own")' in model_card(topics, METRICS, 300)
+
+
 def test_the_card_links_to_what_is_on_the_hub() -> None:
     header = front_matter(model_card(Settings(output_dir="runs/x"), METRICS, 67_349))
     assert header["base_model"] == "distilbert/distilbert-base-uncased"

@@ -102,7 +102,7 @@ class Repository:
 
     def info(self) -> dict[str, Any]:
         """The repository's page in the API."""
-        siblings = [{"rfilename": name} for name in self.files()]
+        siblings = [{"rfilename": name, "size": len(content)} for name, content in self.files().items()]
         return {"id": self.name, "sha": self.commit(), "private": False, "tags": [], "siblings": siblings}
 
     def file(self, path: str, wanted: str | None) -> Reply:

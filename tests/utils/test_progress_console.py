@@ -1,5 +1,6 @@
 """Commands on terminals of every encoding, before readers that go, and in folders with files of the user's."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from sst2.inference.model_argument import model_name
+from sst2.utils import console
+from sst2.utils.console import Progress
 from sst2.utils.errors import UserError
 from tests.cli.test_compare import write_run
 from tests.support.running import SCRIPT
@@ -93,3 +96,21 @@ def test_a_folder_called_as_an_organization_does_not_hide_the_hub(
     for name in ("runs/two", "./distilbert/other", "a/b/c"):
         with pytest.raises(UserError, match="does not exist as a folder"):
             model_name(name)
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger("sst2"), "propagate", True)
+    with caplog.at_level(logging.INFO, "sst2"):
+        for every in (0.0, 30.0):
+            monkeypatch.setattr(console, "LINE_EVERY", every)
+            with Progress(total=2000, desc="tokenizing", unit=" sentences") as bar:
+                for _ in range(2):
+                    bar.update(1000)
+        monkeypatch.setattr(console, "LINE_EVERY", 0.0)
+        assert list(Progress(range(3), "evaluating", hidden=True)) == [0, 1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "tokenizing: 1,000 of 2,000 sentences (50 %), 0:00:00 left"
+    ]
+    assert capsys.readouterr().err == ""

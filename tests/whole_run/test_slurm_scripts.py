@@ -28,7 +28,7 @@ def run(script: str, *arguments: object, folder: Path, **variables: str) -> subp
         (
             "sweep.sh",
             {"SST2_PYTHON": sys.executable},
-            "python -m sst2.sweep: error: the following arguments are required",
+            "sst2 sweep: error: the following arguments are required",
         ),
         ("tensorboard.sh", {}, "slurm/tensorboard.sh: error: runs is not a folder"),
     ],

@@ -1,1 +1,1 @@
-"""The commands, `python -m sst2.NAME`: `launch`, `doctor`, `prefetch`, `sweep`, `compare`, `predict` and `export`."""
+"""The commands, `sst2 NAME`: `launch`, `doctor`, `prefetch`, `sweep`, `compare`, `predict` and `export`."""

@@ -1,7 +1,7 @@
 """Put runs side by side: what differs in their settings, what they reached, and whether that is more than chance.
 
-    python -m sst2.compare runs/*
-    python -m sst2.compare runs/* --baseline runs/first --output runs/comparison
+    sst2 compare runs/*
+    sst2 compare runs/* --baseline runs/first --output runs/comparison
 
 Prints a table of runs and one of configurations, whose runs differ by their seed alone, as wide as the terminal.
 Runs that are missing or have not finished are lines that say so. Against a baseline of several seeds, runs of the same
@@ -21,7 +21,7 @@ from sst2.utils.atomic_file import write_text
 from sst2.utils.console import say, standard_output, terminal_width
 from sst2.utils.errors import UserError, exit_codes
 
-PROGRAM = "python -m sst2.compare"
+PROGRAM = "sst2 compare"
 
 
 def main(argv: list[str] | None = None) -> None:

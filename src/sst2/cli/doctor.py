@@ -1,10 +1,10 @@
 """What this machine, or this job's machines, can do, and what stands in the way of a run.
 
-    python -m sst2.doctor                                       # here
+    sst2 doctor                                       # here
     accelerate launch ... -m sst2.doctor --folder runs          # on all processes of a launcher, their wires included
-    srun ... python -m sst2.launch ... -m sst2.doctor
+    srun ... sst2 launch ... -m sst2.doctor
 
-Prints one table with advice. Exit code 0, or 2 when a run would fail.
+Prints one table with advice, and the verdict below it. Exit code 0, or 2 when a run would fail.
 """
 
 from contextlib import suppress
@@ -14,7 +14,7 @@ from sst2.config.command_line import OneLineParser
 from sst2.config.launcher import is_reporting_process, process_rank
 from sst2.config.settings import Settings
 from sst2.distributed.doctor.disk import check_disk
-from sst2.distributed.doctor.machine import check_machine
+from sst2.distributed.doctor.machine import check_machine, verdict
 from sst2.distributed.init import init_distributed
 from sst2.utils.console import say, standard_output, table
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_once
@@ -22,7 +22,7 @@ from sst2.utils.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_o
 
 def main(argv: list[str] | None = None) -> int:
     """Examine and print. Returns the exit code; all ranks call it, the main process prints."""
-    parser = OneLineParser(prog="python -m sst2.doctor", description="What stands in the way of a run.")
+    parser = OneLineParser(prog="sst2 doctor", description="What stands in the way of a run.")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will be written")
     parser.add_argument("--connect_timeout", type=float, default=60.0, help="seconds to wait for all processes")
     arguments = parser.parse_args(argv)
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if accelerator.is_main_process:
         lines = ((check.verdict, check.what, check.value, check.advice) for check in checks)
         say(table([("", "what", "found", "advice"), *lines]))
+        say(f"\n{verdict(checks)}")
     return EXIT_USER_ERROR if any(check.is_fatal for check in checks) else 0
 
 
@@ -46,7 +47,7 @@ def _rank() -> int:
 
 
 if __name__ == "__main__":
-    with exit_codes("sst2.doctor", _rank(), is_reporting_process(), leave_at_once):
+    with exit_codes("sst2 doctor", _rank(), is_reporting_process(), leave_at_once):
         with standard_output():
             code = main()
         if code:

@@ -1,4 +1,4 @@
-"""`python -m sst2.export`."""
+"""`sst2 export`."""
 
 import sys
 

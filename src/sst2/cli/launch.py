@@ -1,11 +1,13 @@
 """`accelerate launch` with the signals and exit codes that a job needs which may be preempted.
 
-    python -m sst2.launch [flags of accelerate launch] train_sst2.py [flags of the script]
+    sst2 launch [flags of accelerate launch] train_sst2.py [flags of the script]
 
 It is the same launcher with the same flags, in this very process. Left to itself, it dies of SIGUSR1 and leaves its
 processes behind, gives them 30 seconds after SIGTERM, passes nothing on to a single process, dies of SIGHUP in spite of
-nohup, and turns every exit code but 0 into 1. Here a signal that asks the job to stop, or to quit, goes to every
-process that it started, they take the time that they need, and their exit code becomes the launcher's.
+nohup, turns every exit code but 0 into 1, and answers a mistake in its flags with pages. Here a mistake is one line, no
+notice says which flags were left out (the run's first line says what they have come to), and a signal that asks the job
+to stop, or to quit, goes to every process that it started, they take the time that they need, and their exit code
+becomes the launcher's.
 
 With `--max_restarts N`, processes that have died are started again, all of them together, up to N times, and go on with
 the run that this job has begun. What has finished, stopped on request, diverged or was refused is not started again.
@@ -28,11 +30,22 @@ from typing import Any, NoReturn
 
 import psutil
 
+from sst2.config.command_line import flag_hint, mistake_in_words
 from sst2.config.launcher import LAUNCH
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
-from sst2.utils.console import keep_off_standard_output, standard_output
-from sst2.utils.errors import EXIT_CODES, EXIT_FAILED, EXIT_STOPPED, EXIT_USER_ERROR, UserError, print_line
+from sst2.utils.console import restrain_deepspeed, standard_output
+from sst2.utils.errors import (
+    EXIT_CODES,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    UserError,
+    first_line,
+    print_error,
+    print_line,
+)
 
+PROGRAM = "sst2 launch"
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
 _forwarded: set[int] = set()
 _begun = threading.Event()  # set when the first worker is about to start
@@ -55,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             signal.signal(number, _forward)
     if not is_ignored(signal.SIGTSTP):
         signal.signal(signal.SIGTSTP, _suspend)
-    keep_off_standard_output("DeepSpeed")  # which accelerate imports
+    restrain_deepspeed()
     # Only now, since they take seconds in which a signal may come.
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -71,11 +84,13 @@ def main(argv: list[str] | None = None) -> None:
     # had ignored. Read by its argument parser.
     os.environ["PET_SIGNALS_TO_HANDLE"] = ""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    # accelerate's on values that were not passed, and torchrun's on threads, of which each process decides itself
+    logging.getLogger("accelerate.commands.launch").addFilter(lambda record: "not passed" not in record.getMessage())
+    logging.getLogger("torch.distributed.run").addFilter(lambda record: "OMP_NUM" not in record.getMessage())
     try:
         arguments = launcher_arguments(argv)
     except UserError as error:
-        print_line(f"sst2.launch: error: {error}")
-        sys.exit(EXIT_USER_ERROR)
+        _refuse(str(error))
     arguments.quiet = False  # the quiet launcher of one process drops the exit code
     arguments.rdzv_conf = arguments.rdzv_conf or "timeout=300"
     try:
@@ -85,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     except (DistError, RendezvousError) as error:
         # of the launchers on several machines, before any process has started
         print_line(
-            f"sst2.launch: error: not all machines have come ({error}): start the same command on each of them, with "
+            f"{PROGRAM}: error: not all machines have come ({error}): start the same command on each of them, with "
             "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer"
         )
         sys.exit(EXIT_FAILED)
@@ -94,27 +109,44 @@ def main(argv: list[str] | None = None) -> None:
         if code not in EXIT_CODES.values():  # those have said in one line what there is to say
             print(error, file=sys.stderr)
         sys.exit(code)
+    except Exception as error:
+        if _begun.is_set():
+            raise
+        # What accelerate says of flags and files that do not go together, or torch of a port that is taken.
+        place = f"{arguments.config_file}, or the flags" if arguments.config_file else "the flags"
+        print_error(error, f"{PROGRAM}: error: {first_line(error).rstrip('.')}: correct {place} before the script")
+        sys.exit(EXIT_USER_ERROR)
 
 
 def launcher_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of `accelerate launch`, the script and its flags, by accelerate's own parser.
 
     Raises:
-        UserError: a flag or a value that cannot be.
+        UserError: a flag, a value, a file or a script that cannot be.
     """
     from accelerate.commands.launch import launch_command_parser
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists all flags")
+        raise UserError(mistake_in_words(message, partial(flag_hint, flags=flags)))
 
     parser = launch_command_parser()
+    flags = [action.dest for action in parser._actions if action.option_strings]
     vars(parser)["error"] = refuse  # which prints its usage, of some hundred lines, and ends the process
+    parser.prog = PROGRAM
     arguments: argparse.Namespace = parser.parse_args(argv)
+    script = arguments.training_script
     if arguments.config_file and not os.path.isfile(arguments.config_file):
         raise UserError(f"--config_file {arguments.config_file} does not exist: check its name")
     if arguments.max_restarts < 0:
         raise UserError(f"--max_restarts is {arguments.max_restarts}: give 0 or more")
+    if not (arguments.module or arguments.no_python or os.path.isfile(script)):
+        raise UserError(f"there is no script {script}: give train_sst2.py with its path, behind the launcher's flags")
     return arguments
+
+
+def _refuse(message: str) -> NoReturn:
+    print_line(f"{PROGRAM}: error: {message}")
+    sys.exit(EXIT_USER_ERROR)
 
 
 def _launch(arguments: argparse.Namespace) -> None:
@@ -138,7 +170,7 @@ def _launch(arguments: argparse.Namespace) -> None:
                 raise
             if _forwarded:  # whoever starts the job again goes on as after any other stop
                 sys.exit(EXIT_STOPPED)
-            print_line(f"sst2.launch: {in_words(error.returncode)}: restart {restart} of {arguments.max_restarts}")
+            print_line(f"{PROGRAM}: {in_words(error.returncode)}: restart {restart} of {arguments.max_restarts}")
     launch_command(arguments)
 
 

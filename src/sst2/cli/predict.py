@@ -1,4 +1,4 @@
-"""`python -m sst2.predict`."""
+"""`sst2 predict`."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Fetch, check and tokenize what a run will read, so that it needs no network: for the login node of a cluster.
 
-    python -m sst2.prefetch [flags of train_sst2.py]
+    sst2 prefetch [flags of train_sst2.py]
 
 With the same flags, the run then finds model, data and token ids in the Hugging Face cache (`HF_HOME`, which all nodes
 must see), also with `HF_HUB_OFFLINE=1`.
@@ -18,7 +18,7 @@ from sst2.utils.console import say, standard_output
 from sst2.utils.errors import exit_codes
 from sst2.utils.logs import start_logging
 
-PROGRAM = "python -m sst2.prefetch"
+PROGRAM = "sst2 prefetch"
 
 
 def main(settings: Settings) -> None:

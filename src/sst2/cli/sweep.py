@@ -1,8 +1,8 @@
 """Run trials of many settings, and test the best of them against a baseline on fresh seeds.
 
-    python -m sst2.sweep space.yaml                                          # here, one run after another
-    python -m sst2.sweep space.yaml -- --multi_gpu --num_processes 4         # likewise, each by sst2.launch
-    python -m sst2.sweep space.yaml --slurm -- --gpus-per-node 1             # as job arrays; what follows is sbatch's
+    sst2 sweep space.yaml                                          # here, one run after another
+    sst2 sweep space.yaml -- --multi_gpu --num_processes 4         # likewise, each by sst2 launch
+    sst2 sweep space.yaml --slurm -- --gpus-per-node 1             # as job arrays; what follows is sbatch's
 
 The same command once more goes on with what has not finished. docs/sweep.md says what space.yaml may hold.
 """
@@ -26,9 +26,9 @@ from sst2.utils.errors import EXIT_FAILED, StopRequestedError, UserError, exit_c
 if TYPE_CHECKING:
     from sst2.sweeps.report import Report
 
-PROGRAM = "python -m sst2.sweep"
+PROGRAM = "sst2 sweep"
 SAYS = "Run trials of many settings, and test the best of them against a baseline on fresh seeds"
-REST = "what follows -- goes to python -m sst2.launch, which starts each run then, or, with --slurm, to sbatch"
+REST = "what follows -- goes to sst2 launch, which starts each run then, or, with --slurm, to sbatch"
 
 
 def main(argv: list[str]) -> None:
@@ -164,7 +164,7 @@ def project_folder() -> Path:
 
 
 def _say_now(text: str) -> None:
-    say(f"sst2.sweep: {text}")
+    say(f"sst2 sweep: {text}")
     flush()
 
 

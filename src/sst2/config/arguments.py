@@ -115,7 +115,7 @@ def given_yaml(settings: Settings) -> str:
 
 
 def resolved_yaml(settings: Settings) -> str:
-    """The value of every setting, for people and for `sst2.compare`: `resolved.yaml`."""
+    """The value of every setting, for people and for `sst2 compare`: `resolved.yaml`."""
     values = settings.values()
     return _to_yaml(RESOLVED_MARK, {name: value for name, value in values.items() if name not in OF_ONE_START})
 

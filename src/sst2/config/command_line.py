@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that `--help` and a wrong flag answer at once
 
 import argparse
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -33,12 +33,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def hint(self, word: str) -> str:
         """What an unknown flag may have meant: after a comma, or nothing."""
-        name = word.lstrip("-").replace("-", "_")
-        if name in self._other_names:
-            return f", here it is {self._other_names[name]}"
         flags = [action.dest for action in self._actions if action.option_strings]
-        match = difflib.get_close_matches(name, flags, n=1)
-        return f", did you mean --{match[0]}?" if match else ""
+        return flag_hint(word, flags, self._other_names)
 
     def print_help(self, file: Any = None) -> None:
         """Print the help, also to a reader that goes: no mistake, as later versions of argparse have it."""
@@ -47,8 +43,22 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError, where argparse would print its usage and end the process."""
-        kind, _, unknown = message.partition("unrecognized arguments: ")
-        if not kind and unknown:
-            flag = (unknown.split() or [repr(unknown)])[0].split("=")[0]  # what follows may be a token
-            message = f"{flag} is not a flag{self.hint(flag)}"
-        raise UserError(f"{message}; --help lists all flags")
+        raise UserError(mistake_in_words(message, self.hint))
+
+
+def mistake_in_words(message: str, hint: Callable[[str], str]) -> str:
+    """What argparse says of a mistake, on one line, where a flag is unknown with what `hint` says of it."""
+    kind, _, unknown = message.partition("unrecognized arguments: ")
+    if not kind and unknown:
+        flag = (unknown.split() or [repr(unknown)])[0].split("=")[0]  # what follows may be a token
+        message = f"{flag} is not a flag{hint(flag)}"
+    return f"{message}; --help lists all flags"
+
+
+def flag_hint(word: str, flags: Sequence[str], other_names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What an unknown flag may have meant, of the flags that there are or by its name elsewhere: after a comma."""
+    name = word.lstrip("-").replace("-", "_")
+    if name in other_names:
+        return f", here it is {other_names[name]}"
+    match = difflib.get_close_matches(name, flags, n=1)
+    return f", did you mean --{match[0]}?" if match else ""

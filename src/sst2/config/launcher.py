@@ -11,7 +11,7 @@ import psutil
 
 from sst2.utils.errors import UserError
 
-LAUNCH = "SST2_LAUNCH"  # a number of its own, by which python -m sst2.launch tells processes that it restarts who began
+LAUNCH = "SST2_LAUNCH"  # a number of its own, by which sst2 launch tells processes that it restarts who began
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # which accelerate reads
 START_SEVERAL = (
@@ -21,7 +21,7 @@ START_SEVERAL = (
 
 
 def job_id() -> str:
-    """Of a job that may start many times: SLURM's, or that of `python -m sst2.launch --max_restarts`; empty if none."""
+    """Of a job that may start many times: SLURM's, or that of `sst2 launch --max_restarts`; empty if none."""
     return os.environ.get("SST2_BATCH_JOB") or os.environ.get(LAUNCH, "")
 
 
@@ -122,9 +122,18 @@ def threads_are_chosen() -> bool:
         return "OMP_NUM_THREADS" in os.environ
     with suppress(psutil.Error, OSError):
         parent = psutil.Process(os.getppid())
-        flags = [word.split("=")[0].replace("-", "_") for word in parent.cmdline()]
+        flags = [word.split("=")[0].replace("-", "_") for word in launcher_words()]
         return "OMP_NUM_THREADS" in parent.environ() or "__num_cpu_threads_per_process" in flags
     return False
+
+
+def launcher_words() -> list[str]:
+    """The launcher's own command line, without the script and what follows it; empty where it cannot be read."""
+    with suppress(psutil.Error, OSError):
+        words: list[str] = psutil.Process(os.getppid()).cmdline()
+        scripts = (place for place, word in enumerate(words) if word.endswith("train_sst2.py"))
+        return words[: next(scripts, None)]
+    return []
 
 
 @dataclass(frozen=True)

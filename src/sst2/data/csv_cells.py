@@ -42,7 +42,7 @@ def predictions_header(label_names: Sequence[str]) -> list[str]:
 
 
 def answers_header(label_names: Sequence[str], top_k: int | None = None, explained: bool = False) -> list[str]:
-    """The columns of `python -m sst2.predict --format csv`, with the `top_k` likeliest classes in place of each one."""
+    """The columns of `sst2 predict --format csv`, with the `top_k` likeliest classes in place of each one."""
     columns = probability_columns(label_names)
     if top_k is not None:
         columns = [column for rank in range(1, top_k + 1) for column in (f"class_{rank}", f"{_PROBABILITY}{rank}")]

@@ -8,6 +8,7 @@ sends must come at a speed that leads to an end.
 import errno
 import logging
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
+from sst2.utils.console import Progress
 from sst2.utils.errors import DISK_ERRORS, UserError, first_line, is_out_of_memory
 from sst2.utils.redaction import redact
 
@@ -33,6 +35,10 @@ ANSWER_TIMEOUT = 15.0  # seconds until its first answer must be complete
 SLOWEST = 1024.0  # bytes a second of a download that is waited for, a mean over SLOW_FOR
 SLOW_FOR = 30.0  # seconds
 
+OF_MODEL = (".safetensors", ".json", ".txt", ".model")  # suffixes of files that are read of a model
+OF_DATA = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".zip", ".gz")
+
+_told: set[tuple[str, str]] = set()  # of which the log has said how large they are
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNWRITABLE = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM}
 _T = TypeVar("_T")
@@ -43,13 +49,15 @@ class SlowHubError(Exception):
 
 
 @contextmanager
-def reading_from_hub(flag: str, name: str, kind: str, revision: str) -> Iterator[None]:
+def reading_from_hub(flag: str, name: str, kind: str, revision: str, config_name: str | None = None) -> Iterator[None]:
     """Around code that loads `name` from the hub or a folder: its failures become a `UserError` that names `flag`.
 
-    The hub is not asked for a local folder. `kind` is `model` or `dataset`, `revision` a branch, tag or commit.
+    The hub is not asked for a local folder. `kind` is `model` or `dataset`, `revision` a branch, tag or commit, and
+    `config_name` that of a data set. What is going to be downloaded is said before, with its size.
     """
     if not Path(name).is_dir():
-        _find_on_hub(flag, name, kind, revision)
+        if found := _find_on_hub(flag, name, kind, revision):
+            _tell_size(found, name, kind, config_name)
         require_speed()
     try:
         yield
@@ -117,32 +125,68 @@ def require_speed() -> None:
 
 def _watch(response: Any) -> None:
     """To be called with a response of httpx, which huggingface_hub 2 has as httpx2, before its body is read."""
-    response.iter_raw = lambda *size, read=response.iter_raw: _at_speed(read(*size))
+    length = response.headers.get("Content-Length", "")
+    total = int(length) if length.isdecimal() else None
+    response.iter_raw = lambda *size, read=response.iter_raw: _at_speed(read(*size), total)
 
 
-def _at_speed(parts: Iterator[bytes]) -> Iterator[bytes]:
+def _at_speed(parts: Iterator[bytes], total: int | None) -> Iterator[bytes]:
     received, waited = 0, 0.0
+    # on a terminal the libraries show a bar of their own
+    bar = Progress(total=total, desc="downloading", unit=" bytes", hidden=sys.stderr is None or sys.stderr.isatty())
     while True:
         started = time.perf_counter()
         part = next(parts, None)
         waited += time.perf_counter() - started  # for the network alone: a slow disk is not the hub's fault
         received += len(part or b"")
+        bar.update(len(part or b""))
         if waited > SLOW_FOR:
             if received < SLOWEST * waited:
                 raise SlowHubError(f"{received / waited:.0f} bytes a second")
             received, waited = 0, 0.0
         if part is None:
+            bar.close()
             return
         yield part
 
 
-def _find_on_hub(flag: str, name: str, kind: str, revision: str) -> None:
-    """Ask the hub for a repository. Where it does not answer, or something else does, go offline."""
-    if huggingface_hub.is_offline_mode():
+def _tell_size(found: Any, name: str, kind: str, config_name: str | None) -> None:
+    """Say what is going to be downloaded, once, where the hub tells how large its files are.
+
+    Of a model these are weights, configuration and tokenizer; of a data set the files of the configuration.
+    """
+    if (name, found.sha) in _told:
         return
+    _told.add((name, found.sha))
+    sizes = {file.rfilename: file.size for file in found.siblings or []}
+    if kind == "model":
+        wanted = [file for file in sizes if "/" not in file and Path(file).suffix in OF_MODEL]
+    else:
+        folder = f"{config_name}/"
+        wanted = [file for file in sizes if file.startswith(folder)] or [f for f in sizes if Path(f).suffix in OF_DATA]
+    missing = [
+        file
+        for file in wanted
+        if not isinstance(huggingface_hub.try_to_load_from_cache(name, file, repo_type=kind, revision=found.sha), str)
+    ]
+    if missing and None not in (known := [sizes[file] for file in missing]):
+        what = f"{len(missing)} files" if len(missing) > 1 else missing[0]
+        size = f"{sum(known) / 1e6:,.1f} MB" if sum(known) >= 1e5 else f"{sum(known) / 1e3:,.1f} kB"
+        logger.info("%s %s: downloading %s, %s, to %s", kind, name, what, size, huggingface_hub.constants.HF_HUB_CACHE)
+
+
+def _find_on_hub(flag: str, name: str, kind: str, revision: str) -> Any:
+    """Ask the hub for a repository. Where it does not answer, or something else does, go offline.
+
+    Returns:
+        Its answer, with the sizes of files; None without one.
+    """
+    if huggingface_hub.is_offline_mode():
+        return None
     try:
-        ask = partial(huggingface_hub.HfApi().repo_info, name, repo_type=kind, revision=revision, timeout=TIMEOUT)
-        answer_in_time(ask)
+        api = huggingface_hub.HfApi()
+        ask = partial(api.repo_info, name, repo_type=kind, revision=revision, timeout=TIMEOUT, files_metadata=True)
+        return answer_in_time(ask)
     except RevisionNotFoundError:
         raise UserError(f"{flag} {name} has no revision {revision} on the hub: give a branch, tag or commit") from None
     except RepositoryNotFoundError:
@@ -156,6 +200,7 @@ def _find_on_hub(flag: str, name: str, kind: str, revision: str) -> None:
         # What HF_HUB_OFFLINE=1 does at start; the libraries look here at every request.
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
+        return None
 
 
 def in_words(error: Exception) -> str:

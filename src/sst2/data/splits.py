@@ -188,7 +188,7 @@ def _from_dataset(settings: Settings) -> dict[str, Dataset]:
             raise UserError(f"--dataset_name {name} was not written by save_to_disk: {first_line(error)}") from None
     else:
         config_name, revision = settings.dataset_config_name, settings.dataset_revision
-        with reading_from_hub("--dataset_name", name, "dataset", revision):
+        with reading_from_hub("--dataset_name", name, "dataset", revision, config_name):
             try:
                 loaded = datasets.load_dataset(name, config_name, revision=revision)
             except ValueError as error:

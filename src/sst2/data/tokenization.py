@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sst2.data.mapped_dataset import batches_of_sentences
 from sst2.utils.atomic_folder import write_atomic_folder
 from sst2.utils.checksums import damage_of
+from sst2.utils.console import Progress
 from sst2.utils.errors import UserError
 from sst2.utils.file_system import wait_for_lock
 from sst2.utils.removal import discard, put_aside
@@ -131,7 +131,7 @@ def _write(data: "Dataset", encoder: Tokenizer, check_stop: Callable[[], object]
     with (
         (folder / INPUT_IDS).open("wb") as ids_file,
         (folder / OFFSETS).open("wb") as offsets_file,
-        tqdm(total=len(data), desc="Tokenizing", unit=" sentences", unit_scale=True, disable=None) as bar,
+        Progress(total=len(data), desc="tokenizing", unit=" sentences", unit_scale=True) as bar,
     ):
         offsets_file.write(bytes(8))
         for batch in batches_of_sentences(data):

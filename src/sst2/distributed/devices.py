@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sst2.config.launcher import is_set
+from sst2.config.launcher import is_set, launched_by, launcher_words
 
 # By which libraries compute float32 products with fewer digits than float32 has, and the values that do not say so.
 _LOOSE_FLOAT32 = {
@@ -37,6 +37,25 @@ def overlooks_gpus(devices: Path = Path("/dev")) -> bool:
     """Whether there are NVIDIA GPUs that torch does not see and that nobody has hidden."""
     is_meant = is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ
     return not (is_meant or torch.cuda.is_available()) and any(devices.glob("nvidia[0-9]*"))
+
+
+def gpu_flags_of_launcher() -> str:
+    """What the launcher was given for GPUs though there is none, unless somebody has hidden them: to be warned of.
+
+    Returns:
+        The configuration or the flag; empty where nothing asked for a GPU, or there is one.
+    """
+    is_meant = is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ
+    if is_meant or torch.accelerator.is_available() or launched_by() == "python":
+        return ""
+    words = launcher_words()
+    for place, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        if flag in ("--config_file", "--config-file"):
+            return value or "".join(words[place + 1 : place + 2])
+        if flag in ("--multi_gpu", "--multi-gpu", "--gpu_ids", "--gpu-ids"):
+            return flag
+    return ""
 
 
 def loosens_float32() -> str:

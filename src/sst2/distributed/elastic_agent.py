@@ -151,7 +151,7 @@ class RestartingAgent(LocalElasticAgent):
         telling = {rank: code for rank, code in codes.items() if code != EXIT_FAILED} or codes
         why = ", ".join(f"rank {rank}: {in_words(code)}" for rank, code in sorted(telling.items()))
         count = f"{self._attempt + 1} of {self._worker_group.spec.max_restarts}"
-        print_line(f"sst2.launch: {why or 'a rank of another machine has failed'}: restart {count} of all ranks")
+        print_line(f"sst2 launch: {why or 'a rank of another machine has failed'}: restart {count} of all ranks")
         return RunResult(state=WorkerState.FAILED, failures=result.failures)
 
 

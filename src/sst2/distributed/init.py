@@ -20,7 +20,13 @@ from sst2.config.flag_groups import Precision
 from sst2.config.launcher import START_SEVERAL, Launcher, forget_leftovers, is_set, read_launcher
 from sst2.config.settings import Settings
 from sst2.distributed.cpu import keep_memory, use_all_cores
-from sst2.distributed.devices import computes_on_cpu, loosens_float32, overlooks_gpus, runs_on_cpu
+from sst2.distributed.devices import (
+    computes_on_cpu,
+    gpu_flags_of_launcher,
+    loosens_float32,
+    overlooks_gpus,
+    runs_on_cpu,
+)
 from sst2.distributed.precision import choose_precision
 from sst2.distributed.rendezvous import all_reduce_check, rendezvous, word_of_main
 from sst2.models.upload import require_hub_login
@@ -88,6 +94,12 @@ def init_distributed(
     if overlooks_gpus():
         logger.warning(
             "this host has NVIDIA GPUs and torch sees none: check the driver, torch's build and SLURM's flags"
+        )
+    elif gpu_flags := gpu_flags_of_launcher():
+        logger.warning(
+            "%s is for GPUs, and there is none here: the run computes on the CPU. If that is meant, set "
+            "CUDA_VISIBLE_DEVICES= (empty), or give accelerate_configs/single_cpu.yaml or multi_cpu.yaml",
+            gpu_flags,
         )
     if loose := loosens_float32():
         logger.warning("%s is set: products of float32 numbers have fewer digits than float32", loose)

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def in_words(metrics: dict[str, Any], split: str) -> str:
     return (
         f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), {name} {metrics[name]:.4f}, "
         f"loss {metrics['loss']:.4f} on {metrics['count']} {split} sentences"
+    )
+
+
+def final_in_words(metrics: dict[str, Any]) -> str:
+    """What a run has come to, of what `metrics.json` holds, in a line for somebody who asks how good the model is."""
+    low, high = (100 * bound for bound in metrics["accuracy_ci95"])
+    took = timedelta(seconds=round(metrics["seconds"]))
+    return (
+        f"accuracy {100 * metrics['accuracy']:.1f} % on {metrics['count']} {metrics['split']} sentences (95 % interval "
+        f"{low:.1f} to {high:.1f} %), with the weights after step {metrics['step']}; training took {took}"
     )
 
 

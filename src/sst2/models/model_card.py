@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sst2.config.class_names import in_words
+from sst2.config.class_names import in_words, order_of_classes
 from sst2.config.flag_groups import DEFAULT_MODEL, LABEL_NAMES, SAMPLE
 from sst2.config.settings import Settings, is_path
 
@@ -48,7 +48,7 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int, ar
         "\n".join([*header, "---", f"# {settings.run_dir.name}"]),
         f"{architecture} for {what}: {in_words(settings.label_names, 'or')}. Fine-tuned from {model}.",
         "```python\nfrom transformers import pipeline",
-        'pipeline("sentiment-analysis", "PATH_OR_NAME_OF_THIS_MODEL")("a gripping, funny film")\n```',
+        f'pipeline("text-classification", "PATH_OR_NAME_OF_THIS_MODEL")("{example_sentence(settings.label_names)}")\n```',
         "## Data",
         f"{dataset}: trained on {train_count} sentences, evaluated on {metrics['count']} ({metrics['split']}).",
         "## Evaluation",
@@ -60,6 +60,11 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int, ar
         "\n".join(["| setting | value |", "|---|---|", *recipe]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def example_sentence(label_names: Sequence[str]) -> str:
+    """What a card classifies to show the model's use: never a sentence of the data, which may be private."""
+    return "a gripping, funny film" if order_of_classes(label_names, LABEL_NAMES) else "a sentence of your own"
 
 
 def _table_of_classes(per_class: dict[str, dict[str, float]]) -> list[str]:

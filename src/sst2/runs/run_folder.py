@@ -34,7 +34,7 @@ class RunFolder:
         self.samples = path / "samples.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
-        self.onnx = path / "onnx"  # made of it by python -m sst2.export
+        self.onnx = path / "onnx"  # made of it by sst2 export
         self.metrics = path / "metrics.json"
         self.predictions = path / "predictions.csv"
         self.log = path / "train.log"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sst2.checkpoints.folders import checkpoint_name
-from sst2.evaluation.predictions import in_words, write_predictions
+from sst2.evaluation.predictions import final_in_words, in_words, write_predictions
 from sst2.models.architecture import display_name
 from sst2.models.export import Export
 from sst2.models.model_card import model_card
@@ -53,8 +53,10 @@ def write_results(
     write_predictions(run.predictions, [(splits[name], logits) for name, (_, logits) in evaluations.items()])
     write_json(run.metrics, metrics)  # last: it says that the run has finished
     trainer.tracker.note_end(step, f"finished: {in_words(metrics, split.name)}")
-    logger.info("final: %s", in_words(metrics, split.name))
-    logger.info("metrics %s, model %s, curves: tensorboard --logdir %s", run.metrics, run.model, run.path.parent)
+    logger.info("final: %s", final_in_words(metrics))
+    logger.info("all metrics: %s", run.metrics)
+    logger.info("model: %s", run.model)
+    logger.info("curves: tensorboard --logdir %s", run.path.parent)
     if settings.push_to_hub:
         logger.info("uploaded to %s", push_to_hub(run.model, settings.hub_model_id or run.path.name))
 

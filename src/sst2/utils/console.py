@@ -5,19 +5,27 @@ Nothing heavy is imported here: signals must be caught before the seconds that i
 
 import io
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, NoReturn
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
+
+from tqdm import tqdm
 
 from sst2.utils.errors import UserError
+
+_LOGGER = logging.getLogger("sst2.progress")
+_T = TypeVar("_T")
 
 EXIT_NO_READER = 141  # what a shell says of programs that SIGPIPE has ended
 WIDTH = 1 << 20  # columns of a table's longest line
 WIDTH_OF_FILES = 120  # columns of a table that is printed to a file or a pipe, unless COLUMNS says otherwise
+LINE_EVERY = 30.0  # seconds between lines that say how far something has come, where there is no terminal
 GAP = 2  # columns between those of a fitted table
 SHORTEST = 9  # columns that words and names are left with where no other column can be left out
 
@@ -54,19 +62,20 @@ def standard_output() -> Iterator[None]:
         flush()
 
 
-def keep_off_standard_output(logger: str) -> None:
-    """Have a library's logger write to standard error, also where the library is imported later.
+def restrain_deepspeed() -> None:
+    """Have DeepSpeed's logger write to standard error, and not complain of machines without a GPU; before its import.
 
-    DeepSpeed's writes to standard output, which is for what a command prints.
+    It writes to standard output, which is for what a command prints, and accelerate imports it where it is installed.
     """
+    logger = logging.getLogger("DeepSpeed")
 
-    def redirect(_: logging.LogRecord) -> bool:  # which a logger asks before its handlers
-        for handler in logging.getLogger(logger).handlers:
+    def admit(record: logging.LogRecord) -> bool:  # which a logger asks before its handlers
+        for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
                 handler.setStream(sys.stderr)
-        return True
+        return "Setting accelerator to CPU" not in record.getMessage()
 
-    logging.getLogger(logger).addFilter(redirect)
+    logger.addFilter(admit)
 
 
 def say(text: str) -> None:
@@ -75,6 +84,44 @@ def say(text: str) -> None:
         print(text)
     except OSError as error:
         give_up(error)
+
+
+class Progress(tqdm):  # type: ignore[type-arg] # which is generic in its stubs alone
+    """How far something has come, and the time that is left: a bar on a terminal, elsewhere a line every half minute.
+
+    The lines are log lines of the project, so that they also stand in a run's log file, dated. What takes no half
+    minute says nothing there.
+
+    Args:
+        iterable: what is gone through; `update` counts where there is none.
+        desc: what is done.
+        hidden: whether this process says nothing of it, as all ranks but one.
+        options: of tqdm.
+    """
+
+    def __init__(
+        self, iterable: Iterable[_T] | None = None, desc: str = "", hidden: bool = False, **options: Any
+    ) -> None:
+        self._in_lines = sys.stderr is None or not sys.stderr.isatty()
+        if self._in_lines:  # tqdm's own output goes nowhere
+            options |= {"file": io.StringIO(), "mininterval": LINE_EVERY, "maxinterval": math.inf, "miniters": 1}
+        super().__init__(iterable, desc=desc, disable=hidden, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw the bar, or log a line: between the first and the last, which say nothing new."""
+        if not self._in_lines:
+            super().display(msg, pos)
+        elif msg is None and self.n and self.n != self.total:
+            _LOGGER.info("%s", self._line())
+
+    def _line(self) -> str:
+        unit = self.format_dict["unit"].strip()
+        of = f"{self.n:,} {unit}"
+        if not self.total:
+            return f"{self.desc}: {of}"
+        left = self.format_dict["elapsed"] * (self.total - self.n) / (self.n - self.initial or 1)
+        of = f"{self.n:,} of {self.total:,} {unit} ({100 * self.n / self.total:.0f} %)"
+        return f"{self.desc}: {of}, {timedelta(seconds=round(left))} left"
 
 
 def table(rows: Iterable[Sequence[str]], markdown: bool = False) -> str:

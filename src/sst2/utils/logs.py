@@ -11,7 +11,7 @@ import datasets
 import huggingface_hub
 import transformers
 
-from sst2.utils.console import keep_off_standard_output
+from sst2.utils.console import restrain_deepspeed
 from sst2.utils.errors import StopRequestedError, TrainingDivergedError, first_line
 from sst2.utils.file_system import BestEffort
 from sst2.utils.redaction import redact_logging
@@ -34,9 +34,7 @@ def start_logging(is_main: bool, dated: bool = False) -> None:
     transformers.logging.set_verbosity_error()  # a new head is what this project is about, no reason to warn
     _show_library_bars(is_main and sys.stderr.isatty())
     redact_logging()
-    # transformers imports DeepSpeed where it is installed, and that complains of every machine without a GPU
-    keep_off_standard_output("DeepSpeed")
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    restrain_deepspeed()  # which transformers imports
     # of DeepSpeed's calls in torch 2.13: some in every step
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)
     threading.excepthook = _report

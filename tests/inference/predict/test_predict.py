@@ -97,7 +97,7 @@ def test_answers_are_the_stock_models_in_the_order_of_the_input(
     file = write_sentences(tmp_path / f"sentences{suffix}", sentences)
     code, out, said = run(tiny_classifier, "--file", file, "--output", tmp_path / "answers.csv")
     assert (code, out) == (0, "")
-    assert said == "python -m sst2.predict: 1 sentences have more than 512 tokens, their ends are cut off\n"
+    assert said == "sst2 predict: 1 sentences have more than 512 tokens, their ends are cut off\n"
     with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as stream:
         rows = [*csv.DictReader(stream)]
     assert [*rows[0]] == ["prediction", "probability_positive", "sentence"]
@@ -143,7 +143,7 @@ def test_a_run_stands_for_its_model_and_max_length_cuts(
     (tmp_path / "run" / "config.yaml").write_text(MARK + "\n")
     assert run(tmp_path / "run", "x")[::2] == (
         2,
-        f"python -m sst2.predict: error: MODEL {tmp_path}/run is a run that has not finished: it has no model yet\n",
+        f"sst2 predict: error: MODEL {tmp_path}/run is a run that has not finished: it has no model yet\n",
     )
     shutil.copytree(tiny_classifier, tmp_path / "run" / "model")
     _, whole, _ = run(tmp_path / "run", LONG, "--format", "jsonl")
@@ -164,7 +164,7 @@ def test_names_of_the_classes_are_the_models_own(run: Run, tiny_classifier: Path
     assert after["probability_positive"] == pytest.approx(1 - before["probability_positive"], abs=1e-5)
     config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
     (folder / "config.json").write_text(json.dumps(config))
-    told = "python -m sst2.predict: no class of the model is named POSITIVE: probability_positive is that of LABEL_1\n"
+    told = "sst2 predict: no class of the model is named POSITIVE: probability_positive is that of LABEL_1\n"
     assert run(folder, "fine", "--format", "csv")[2] == told
     assert run(folder, "fine", "--format", "text")[2] == ""
 

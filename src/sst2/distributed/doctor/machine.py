@@ -6,7 +6,7 @@ import platform
 import socket
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,12 +37,14 @@ class Check:
     Attributes:
         advice: on what is not as it should be; empty where all is well.
         is_fatal: whether a run would fail.
+        gain: what is to be won here, and the flag that does it; empty where it is nothing.
     """
 
     what: str
     value: str
     advice: str = ""
     is_fatal: bool = False
+    gain: str = ""
 
     @property
     def verdict(self) -> str:
@@ -56,11 +58,22 @@ def check_machine(accelerator: Accelerator) -> Iterator[Check]:
     yield from _processes(accelerator)
     chosen, reason = choose_precision("auto")
     advice = "16-bit arithmetic would gain nothing here" if chosen == "no" else ""
-    yield Check("--mixed_precision auto", f"{chosen} ({reason})", advice)
+    gain = f"{reason}: --mixed_precision auto" if chosen != "no" else ""
+    yield Check("--mixed_precision auto", f"{chosen} ({reason})", advice, gain=gain)
     yield _threads()
     if accelerator.num_processes > 1 and distributed.is_initialized():
         yield from _all_reduce(accelerator)
     yield _hub()
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """What all checks come to, and what to do, in a line."""
+    bad, notes = ([check.what for check in checks if check.verdict == kind] for kind in ("BAD", "note"))
+    if bad:
+        return f"verdict: a run would fail here: mend {', '.join(bad)} first, as the advice beside BAD says"
+    told = [check.gain for check in checks if check.gain]
+    told += [f"look at the advice on {', '.join(notes)}"] if notes else []
+    return "; ".join(["verdict: a run will work here", *told])
 
 
 def _versions() -> Iterator[Check]:

@@ -1,1 +1,1 @@
-"""What `python -m sst2.export` alone needs: a trained model as ONNX, for machines without torch."""
+"""What `sst2 export` alone needs: a trained model as ONNX, for machines without torch."""

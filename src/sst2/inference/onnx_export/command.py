@@ -1,7 +1,7 @@
 """Export a trained classifier for machines without torch.
 
-    python -m sst2.export runs/NAME --format onnx
-    python -m sst2.export runs/NAME --format onnx --int8 --validation_file dev.tsv
+    sst2 export runs/NAME --format onnx
+    sst2 export runs/NAME --format onnx --int8 --validation_file dev.tsv
 
 Writes a folder with the model as ONNX, in float32 and with `--int8` quantized as well, tokenizer, configuration, a card
 and all figures as JSON. It appears only after its logits were compared with torch's.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-PROGRAM = "python -m sst2.export"
+PROGRAM = "sst2 export"
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sst2.data.mapped_dataset import labels_of
 from sst2.data.sample import sample_sentences
 from sst2.inference.onnx_export.latency import measure_latency
 from sst2.inference.onnx_export.onnx_model import INPUTS, Classify, Inputs
+from sst2.utils.console import Progress
 from sst2.utils.errors import UserError
 
 PROBES = 128  # sentences of the sample, to be classified where there is no file
@@ -120,15 +120,16 @@ def figures_of(
         rows = np.linspace(0, len(sentences) - 1, size * calls).round().astype(int).reshape(calls, size)
         batches = [padded(tokenizer, [sentences[row] for row in batch]) for batch in rows]
         tokens = float(np.mean([inputs["attention_mask"].sum(axis=1).mean() for inputs in batches]))
-        for name, latency in measure_latency(
-            {n: variant.classify for n, variant in variants.items()}, batches, rounds
-        ).items():
+        classifiers = {name: variant.classify for name, variant in variants.items()}
+        with Progress(total=rounds, desc=f"measuring latency, batch {size}", unit=" rounds") as bar:
+            latencies = measure_latency(classifiers, batches, rounds, bar.update)
+        for name, latency in latencies.items():
             figures[name][f"batch_{size}"] = latency | {"tokens_of_a_sentence": tokens}
     return figures
 
 
 def _logits(name: str, classify: Classify, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> np.ndarray:
-    bar = tqdm(sentences, desc=name, unit=" sentences", disable=None)  # none without a terminal
+    bar = Progress(sentences, f"classifying by {name}", unit=" sentences")
     logits = np.concatenate([classify(padded(tokenizer, [sentence])) for sentence in bar])
     if not np.isfinite(logits).all():
         raise RuntimeError("the exported model gives logits that are not finite: nothing was written")

@@ -1,16 +1,14 @@
 """The folder of an ONNX export: written, compared with torch, and described in `README.md` and `export.json`."""
 
 import importlib.metadata
+import logging
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sst2.config.class_names import names_in_order, positive_class
@@ -30,6 +28,8 @@ from sst2.models.architecture import display_name
 from sst2.models.loading import num_bytes
 from sst2.utils.atomic_file import write_json
 
+logger = logging.getLogger(__name__)
+
 TOLERANCES = {"onnx_float32": TOLERANCE, "onnx_int8": float("inf")}
 PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers")
 
@@ -37,14 +37,6 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch", "transformers")
 def versions() -> dict[str, str]:
     """Of what writes and runs the models."""
     return {package: importlib.metadata.version(package) for package in PACKAGES}
-
-
-@contextmanager
-def _says(what: str) -> Iterator[None]:
-    """Have a terminal show what takes seconds, and how many it took. Nothing is said to a file or pipe."""
-    with tqdm(total=1, desc=what, bar_format="{desc}: {elapsed}", disable=None) as bar:
-        yield
-        bar.update()
 
 
 def write_files(
@@ -79,11 +71,12 @@ def write_files(
     batches, threads = probe_batches(tokenizer), torch.get_num_threads()
     variants = {REFERENCE: Variant(torch_classifier(model), num_bytes(model))}
     require_finite(variants[REFERENCE].classify, batches)
-    with _says("writing the ONNX model"):
-        write_onnx(model, folder / FILES["onnx_float32"])
+    steps = iter(range(1, 3 + int8))
+    logger.info("%d of %d: writing the ONNX model", next(steps), 2 + int8)
+    write_onnx(model, folder / FILES["onnx_float32"])
     if int8:
-        with _says("quantizing it to int8"):
-            quantize(folder / FILES["onnx_float32"], folder / FILES["onnx_int8"])
+        logger.info("%d of %d: quantizing it to int8", next(steps), 2 + int8)
+        quantize(folder / FILES["onnx_float32"], folder / FILES["onnx_int8"])
     differences = {}
     for name in [*FILES][: 1 + int8]:
         file = folder / FILES[name]
@@ -91,8 +84,9 @@ def write_files(
         differences[name] = require_same_logits(
             variants[REFERENCE].classify, variants[name].classify, batches, TOLERANCES[name]
         )
-    with _says("measuring accuracy and latency" if data else "measuring latency"):
-        figures = figures_of(variants, tokenizer, data and data[1], positive=positive_class(labels))
+    measured = "accuracy and latency" if data else "latency"
+    logger.info("%d of %d: measuring %s", next(steps), 2 + int8, measured)
+    figures = figures_of(variants, tokenizer, data and data[1], positive=positive_class(labels))
     report = {
         "model": title,
         "architecture": display_name(model.config),

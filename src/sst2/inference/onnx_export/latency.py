@@ -11,7 +11,10 @@ PERCENTILES = (5, 50, 95)
 
 
 def measure_latency(
-    classifiers: Mapping[str, Callable[[Any], object]], batches: Sequence[Any], rounds: int
+    classifiers: Mapping[str, Callable[[Any], object]],
+    batches: Sequence[Any],
+    rounds: int,
+    round_done: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of a call, by classifier: `median_ms`, 5th and 95th percentile `p5_ms`, `p95_ms`, number of `calls`.
 
@@ -27,6 +30,7 @@ def measure_latency(
                 started = time.perf_counter()
                 classify(batch)
                 seconds[name].append(time.perf_counter() - started)
+        round_done()
     figures = {}
     for name, taken in seconds.items():
         low, median, high = (float(value) * 1e3 for value in np.percentile(taken, PERCENTILES))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sst2.config.class_names import in_words
+from sst2.models.model_card import example_sentence
 
 FILES = {"onnx_float32": "model.onnx", "onnx_int8": "model_int8.onnx"}  # by form
 NAMES = {"torch_float32": "torch, float32", "onnx_float32": "ONNX, float32", "onnx_int8": "ONNX, int8"}
@@ -20,7 +21,7 @@ tokenizer = Tokenizer.from_file("tokenizer.json")
 tokenizer.enable_truncation({max_length})
 session = onnxruntime.InferenceSession("{file}")
 
-encoded = tokenizer.encode("a gripping, funny film")
+encoded = tokenizer.encode("{example}")
 inputs = {{"input_ids": np.array([encoded.ids]), "attention_mask": np.array([encoded.attention_mask])}}
 (logits,) = session.run(["logits"], inputs)
 print({labels}[logits[0].argmax()])
@@ -36,7 +37,9 @@ def onnx_card(report: dict[str, Any]) -> str:
         f"# {report['model']}, ONNX",
         f"A {architecture} classifier with the classes {in_words(labels)}. It needs onnxruntime 1.20 or later and "
         "tokenizers, neither torch nor transformers. In this folder:",
-        USAGE.format(max_length=report["max_length"], file=file, labels=tuple(labels)),
+        USAGE.format(
+            max_length=report["max_length"], file=file, labels=tuple(labels), example=example_sentence(labels)
+        ),
         f"ONNX opset {report['opset']}; inputs `input_ids` and `attention_mask`, int64, (sentences, length), checked "
         f"with up to {report['max_length']} tokens; output `logits`, float32, (sentences, {len(labels)}).",
         "## Checked",

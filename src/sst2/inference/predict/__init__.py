@@ -1,1 +1,1 @@
-"""What `python -m sst2.predict` alone needs: sentences in, answers out."""
+"""What `sst2 predict` alone needs: sentences in, answers out."""

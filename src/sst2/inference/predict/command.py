@@ -1,9 +1,9 @@
 """Classify sentences with a trained model.
 
-    python -m sst2.predict runs/NAME "a gripping, funny film"
-    python -m sst2.predict runs/NAME --file reviews.csv --output answers.csv
-    zcat reviews.txt.gz | python -m sst2.predict NAME_ON_THE_HUB --format jsonl
-    python -m sst2.predict runs/NAME "a gripping, funny film" --explain --html why.html
+    sst2 predict runs/NAME "a gripping, funny film"
+    sst2 predict runs/NAME --file reviews.csv --output answers.csv
+    zcat reviews.txt.gz | sst2 predict NAME_ON_THE_HUB --format jsonl
+    sst2 predict runs/NAME "a gripping, funny film" --explain --html why.html
 
 Any number of sentences passes through in chunks, in memory that does not grow: each chunk is tokenized, sorted by
 length, classified in packed batches and answered in its order. Exit code 0; 2 for a mistake, in one line; 141 where
@@ -30,9 +30,9 @@ from sst2.evaluation.predictions import log_probabilities
 from sst2.inference.model_argument import MODEL_HELP, model_name
 from sst2.inference.predict.formatters import Answer, answer_writer
 from sst2.inference.predict.highlight import PAGE_END, page_row, page_start
-from sst2.inference.predict.inputs import chunks, sentences_of
+from sst2.inference.predict.inputs import chunks, count_sentences, sentences_of
 from sst2.inference.predict.writers import NewFile, StandardOutput, Writer
-from sst2.utils.console import flush, reserve_standard_descriptors
+from sst2.utils.console import Progress, flush, reserve_standard_descriptors
 from sst2.utils.errors import UserError, print_line
 from sst2.utils.text_files import FILE_SUFFIXES, format_of, problem_of
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # they import torch, which is not needed to answer a mistake
     from sst2.config.flag_groups import Precision
     from sst2.inference.predict.classifier import Classifier
 
-PROGRAM = "python -m sst2.predict"
+PROGRAM = "sst2 predict"
 CHUNK, CHUNK_EXPLAINED = 4096, 32  # sentences: enough to find equally long ones; few where each takes a second
 SUFFIX_FORMATS = {"": "text", ".txt": "text", ".csv": "csv", ".jsonl": "jsonl"}
 
@@ -128,8 +128,11 @@ def main(argv: Sequence[str]) -> None:
         if is_positive_told and not have_positive(classifier.labels):
             told = f"no class of the model is named POSITIVE: probability_positive is that of {classifier.labels[1]}"
             print_line(f"{PROGRAM}: {told}")
-        hidden = True if by_hand or arguments.sentences else None  # None: where stderr is no terminal
-        bar = stack.enter_context(tqdm(unit=" sentences", unit_scale=True, disable=hidden))
+        total = count_sentences(arguments.file, arguments.sentence_column) if arguments.file else None
+        hidden = by_hand or bool(arguments.sentences)
+        bar = stack.enter_context(
+            Progress(total=total, desc="classifying", unit=" sentences", unit_scale=True, hidden=hidden)
+        )
         answers = answer(chain([first], parts), classifier, arguments.explain, bar.update, class_explained)
         write(answers, classifier.labels, arguments, output, page)
     if classifier.num_cut:
