@@ -23,7 +23,18 @@ file given to `--config` has the same names without `--`. A flag with no value i
 
 Of `train_sst2.py`, `sst2 train` and `sst2 prefetch`.
 """
-TAIL = """## sst2 launch
+TAIL = """## Tab completion
+
+A shell completes commands, flags, choices and paths of `sst2` after
+
+```bash
+mkdir -p ~/.local/share/bash-completion/completions
+sst2 --print_completion bash > ~/.local/share/bash-completion/completions/sst2
+```
+
+in its next session; zsh and tcsh take `sst2 --print_completion zsh` and `tcsh`. Run it again after an update.
+
+## sst2 launch
 
 Flags of `accelerate launch`, which `sst2 launch --help` lists, then `train_sst2.py` and the flags of a run:
 `sst2 launch --multi_gpu --num_processes 4 train_sst2.py --seed 1`.

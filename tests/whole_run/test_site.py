@@ -13,20 +13,25 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.version_info < (3, 11), reason="the site is built with Python 3.11 or later"),
 ]
-FIRST = """# First
-
+LINKS = """
 [script](../train_sst2.py), [`train_sst2.py`](../train_sst2.py), [part](../README.md),
-[signals](clusters.md#signals)
+[map](architecture.md#the-map)
 """
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the docs with a first page of its own, and all that they link to."""
+    """A copy of the docs with more links on the first page, and all that they link to."""
     ignored = shutil.ignore_patterns(".*", "runs", "site", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(REPOSITORY, tmp_path / "project", ignore=ignored, symlinks=True)
-    (tmp_path / "project" / "docs" / "index.md").write_text(FIRST)
+    append(tmp_path / "project", LINKS)
     return tmp_path / "project"
+
+
+def append(project: Path, text: str) -> None:
+    """Write more on the first page."""
+    page = project / "docs" / "index.md"
+    page.write_text(f"{page.read_text()}\n{text}\n")
 
 
 def build(project: Path) -> tuple[int, str]:
@@ -42,7 +47,7 @@ def test_links_out_of_the_docs_are_mentions_until_the_repository_has_an_address(
     page = (project / "site" / "index.html").read_text()
     assert "../train_sst2.py" not in page
     assert "train_sst2.py</span></code>)" in page  # after the word script
-    assert 'href="clusters.html#signals"' in page
+    assert 'href="architecture.html#the-map"' in page
     settings = project / "pyproject.toml"
     urls = '\n[project.urls]\nRepository = "https://example.org/team/sst2"\n'
     settings.write_text(settings.read_text() + urls)
@@ -55,7 +60,7 @@ def test_links_out_of_the_docs_are_mentions_until_the_repository_has_an_address(
 def test_a_broken_link_fails_the_build(project: Path) -> None:
     broken = ("none.md", "clusters.md#none", "#none", "../none.py")
     lines = [f"[{number}]({link})" for number, link in enumerate(broken)]
-    (project / "docs" / "index.md").write_text("# First\n\n" + "\n".join([*lines, "![image](images/none.png)"]) + "\n")
+    append(project, "\n".join([*lines, "![image](images/none.png)"]))
     (project / "docs" / "left_out.md").write_text("# A page that no list has\n")
     code, warnings = build(project)
     assert code == 1
