@@ -28,11 +28,10 @@ TAIL = """## Tab completion
 A shell completes commands, flags, choices and paths of `sst2` after
 
 ```bash
-mkdir -p ~/.local/share/bash-completion/completions
 sst2 --print_completion bash > ~/.local/share/bash-completion/completions/sst2
 ```
 
-in its next session; zsh and tcsh take `sst2 --print_completion zsh` and `tcsh`. Run it again after an update.
+in its next session (the folder has to be there); zsh and tcsh take `sst2 --print_completion zsh` and `tcsh`. Run it again after an update.
 
 ## sst2 launch
 
