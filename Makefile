@@ -7,7 +7,7 @@ SLOW ?= slow and not gpu
 # A worker that crashes ends the tests: xdist waits without end for what it gives to one that takes its place.
 AT_ONCE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help demo test test-slow test-gpu test-slurm checks lint-github hooks notebook dist clean
+.PHONY: help demo test test-slow test-gpu test-slurm checks lint-github docs lock hooks notebook dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -37,7 +37,7 @@ checks: $(VENV)/installed-dev  ## ruff, mypy (tests included), import-linter, de
 	$(BIN)/shellcheck .ci/run containers/*.sh slurm/*.sh benchmarks/*.sh
 	$(BIN)/hadolint containers/Dockerfile
 
-checks: lint-github
+checks: lint-github docs
 
 lint-github: $(VENV)/installed-dev  ## workflows, issue forms, hooks and CITATION.cff; a part of make checks
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -47,6 +47,14 @@ lint-github: $(VENV)/installed-dev  ## workflows, issue forms, hooks and CITATIO
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --default-filetype yaml CITATION.cff
 	$(BIN)/zizmor --offline --quiet .
 	$(BIN)/pre-commit validate-config .pre-commit-config.yaml
+
+docs: $(VENV)/installed-dev  ## the documentation as a site, in site/; a part of make checks, which a broken link fails
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs site
+
+lock: $(VENV)/installed-dev  ## requirements.lock: what is pinned, with all that it needs, for every Python and system
+	sed -e '/^-[cr] /d' requirements.txt requirements-dev.txt | $(BIN)/uv pip compile --universal --upgrade \
+		--python-version 3.10 --no-python-downloads --no-config --no-annotate --no-emit-package sst2 --quiet \
+		--custom-compile-command "make lock" --output-file requirements.lock -
 
 hooks: $(VENV)/installed-dev  ## have git run ruff and shellcheck on every commit, and make checks before a push
 	$(BIN)/pre-commit install
@@ -62,7 +70,7 @@ dist: $(VENV)/installed-dev  ## sdist and wheel in dist/, checked, as a release 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)
 
-$(VENV)/installed: requirements.txt pyproject.toml
+$(VENV)/installed: requirements.txt requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
 	@touch $@

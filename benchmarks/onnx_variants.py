@@ -2,7 +2,7 @@
 
     python benchmarks/onnx_variants.py runs/NAME --validation_file dev.tsv --output benchmarks/results/onnx.json
 
-`python -m sst2.export` writes `onnx_float32` and `onnx_int8`. The others are what it might write: transformers' other
+`sst2 export` writes `onnx_float32` and `onnx_int8`. The others are what it might write: transformers' other
 attention, one scale for a whole matrix, weights of 8 bits, and unsigned ones. All of them take turns on the same
 sentences. Batches of 32 are evaluated as well, since quantized logits depend on the batch.
 

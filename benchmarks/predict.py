@@ -1,4 +1,4 @@
-"""How fast `python -m sst2.predict` classifies, against transformers' pipeline, and how much memory a stream takes.
+"""How fast `sst2 predict` classifies, against transformers' pipeline, and how much memory a stream takes.
 
     python benchmarks/predict.py --rounds 5 --output benchmarks/results/predict.json
 

@@ -2,7 +2,7 @@
 
     python benchmarks/restart.py --output benchmarks/results/restart.json
 
-Both runs are `train_sst2.py --smoke` under `python -m sst2.launch`, on two gloo processes, with a checkpoint every five
+Both runs are `train_sst2.py --smoke` under `sst2 launch`, on two gloo processes, with a checkpoint every five
 steps. In one of them, rank 0 and rank 1 are killed in turn. The seconds are from the kill to the first step that is
 logged again. Exit code 0 if the exported weights have the SHA-256 of those of the run that nobody disturbs.
 """

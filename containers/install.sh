@@ -3,7 +3,7 @@
 # compiler, by which Triton and torch.compile make kernels; and ip, by which slurm/node.sh finds the network interface.
 # Called by Dockerfile and sst2.def, within the image. Not to be called by hand.
 #
-#   install.sh FILE     # requirements.txt
+#   install.sh FILE     # requirements.txt, with requirements.lock beside it
 set -euo pipefail
 
 export DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1

@@ -30,7 +30,7 @@
 #   SST2_REQUEUES     how often the job may come back (100)
 #   SST2_MAX_RESTARTS how often all processes are started again within the job when one has died (0: the job fails)
 #   SST2_PROJECT      the project's folder (the one that this script was submitted from)
-#   SST2_SWEEP        folder of runs of a sweep, one for each task of the array; python -m sst2.sweep sets it
+#   SST2_SWEEP        folder of runs of a sweep, one for each task of the array; sst2 sweep sets it
 
 # shellcheck disable=SC2329 # functions that patiently calls
 set -euo pipefail

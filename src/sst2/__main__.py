@@ -1,10 +1,12 @@
 """`sst2 NAME`: all commands by one name. Each is `python -m sst2.NAME` as well, and `sst2 train` is train_sst2.py.
 
-Nothing heavy is imported here, so that `sst2 --help` answers at once.
+Nothing heavy is imported here, so that `sst2 --help` answers at once. Tab completion is a script for the shell, which
+starts no Python: `sst2 --print_completion bash` writes it, from the parsers of all commands.
 """
 
 import argparse
 import difflib
+import importlib
 import importlib.util
 import runpy
 import sys
@@ -22,6 +24,17 @@ COMMANDS = {
     "prefetch": "download, check and tokenize what a run reads, for machines without a network",
     "doctor": "say what this machine, or a job's machines, can do",
 }
+# Where the flags of a command are, unless they are a run's; launch has those of `accelerate launch`.
+_PARSERS = {
+    "predict": ("sst2.inference.predict.command", "command_parser"),
+    "export": ("sst2.inference.onnx_export.command", "command_parser"),
+    "compare": ("sst2.cli.compare", "command_parser"),
+    "sweep": ("sst2.cli.sweep", "command_parser"),
+    "doctor": ("sst2.cli.doctor", "command_parser"),
+    "launch": ("accelerate.commands.launch", "launch_command_parser"),
+}
+_SHELLS = ("bash", "zsh", "tcsh")
+_PATHS = ("FILE", "FILE.yaml", "DIR", "NAME|DIR", "auto|DIR", "RUN", "MODEL", "SPACE")  # what they stand for in help
 
 
 def main() -> None:
@@ -39,7 +52,9 @@ def main() -> None:
         print_line(f"sst2: error: {words[0]} is no command{guess} sst2 --help lists all")
         sys.exit(EXIT_USER_ERROR)
     else:
-        _parser().parse_args(words or ["--help"])
+        arguments = _parser().parse_args(words or ["--help"])
+        if arguments.print_completion:
+            print(completion(arguments.print_completion))
 
 
 def run(command: str, *words: str) -> None:
@@ -55,7 +70,42 @@ def run(command: str, *words: str) -> None:
     runpy.run_path(script.origin, run_name="__main__")
 
 
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The flags of a command; most take seconds of imports."""
+    if command in _PARSERS:
+        module, function = _PARSERS[command]
+        parser: argparse.ArgumentParser = getattr(importlib.import_module(module), function)()
+        return parser
+    from sst2.config.run_flags import FlagParser
+
+    return FlagParser(f"sst2 {command}", COMMANDS[command])
+
+
+def completion(shell: str) -> str:
+    """A script by which a shell completes commands, flags, choices and paths."""
+    import shtab
+
+    from sst2.config.command_line import names_of
+
+    parser, commands = _parsers()
+    for name, help in COMMANDS.items():
+        command = commands.add_parser(name, help=help, parents=[parser_of(name)], conflict_handler="resolve")
+        for action in command._actions:  # which argparse has no public name for
+            action.option_strings = names_of(action)
+            if action.metavar in _PATHS or action.dest == "training_script":
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    return str(shtab.complete(parser, shell))
+
+
 def _parser() -> argparse.ArgumentParser:
+    parser, commands = _parsers()
+    for name, help in COMMANDS.items():
+        commands.add_parser(name, help=help)
+    return parser
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, "argparse._SubParsersAction[argparse.ArgumentParser]"]:
+    """The parser, and what takes one for each command."""
     parser = argparse.ArgumentParser(
         prog="sst2",
         usage="sst2 NAME ...",
@@ -64,10 +114,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sst2 {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="NAME")
-    for name, help in COMMANDS.items():
-        commands.add_parser(name, help=help)
-    return parser
+    parser.add_argument(
+        "--print_completion", metavar="SHELL", choices=_SHELLS, help="a script for tab completion in %(choices)s"
+    )
+    return parser, parser.add_subparsers(title="commands", metavar="NAME")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m sst2.prefetch`: what it fetches is what the run then finds."""
+"""`sst2 prefetch`: what it fetches is what the run then finds."""
 
 import subprocess
 import sys

@@ -32,7 +32,7 @@ def probability_of_class_1(answer: dict[str, Any]) -> float:
 
 @pytest.fixture
 def predict(capfd: pytest.CaptureFixture[str]) -> Predict:
-    """`python -m sst2.predict`: its exit code, the probabilities of class 1, and what it says."""
+    """`sst2 predict`: its exit code, the probabilities of class 1, and what it says."""
 
     def run(model: Path) -> tuple[int, list[float], str]:
         capfd.readouterr()

@@ -1,4 +1,4 @@
-"""Scripts under `python -m sst2.launch`, on one machine or on two."""
+"""Scripts under `sst2 launch`, on one machine or on two."""
 
 import os
 import subprocess

@@ -81,7 +81,7 @@ def check(command: str, place: Path) -> None:
     elif script is not None:
         read_settings(words[words.index(script) + 1 :], "README", "")  # exits with 2 at a flag that is none
     elif words[0] == "sst2":
-        assert words[1] == "--help" or importlib.util.find_spec(f"sst2.{words[1]}"), command
+        assert words[1] in ("--help", "--print_completion") or importlib.util.find_spec(f"sst2.{words[1]}"), command
     elif " sst2." in command:
         module = next(word for word in words if word.startswith("sst2."))
         assert importlib.util.find_spec(module), command

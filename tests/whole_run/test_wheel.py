@@ -37,6 +37,7 @@ def test_a_run_from_the_installed_wheel(tmp_path: Path) -> None:
     (site,) = (environment / "lib").glob("python*/site-packages")
     subprocess.run([*PIP, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
     assert packages(site) == packages(checkout / "src")
+    assert (site / "sst2" / "py.typed").is_file()  # by which type checkers read the package's annotations
     # This environment's libraries; the file by which it finds the checkout has no effect from there.
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
 

@@ -24,13 +24,18 @@ from sst2.utils.errors import UserError, exit_codes
 PROGRAM = "sst2 compare"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Raises UserError: no run is there, or none has finished; or the output cannot be written."""
+def command_parser() -> OneLineParser:
+    """The command's flags."""
     parser = OneLineParser(prog=PROGRAM, description="Put runs side by side.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="run whose configuration the others are tested on")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write the tables and a plot to")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Raises UserError: no run is there, or none has finished; or the output cannot be written."""
+    arguments = command_parser().parse_args(argv)
     given = list({folder.resolve(): folder for folder in arguments.runs}.values())
     others = [folder for folder in given if _is_other(folder)]
     runs = [find_run(folder) for folder in given if folder not in others]

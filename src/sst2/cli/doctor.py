@@ -20,12 +20,17 @@ from sst2.utils.console import say, standard_output, table
 from sst2.utils.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_once
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Examine and print. Returns the exit code; all ranks call it, the main process prints."""
+def command_parser() -> OneLineParser:
+    """The command's flags."""
     parser = OneLineParser(prog="sst2 doctor", description="What stands in the way of a run.")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will be written")
     parser.add_argument("--connect_timeout", type=float, default=60.0, help="seconds to wait for all processes")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Examine and print. Returns the exit code; all ranks call it, the main process prints."""
+    arguments = command_parser().parse_args(argv)
     try:
         settings = Settings(connect_timeout=arguments.connect_timeout)
     except ValueError as error:

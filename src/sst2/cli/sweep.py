@@ -31,14 +31,8 @@ SAYS = "Run trials of many settings, and test the best of them against a baselin
 REST = "what follows -- goes to sst2 launch, which starts each run then, or, with --slurm, to sbatch"
 
 
-def main(argv: list[str]) -> None:
-    """Run, queue or show a sweep.
-
-    Raises:
-        UserError: a mistake in the plan, of which nothing is begun then, or nothing has come of the runs.
-        StopRequestedError: somebody has asked it to stop.
-    """
-    own, rest = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+def command_parser() -> OneLineParser:
+    """The command's flags, without what follows `--`."""
     parser = OneLineParser(prog=PROGRAM, description=f"{SAYS}; {REST}.")
     parser.add_argument("space", type=Path, metavar="SPACE", help="the plan, a YAML file, or the folder of a sweep")
     parser.add_argument("--output_dir", type=Path, metavar="DIR", help="folder of the sweep; default: runs/SPACE")
@@ -52,7 +46,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--start", type=int, metavar="N", help="for slurm/train.sh: a run's folder and flags, a line each"
     )
-    arguments = parser.parse_args(own)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run, queue or show a sweep.
+
+    Raises:
+        UserError: a mistake in the plan, of which nothing is begun then, or nothing has come of the runs.
+        StopRequestedError: somebody has asked it to stop.
+    """
+    own, rest = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    arguments = command_parser().parse_args(own)
     flags, space = FlagParser("train_sst2.py", ""), Path(os.path.expanduser(arguments.space))
     if arguments.at_once < 1:
         raise UserError(f"--at_once {arguments.at_once} cannot work: give at least 1")

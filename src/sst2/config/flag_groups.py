@@ -30,6 +30,7 @@ class ModelArguments:
     """Flags of the model that training starts from."""
 
     _argument_group_name = "model"
+    _example = "--model_name_or_path answerdotai/ModernBERT-base --dropout 0.1"
     model_name_or_path: str = flag(
         DEFAULT_MODEL,
         "hub name or folder of a checkpoint (safetensors) of an encoder: DistilBERT, BERT, RoBERTa, ModernBERT, ...",
@@ -46,6 +47,7 @@ class DataArguments:
     """Flags of the data: where it lies, what its columns are called, how much of it is used."""
 
     _argument_group_name = "data"
+    _example = "--train_file train.csv --validation_file dev.csv"
     dataset_name: str | None = flag(
         None,
         "hub name, or a folder written by datasets' save_to_disk; default: nyu-mll/glue, if no file is given",
@@ -80,6 +82,7 @@ class TrainingArguments:
     """Flags of the optimization: batches, learning rate, precision, seed."""
 
     _argument_group_name = "training"
+    _example = "--learning_rate 3e-5 --global_batch_size 64 --seed 1"
     per_device_train_batch_size: int = flag(
         32, "sentences in one forward pass of one device; a CPU takes padded ones 8 at a time, which is faster", "N"
     )
@@ -140,6 +143,7 @@ class EvaluationArguments:
     """Flags of evaluation, and of the choice among evaluated models."""
 
     _argument_group_name = "evaluation and selection"
+    _example = "--eval_steps 500 --early_stopping_patience 3"
     per_device_eval_batch_size: int = flag(
         512, "sentences in one forward pass of one device; a CPU takes 64 at most", "N"
     )
@@ -164,6 +168,7 @@ class RunArguments:
     """Flags of the run: its folder, what is logged and saved, and where it runs."""
 
     _argument_group_name = "run"
+    _example = "--output_dir runs/first --checkpointing_steps 500"
     output_dir: str | None = flag(None, "folder of the run; default: runs/MODEL-seedSEED", "DIR")
     overwrite_output_dir: bool = flag(False, "replace the run that is in the folder")
     resume_from_checkpoint: str | None = flag(
@@ -205,6 +210,7 @@ class DryRunArguments:
     """Flags of the dry run, which measures a run and leaves nothing behind."""
 
     _argument_group_name = "dry run"
+    _example = "--dry_run --price_per_hour 2.5"
     dry_run: bool = flag(
         False,
         "measure a few steps, an evaluation, a checkpoint and the end of this run, print the time, memory, disk and "
@@ -218,3 +224,4 @@ class DryRunArguments:
 
 GROUPS = (ModelArguments, DataArguments, TrainingArguments, EvaluationArguments, RunArguments, DryRunArguments)
 NAMES = [field.name for group in GROUPS for field in fields(group)]
+EXAMPLES = {group._argument_group_name: group._example for group in GROUPS}  # flags of each group, by its name

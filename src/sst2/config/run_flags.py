@@ -10,7 +10,7 @@ from typing import Any
 from transformers.hf_argparser import HfArgumentParser
 
 from sst2.config.command_line import OneLineParser
-from sst2.config.flag_groups import GROUPS, NAMES
+from sst2.config.flag_groups import EXAMPLES, GROUPS, NAMES
 from sst2.utils.errors import UserError
 
 _NOT_GIVEN = object()
@@ -82,7 +82,18 @@ class FlagParser(OneLineParser, HfArgumentParser):
     """The flags of a run, and `--config`."""
 
     def __init__(self, program: str, description: str) -> None:
-        super().__init__(dataclass_types=GROUPS, other_names=_OTHER_NAMES, prog=program, description=description)
+        super().__init__(
+            dataclass_types=GROUPS,
+            other_names=_OTHER_NAMES,
+            prog=program,
+            usage="%(prog)s [--FLAG [VALUE ...] ...]",
+            description=description,
+            epilog="Hyphens may take the place of underscores. A flag without a value also takes true and false, which "
+            "overrides a file. docs/reference.md has all flags as tables.",
+        )
+        for group in self._action_groups:
+            if group.title in EXAMPLES:
+                group.description = f"example: {EXAMPLES[group.title]}"
         self.add_argument("--config", metavar="FILE.yaml", help="flags as YAML; the command line wins over it")
 
     def given(self, words: Sequence[str]) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def model_card(settings: Settings, metrics: dict[str, Any], train_count: int, ar
         "\n".join([*header, "---", f"# {settings.run_dir.name}"]),
         f"{architecture} for {what}: {in_words(settings.label_names, 'or')}. Fine-tuned from {model}.",
         "```python\nfrom transformers import pipeline",
-        f'pipeline("text-classification", "PATH_OR_NAME_OF_THIS_MODEL")("{example_sentence(settings.label_names)}")\n```',
+        'pipeline("text-classification", "PATH_OR_NAME_OF_THIS_MODEL")'
+        f'("{example_sentence(settings.label_names)}")\n```',
         "## Data",
         f"{dataset}: trained on {train_count} sentences, evaluated on {metrics['count']} ({metrics['split']}).",
         "## Evaluation",

@@ -1,4 +1,4 @@
-"""`python -m sst2.export`: the folder holds the model that torch has, works without torch, or is not there."""
+"""`sst2 export`: the folder holds the model that torch has, works without torch, or is not there."""
 
 import ast
 import json

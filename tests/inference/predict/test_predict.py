@@ -1,4 +1,4 @@
-"""`python -m sst2.predict`: the stock model's answers in the order asked, whatever the source; mistakes in one line."""
+"""`sst2 predict`: the stock model's answers in the order asked, whatever the source; mistakes in one line."""
 
 import csv
 import json

@@ -36,8 +36,8 @@ PROGRAM = "sst2 export"
 logger = logging.getLogger(__name__)
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Raises UserError: flags that cannot work."""
+def command_parser() -> OneLineParser:
+    """The command's flags."""
     parser = OneLineParser(prog=PROGRAM, description="Export a trained classifier for small machines.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="the only one")
@@ -58,12 +58,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output_dir", metavar="DIR", help="folder to write; default: beside the model, e.g. RUN/onnx")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export in it")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str]) -> None:
     """Raises UserError: flags, model or sentences that cannot be used."""
-    arguments = parse(argv)
+    arguments = command_parser().parse_args(argv)
     source, title, default_dir = locate(arguments.model)
     if arguments.output_dir is None and default_dir is None:
         raise UserError(

@@ -45,8 +45,8 @@ CHUNK, CHUNK_EXPLAINED = 4096, 32  # sentences: enough to find equally long ones
 SUFFIX_FORMATS = {"": "text", ".txt": "text", ".csv": "csv", ".jsonl": "jsonl"}
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Raises UserError: flags that cannot work."""
+def command_parser() -> OneLineParser:
+    """The command's flags."""
     parser = OneLineParser(prog=PROGRAM, description="Classify sentences with a trained model.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
@@ -72,7 +72,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--explain", action="store_true", help="what each word did for the prediction (needs captum)")
     parser.add_argument("--explain_class", metavar="NAME", help="with --explain: what each word did for this class")
     parser.add_argument("--html", metavar="FILE", help="with --explain: a page of the sentences in color")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises UserError: flags that cannot work."""
+    arguments = command_parser().parse_intermixed_args(argv)
     if arguments.file is not None:
         if arguments.sentences:
             raise UserError("--file and sentences on the command line both name the input: give one")
