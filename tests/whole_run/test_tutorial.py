@@ -233,8 +233,8 @@ def test_colab_gets_code_and_results_from_the_repository(tmp_path: Path, stored:
     subprocess.run([*git, "commit", "--quiet", "--message", "all"], cwd=tmp_path, check=True)
     is_colab = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')"
     cell = source(stored, "colab")
-    # pip has everything that the project needs already, and no network
-    variables = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "1", "PIP_TARGET": str(tmp_path / "installed")}
+    # what the project needs, and what builds it, is there already; to pip, "false" is how this variable switches it off
+    variables = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "false", "PIP_TARGET": str(tmp_path / "installed")}
 
     def python(code: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | variables
