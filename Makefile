@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow and not gpu
 # A file goes to one worker, since its tests share what they prepare; tests/conftest.py has the order of files.
-AT_ONCE := --dist loadfile --no-loadscope-reorder
+# A worker that crashes ends the tests: xdist waits without end for what it gives to one that takes its place.
+AT_ONCE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help demo test test-slow test-gpu test-slurm checks lint-github hooks notebook dist clean
 

@@ -60,7 +60,7 @@ address() { scontrol show --oneliner node "$1" | word NodeAddr | grep .; }
 # to the processes, which do not mind to be told twice.
 stopped=no step=
 trap 'stopped=yes' TERM INT
-trap 'stopped=yes; [ -z "$step" ] || kill -s USR1 "$step" || true' HUP USR1 USR2 XCPU ALRM PWR
+trap 'stopped=yes; [ -z "$step" ] || kill -s USR1 "$step" || true' HUP USR1 USR2 XCPU PWR
 
 job=$(patiently record) || refuse "SLURM's controller does not answer: submit again"
 task=$(word ArrayJobId <<< "$job")_$(word ArrayTaskId <<< "$job")
@@ -162,7 +162,7 @@ if [ "$stopped" = no ]; then
 fi
 case $code in
     # Stopped before it could listen, so that nothing is lost.
-    129 | 130 | 138 | 140 | 142 | 143 | 152 | 158) code=75 ;; # 128 + HUP INT USR1 USR2 ALRM TERM XCPU PWR
+    129 | 130 | 138 | 140 | 143 | 152 | 158) code=75 ;; # 128 + HUP INT USR1 USR2 TERM XCPU PWR
 esac
 
 # A job that is still running was asked to stop by a signal or a file, and this script brings it back. One that SLURM

@@ -84,7 +84,7 @@ def answer_of_a_library(number: signal.Signals) -> StopFlags:
 
 
 def test_a_signal_that_a_library_has_taken_is_no_wish() -> None:
-    _, answer = start(answer_of_a_library, signal.SIGALRM)
+    _, answer = start(answer_of_a_library, signal.SIGUSR2)
     assert answer.recv() == StopFlags()
 
 

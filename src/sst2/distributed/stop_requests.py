@@ -26,9 +26,9 @@ from sst2.utils.errors import LocalError, StopRequestedError, is_lost_process
 
 logger = logging.getLogger(__name__)
 
-# Requests to stop, as terminals, batch systems and time limits send them; docs/clusters.md says why each of them, and
-# why no other. macOS has no SIGPWR.
-_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGPWR")
+# Requests to stop, as terminals, batch systems and time limits send them; docs/resuming.md says who sends each of them,
+# and what the others do. macOS has no SIGPWR.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
 _OF_TERMINALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
 _STOP_FILE, _LAUNCHER_GONE = 1001, 1002  # reasons to stop beside the numbers of signals

@@ -7,6 +7,7 @@ count.
 
 import faulthandler
 import logging
+import signal
 import sys
 import threading
 import traceback
@@ -75,7 +76,8 @@ class Watchdog:
             self._heartbeat.stop()
         if self._thread is not None:
             self._thread.join()
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.unregister(signal.SIGALRM)
 
     def suspension(self) -> float:
         """For how many seconds the process was suspended lately; 0 if others can have waited for it that long."""
@@ -83,17 +85,19 @@ class Watchdog:
         return seconds if seconds > self._timeout else 0.0
 
     def _begin(self) -> None:
+        faulthandler.register(signal.SIGALRM, file=2, all_threads=False)
         self._look()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def _look(self) -> float:
-        """Seconds that the process has been running. Without a further look in time, C code prints the stacks.
+        """Seconds that the process has been running. Without a further look in time, a signal prints the stack.
 
         That is for the GIL, which some code in C may hold for good. It does not end the process, since it counts the
-        time of a suspension.
+        time of a suspension. The signal prints the stack of the thread that it interrupts, the main one: faulthandler's
+        own timer would read those of threads that are running, and crash (as after a suspension).
         """
-        faulthandler.dump_traceback_later(self._timeout, file=2)
+        signal.setitimer(signal.ITIMER_REAL, self._timeout)
         return self._clock.look()
 
     def _watch(self) -> None:
