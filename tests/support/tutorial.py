@@ -6,6 +6,7 @@ Of two executions on one machine, only the speeds and times that they print diff
 """
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -45,8 +46,17 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, **variables: str) -> 
     return notebook
 
 
+def without_time_and_host(text: str) -> str:
+    """What a cell has printed, without the dates of log lines, and without what TensorBoard's files are called here."""
+    return re.sub(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d |(?<=events\.out\.tfevents)\.\S+", "", text)
+
+
 def main() -> None:
     notebook = execute(read(), NOTEBOOK.parent)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = without_time_and_host(output.text)
     # the rest is of the Python that happened to be here
     notebook.metadata.language_info = {"name": "python"}
     unfinished = NOTEBOOK.with_name(f".{NOTEBOOK.name}.unfinished")
