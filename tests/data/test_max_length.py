@@ -39,7 +39,7 @@ def test_a_run_counts_what_it_cuts_and_its_model_is_used_with_that_length(
     capfd.readouterr()
     predict([str(run.run_dir), "--file", str(data), "--format", "jsonl"])
     out, said = capfd.readouterr()
-    assert said.endswith("2 sentences have more than 8 tokens, their ends are cut off: --max_length takes up to 512\n")
+    assert said.endswith("2 sentences have more than 8 tokens, the rest is cut off: --max_length takes up to 512\n")
     predict([str(run.run_dir), "--file", str(data), "--format", "jsonl", "--max_length", "100"])
     whole, said = capfd.readouterr()
     assert "cut off" not in said

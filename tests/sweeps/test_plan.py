@@ -201,7 +201,7 @@ def test_mistakes_are_one_line_before_anything_is_begun(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--multi_gpuu"], "after --: unrecognized arguments: --multi_gpuu"),
+        (["--multi_gpuu"], "after --: --multi_gpuu is not a flag, did you mean --multi_gpu?"),
         (["--num_processes", "two"], "after --: argument --num_processes/--num-processes: invalid int value: 'two'"),
         (["--config_file", "no.yaml"], "after --: --config_file no.yaml does not exist"),
         (["--cpu", "train_sst2.py"], "after --: train_sst2.py is no flag of the launcher"),

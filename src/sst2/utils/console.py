@@ -105,6 +105,7 @@ class Progress(tqdm):  # type: ignore[type-arg] # which is generic in its stubs 
         self._in_lines = sys.stderr is None or not sys.stderr.isatty()
         if self._in_lines:  # tqdm's own output goes nowhere
             options |= {"file": io.StringIO(), "mininterval": LINE_EVERY, "maxinterval": math.inf, "miniters": 1}
+            options["leave"] = False  # or its end would be a line, also that of what a mistake has ended
         super().__init__(iterable, desc=desc, disable=hidden, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

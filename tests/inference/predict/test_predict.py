@@ -97,7 +97,7 @@ def test_answers_are_the_stock_models_in_the_order_of_the_input(
     file = write_sentences(tmp_path / f"sentences{suffix}", sentences)
     code, out, said = run(tiny_classifier, "--file", file, "--output", tmp_path / "answers.csv")
     assert (code, out) == (0, "")
-    assert said == "sst2 predict: 1 sentences have more than 512 tokens, their ends are cut off\n"
+    assert said == "sst2 predict: 1 sentence has more than 512 tokens, the rest is cut off\n"
     with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as stream:
         rows = [*csv.DictReader(stream)]
     assert [*rows[0]] == ["prediction", "probability_positive", "sentence"]
@@ -409,7 +409,7 @@ def test_the_bar_is_for_terminals(
         monkeypatch.setattr(sys, "stderr", stderr)  # pytest has put another one there
         code, out, _ = run(tiny_classifier, "--file", file)
     assert (code, len(out.splitlines())) == (0, len(SENTENCES))
-    assert f"{len(SENTENCES)} sentences" in written[0]
+    assert f"{len(SENTENCES)}/{len(SENTENCES)}" in written[0]
 
 
 def test_a_mistake_is_answered_without_torch() -> None:

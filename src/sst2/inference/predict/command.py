@@ -142,10 +142,8 @@ def main(argv: Sequence[str]) -> None:
         write(answers, classifier.labels, arguments, output, page)
     if classifier.num_cut:
         remedy = f": --max_length takes up to {classifier.limit}" if classifier.max_length < classifier.limit else ""
-        print_line(
-            f"{PROGRAM}: {classifier.num_cut} sentences have more than {classifier.max_length} tokens, their ends are "
-            f"cut off{remedy}"
-        )
+        cut = "1 sentence has" if classifier.num_cut == 1 else f"{classifier.num_cut:,} sentences have"
+        print_line(f"{PROGRAM}: {cut} more than {classifier.max_length} tokens, the rest is cut off{remedy}")
 
 
 def check_classes(arguments: argparse.Namespace, labels: tuple[str, ...]) -> int | None:
