@@ -3,7 +3,7 @@
 import os
 import sys
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 def _forget_users_folder() -> None:
