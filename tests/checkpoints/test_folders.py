@@ -25,7 +25,6 @@ from sst2.checkpoints.folders import (
     list_checkpoints,
     newest_checkpoint,
     recover,
-    replace_abandoned,
     rotate,
 )
 from sst2.runs.origin import is_origin, origin
@@ -224,12 +223,35 @@ def test_checkpoints_that_the_run_was_taken_back_from_are_left_out_until_its_nex
     abandon_later(link, folder)
     assert find_latest(folder) == newest_checkpoint(folder) == folder / "step-00000002"
     assert len(list_checkpoints(folder)) == 4  # until there is another one, the way back is open
-    replace_abandoned(folder / "step-00000003")
-    assert find_latest(folder) == folder / "step-00000002"  # as after a kill before the next line
+    with pytest.raises(RuntimeError, match="no room"):
+        write_atomic_folder(folder / "step-00000003", no_room)
+    assert len(list_checkpoints(folder)) == 4
     new = write(folder, 3, "second")
-    assert find_latest(folder) == new  # as after one before the next
+    assert find_latest(folder) == new  # as after a kill before the next line
     rotate(folder, new, 2, None)
     assert names(folder) == ["step-00000002", "step-00000003"]
+
+
+def no_room(folder: Path) -> None:
+    raise RuntimeError("no room")
+
+
+def test_what_is_saved_again_is_no_abandoned_checkpoint(tmp_path: Path) -> None:
+    """Also where it has the very content, as the same steps have on a CPU, and the note is there still."""
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    abandon_later(tmp_path / "step-00000001", tmp_path)
+    rotate(tmp_path, write(tmp_path, 2), 2, 2)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_only_abandoned_checkpoints_being_whole_they_are_the_way_out(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    abandon_later(tmp_path / "step-00000001", tmp_path)
+    (tmp_path / "step-00000001" / "state").unlink()
+    with pytest.raises(UserError, match=r"taken back from.* --resume_from_checkpoint \S*step-00000003$"):
+        find_latest(tmp_path)
 
 
 def test_an_abandoned_checkpoint_between_two_of_the_run_is_removed(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_second_driver_is_refused_and_what_a_killed_one_leaves_behind_is_waite
     third = sweep(tmp_path)
     assert third.stdout is not None
     assert third.stdout.readline() == (
-        "sst2.sweep: sweep/trials/000 is in use by another process: waiting for its end\n"
+        "sst2 sweep: sweep/trials/000 is in use by another process: waiting for its end\n"
     )
     brake.unlink()
     said, errors = third.communicate(timeout=120)

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ from sst2.checkpoints.folders import (
     last_good,
     list_checkpoints,
     recover,
-    replace_abandoned,
     rotate,
 )
 from sst2.checkpoints.host_copy import HostCopy
@@ -290,8 +288,6 @@ class Checkpointer:
             if self.settings.dry_run:
                 write_atomic_folder(place, write_files)  # what the disk does not take is not wanted elsewhere either
             else:
-                with suppress(OSError):  # of a full disk, which the save itself sees to
-                    replace_abandoned(place)
                 save_or_rescue(place, write_files, best)
             rotate(self.folder, place, self.settings.checkpoints_total_limit, state.best_step)
         except Exception as error:  # whatever it is, the main thread must learn of it

@@ -1,11 +1,11 @@
 """The checkpoints of a run: atomic folders `step-00000123`; the newest whole one is found, old ones are rotated."""
 
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from sst2.utils.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_na
 
 logger = logging.getLogger(__name__)
 
-ABANDONED = "abandoned.json"  # beside the checkpoints: names of those that the run was taken back from
+ABANDONED = "abandoned.json"  # beside the checkpoints: those that the run was taken back from
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -35,7 +35,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def own_checkpoints(folder: Path) -> list[Path]:
     """`list_checkpoints` without those that `abandon_later` has noted, unless there are no others any more."""
     there, abandoned = list_checkpoints(folder), _abandoned(folder)
-    return [path for path in there if path.name not in abandoned] or there
+    return [path for path in there if path not in abandoned] or there
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -46,30 +46,32 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def abandon_later(place: Path | None, folder: Path) -> None:
     """Note which checkpoints are later than the one that a start was told to go on from, if that is the run's own.
 
-    They stay until the first save has succeeded. A start that comes before it also goes on from `place`.
+    They stay until the first save has succeeded. A start that comes before it also goes on from `place`. The note has
+    their manifests' SHA-256 as well, so that what is saved under one of their names does not count among them.
     """
     there = list_checkpoints(folder)
     own = [path for path in there if place is not None and path.resolve() == place.resolve()]
     if not own:
         return
-    if later := [path.name for path in there if path > own[0]]:
-        write_json(folder / ABANDONED, {"checkpoints": later})
+    if later := {path.name: _digest(path) for path in there if path > own[0]}:
+        write_json(folder / ABANDONED, later)
     else:
         discard(folder / ABANDONED)
 
 
-def replace_abandoned(place: Path) -> None:
-    """Remove an abandoned checkpoint of the same step, before the run writes its own under that name."""
-    abandoned = _abandoned(place.parent)
-    if place.name in abandoned:
-        _remove(place)
-        write_json(place.parent / ABANDONED, {"checkpoints": [name for name in abandoned if name != place.name]})
+def _abandoned(folder: Path) -> list[Path]:
+    try:
+        noted = dict(json.loads((folder / ABANDONED).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return []
+    return [folder / name for name, digest in noted.items() if _digest(folder / name) == digest]
 
 
-def _abandoned(folder: Path) -> list[str]:
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        return [*map(str, json.loads((folder / ABANDONED).read_text(encoding="utf-8"))["checkpoints"])]
-    return []
+def _digest(place: Path) -> str:
+    try:
+        return hashlib.sha256((place / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return "no manifest"
 
 
 def last_good(folder: Path) -> str:
@@ -141,13 +143,19 @@ def find_latest(folder: Path) -> Path | None:
         UserError: there are checkpoints, and all of them are damaged.
     """
     found = own_checkpoints(folder)
-    if later := len(list_checkpoints(folder)) - len(found):
-        logger.warning("%s: passing over %d later checkpoints, which the run was taken back from", folder, later)
+    later = [path for path in list_checkpoints(folder) if path not in found]
+    if later:
+        logger.warning("%s: passing over %d later checkpoints, which the run was taken back from", folder, len(later))
     for place in reversed(found):
         damage = damage_of(place)
         if not damage:
             return place
         logger.warning("passing over %s: %s", place, damage)
+    if later:
+        raise UserError(
+            f"--resume_from_checkpoint auto: in {folder}, all checkpoints are damaged but those that the run was taken "
+            f"back from: give one of these to go on from, such as --resume_from_checkpoint {later[-1]}"
+        )
     if found:
         raise UserError(
             f"--resume_from_checkpoint auto: all {len(found)} checkpoints in {folder} are damaged: "
@@ -162,8 +170,9 @@ def rotate(folder: Path, newest: Path, limit: int, best_step: int | None) -> Non
     try:
         earlier = _leftovers(folder, REMOVED)
         noted = _abandoned(folder)
-        for abandoned in [path for path in list_checkpoints(folder) if path.name > newest.name or path.name in noted]:
-            _remove(abandoned)  # of the way that the run took before it was resumed from an earlier step
+        for path in list_checkpoints(folder):  # of the way that the run took before it was resumed from an earlier step
+            if path.name > newest.name or (path in noted and path.name != newest.name):
+                _remove(path)
         discard(folder / ABANDONED)
         for old in [path for path in list_checkpoints(folder)[:-limit] if path.name != best]:
             _remove(old)
