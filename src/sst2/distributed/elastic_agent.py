@@ -189,14 +189,15 @@ class Outcomes:
         patience = {AGAIN: _SECONDS_TO_END, DONE: _SECONDS_TO_FINISH}.get(own, _SECONDS_TO_SAY)
         is_decided = wait_until(lambda: self._is_decided, patience)
         if self._is_lost and own == AGAIN:
-            print_line("sst2.launch: the launcher of machine 0 is gone: nothing is started again")
+            print_line("sst2 launch: the launcher of machine 0 has ended: nothing is started again")
         restarts = is_decided and not self._is_final and self._counts[AGAIN] > 0
         if not is_decided:
-            missing = self._size - sum(self._counts.values())
-            print_line(
-                f"sst2.launch: {missing} of {self._size} machines have not said within {patience:.0f} s how the ranks "
-                "ended there: see to them, and start the job again"
-            )
+            if own == AGAIN:  # where ranks have finished, others may well take longer: they export, and upload
+                missing = self._size - max(1, sum(self._counts.values()))  # this one has answered
+                print_line(
+                    f"sst2 launch: {missing} of {self._size} machines have not said within {patience:.0f} s how the "
+                    "ranks ended there: see to them, and start the job again"
+                )
             self._to_say.put(LEFT)
             wait_until(lambda: self._is_final, _SECONDS_TO_SAY)
         self._to_say.put("")

@@ -29,8 +29,9 @@ class Estimate:
         on_gpu: whether each process has a GPU.
         host_mib: of the node that needs most.
         free_bytes: on the disk of the run's folder, when the dry run's own files are gone.
-        there_bytes: checkpoints and a model that the run has there already.
-        run_bytes: what it has there of both at most.
+        there_bytes: of what the run finds there and does not keep beside its own: checkpoints, and a model that goes
+            before it begins.
+        run_bytes: of checkpoints and the model, at most.
     """
 
     workload: Workload
@@ -58,7 +59,9 @@ class Estimate:
             on_gpu=accelerator.device.type == "cuda",
             host_mib=max(peaks_of_nodes(measured.ranks).values()),
             free_bytes=shutil.disk_usage(trainer.run.path).free + folder_bytes(trainer.run.path),
-            there_bytes=folder_bytes(run.checkpoints) + folder_bytes(run.model),
+            # a resumed run writes its model beside the one that is there
+            there_bytes=folder_bytes(run.checkpoints)
+            + (folder_bytes(run.model) if trainer.settings.overwrite_output_dir else 0),
             run_bytes=kept + measured.model_bytes,
         )
 

@@ -127,7 +127,7 @@ class Rehearsal:
         extra = [total - warm_up * seconds for total, seconds in zip(first, usual, strict=True)]
         measured.steps = [(step.busiest, seconds) for step, seconds in zip(planned, usual, strict=True)]
         measured.first_step = max(0.0, extra[0])
-        # Of the sum: of each alone, noise would count where it is above 0, and then for every shape of the run.
+        # The mean of all: the noise of single ones cancels out, where positive ones alone would add up over the shapes.
         measured.new_shape = max(0.0, sum(extra[1:])) / max(1, len(extra[1:]))
 
     def _measure_log(self, step: PlannedStep, measured: Measured) -> None:
@@ -170,7 +170,7 @@ class Rehearsal:
         with self._needing("the end of the run", "take a machine with more memory, or --mem"):
             self._loop.save_checkpoint(self._trainer)
             self._trainer.watchdog.set_activity("the memory of all ranks")
-            # Now: `finalize` ends the watchdog, and without it a rank that is lost would be waited for for good.
+            # Now: `finalize` ends the watchdog, without which nobody would notice a lost rank.
             measured.ranks = memory_of_ranks(self._trainer.accelerator)
             measured.end = self._seconds(self._loop.finalize)
         if self._trainer.accelerator.is_main_process:  # which alone exports

@@ -23,8 +23,8 @@ DEEPSPEED = {
     (3, "none", "none"): "deepspeed_zero3",
     (3, "cpu", "cpu"): "deepspeed_zero3_offload",
 }
-# What slurm/train.sh reads, but for what is worked out here: sbatch hands on only what it finds in its environment.
-VARIABLES = ("PYTHON", "CONTAINER", "MOUNTS", "PORT", "INTERFACE", "REQUEUES", "MAX_RESTARTS")
+# The variables that slurm/train.sh reads, after SST2_, without those worked out here: sbatch hands on its environment.
+BATCH_VARIABLES = ("PYTHON", "CONTAINER", "MOUNTS", "PORT", "INTERFACE", "REQUEUES", "MAX_RESTARTS")
 OWN_CONFIG = "YOUR_CONFIG.yaml"  # where the launcher was configured by what is not in accelerate_configs/
 
 
@@ -64,7 +64,7 @@ def accelerate_command(settings: Settings, accelerator: Accelerator, nodes: int)
 def sbatch_command(settings: Settings, accelerator: Accelerator, estimate: Estimate) -> str:
     """The line that submits the run, on as many nodes and devices, with a time limit and memory that it fits."""
     launcher, on_node = read_launcher(), processes_of_node(accelerator)
-    values = {name: os.environ.get(name) for name in (f"SST2_{end}" for end in VARIABLES)}
+    values = {name: os.environ.get(name) for name in (f"SST2_{end}" for end in BATCH_VARIABLES)}
     variables = [f"{name}={shlex.quote(value)}" for name, value in values.items() if value]
     if launcher.uses_deepspeed or launcher.uses_fsdp or "SST2_CONFIG" in os.environ:
         variables.append(f"SST2_CONFIG={shlex.quote(_config(launcher, accelerator, nodes=1))}")
