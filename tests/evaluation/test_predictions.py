@@ -42,7 +42,7 @@ def test_a_line_for_a_person() -> None:
 
 def test_a_run_says_how_good_its_model_is() -> None:
     metrics = {"accuracy": 0.9333, "accuracy_ci95": (0.9105, 0.9507), "count": 600, "split": "validation"}
-    assert final_in_words(metrics | {"step": 845, "seconds": 21.4}) == (
-        "accuracy 93.3 % on 600 validation sentences (95 % interval 91.0 to 95.1 %), with the weights after step 845; "
-        "training took 0:00:21"
+    assert final_in_words(metrics | {"f1": 0.9298, "step": 845, "seconds": 21.4}) == (
+        "accuracy 93.3 % on 600 validation sentences (95 % interval 91.0 to 95.1 %), f1 0.9298, with the weights after "
+        "step 845; optimizer steps took 0:00:21"
     )

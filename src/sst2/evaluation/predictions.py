@@ -59,10 +59,11 @@ def in_words(metrics: dict[str, Any], split: str) -> str:
 def final_in_words(metrics: dict[str, Any]) -> str:
     """What a run has come to, of what `metrics.json` holds, in a line for somebody who asks how good the model is."""
     low, high = (100 * bound for bound in metrics["accuracy_ci95"])
-    took = timedelta(seconds=round(metrics["seconds"]))
+    took, name = timedelta(seconds=round(metrics["seconds"])), f1_name(metrics)
     return (
         f"accuracy {100 * metrics['accuracy']:.1f} % on {metrics['count']} {metrics['split']} sentences (95 % interval "
-        f"{low:.1f} to {high:.1f} %), with the weights after step {metrics['step']}; training took {took}"
+        f"{low:.1f} to {high:.1f} %), {name} {metrics[name]:.4f}, with the weights after step {metrics['step']}; "
+        f"optimizer steps took {took}"
     )
 
 
