@@ -61,10 +61,12 @@ if [ -n "${SMALL:-}" ]; then
     tests=(tests/gpu/test_attention_on_gpu.py tests/gpu/test_cuda_graphs_on_gpu.py tests/gpu/test_split_graphs_on_gpu.py)
     timing=(--rounds 2 --steps 3 --warm_up 3) timing_1024=("${timing[@]}") steps=6 split_steps=30 epochs=1
     patience=8  # with cores that others use as well
+    large=(plain_bf16 this_job_bf16_packed_split_graphs)  # the others have run at batch 32
     host=(--rounds 1 --steps 20 --warm_up 20) batch=64 seeds=(0) few=(--max_train_samples 64 --num_train_epochs 1 --max_eval_samples 64)
 else
     small=() tests=(tests/gpu tests/kernels/test_block_kernels.py tests/kernels/test_adamw_kernel.py)
     timing=(--rounds 3 --steps 300 --warm_up 304) timing_1024=(--rounds 3 --steps 32 --warm_up 24) steps=60 split_steps=400 epochs=3
+    large=(plain_bf16 trainer_bf16_grouped this_job_bf16_packed this_job_bf16_packed_split_graphs)
     patience=1 host=(--rounds 3 --steps 1000 --warm_up 200) batch=1024 seeds=(0 1 2) few=()
 fi
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>> "$log"; then
@@ -88,8 +90,7 @@ part batch_32 230 python benchmarks/throughput.py --output "$out/batch32.json" "
 part split_steps 60 python benchmarks/split_steps.py --output "$out/split_steps.json" "${small[@]}" --steps "$split_steps"
 part batch_1024 130 python benchmarks/throughput.py --output "$out/batch1024.json" "${small[@]}" "${timing_1024[@]}" \
     --batch_size "$batch" --ready_within $((55 * patience)) \
-    --only plain_bf16 trainer_bf16_grouped \
-    this_job_bf16_packed this_job_bf16_packed_split_graphs "${triton[@]}"
+    --only "${large[@]}" "${triton[@]}"
 part host_time 40 python benchmarks/host_time.py "${host[@]}"
 part profile 40 python benchmarks/profile_steps.py "${small[@]}"
 part whole_job 150 python benchmarks/whole_job.py --output "$out/whole_job.json" --epochs "$epochs" "${small[@]}"

@@ -126,6 +126,7 @@ def test_a_recipe_is_compared_on_the_seeds_that_both_have() -> None:
     assert "summary" not in found["padded"]
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_not_repeated(
     tiny_model: Path,
     tsv_files: tuple[Path, Path],

@@ -536,6 +536,7 @@ def test_bf16_trains_with_float32_master_weights(train_here: Train, small_job: l
     assert losses == pytest.approx(expected, rel=2**-8)
 
 
+@pytest.mark.slow
 def test_precision_and_threads_follow_the_launcher(
     train: Train, small_job: list[Any], tiny_model: Path, tmp_path: Path
 ) -> None:
