@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -38,8 +39,9 @@ def test_a_dry_run_gives_the_line_by_which_slurm_takes_the_run(start: Submit, cl
     assert (found["job"]["processes"], found["job"]["nodes"], found["steps"]["total"]) == (2, 2, 80)
     assert len(found["memory"]["nodes_mib"]) == 2
     line = found["commands"]["sbatch"]
-    assert line.startswith("sbatch --nodes 2 --cpus-per-task 1 --time 00:0")
-    line = line.replace("sbatch", f"sbatch --parsable --chdir={tmp_path} --output={tmp_path / 'output'}", 1)
+    # with the variables of the job, of which the cluster's own environment has this one
+    assert line.startswith(f"SST2_PYTHON={sys.executable} sbatch --nodes 2 --cpus-per-task 1 --time 00:0")
+    line = line.replace(" sbatch", f" sbatch --parsable --chdir={tmp_path} --output={tmp_path / 'output'}", 1)
     number = subprocess.check_output(["bash", "-c", line], env=cluster.environment, text=True).strip()
     job = Job(cluster, number, tmp_path / "output", dry.run_dir)
     facts = job.end()
