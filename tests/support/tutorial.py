@@ -1,4 +1,4 @@
-"""Executes the tutorial in a clean kernel: for the tests, and to store anew what its cells put out.
+"""Reads the tutorial, and executes it in a clean kernel: for the tests, and to store anew what its cells put out.
 
     python -m tests.support.tutorial     # what `make notebook` does, after a change of the notebook or of what it shows
 
@@ -18,6 +18,30 @@ NOTEBOOK = Path(__file__).parents[2] / "sst2_tutorial.ipynb"
 def read() -> nbformat.NotebookNode:
     notebook: nbformat.NotebookNode = nbformat.read(NOTEBOOK, as_version=4)
     return notebook
+
+
+def printed(notebook: nbformat.NotebookNode, cell_id: str) -> str:
+    """What a cell has written to stdout and stderr."""
+    (cell,) = (cell for cell in notebook.cells if cell.id == cell_id)
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def printed_or_described(notebook: nbformat.NotebookNode, cell_id: str) -> str:
+    """What a cell has printed, then its pictures in words."""
+    (cell,) = (cell for cell in notebook.cells if cell.id == cell_id)
+    pictures = [output.data["text/plain"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return printed(notebook, cell_id) + "\n".join(pictures)
+
+
+def source(notebook: nbformat.NotebookNode, cell_id: str) -> str:
+    """Code or text of a cell."""
+    (cell,) = (cell for cell in notebook.cells if cell.id == cell_id)
+    return str(cell.source)
+
+
+def prose(notebook: nbformat.NotebookNode) -> str:
+    """All cells of text, one after the other."""
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path, **variables: str) -> nbformat.NotebookNode:
