@@ -102,7 +102,7 @@ def test_the_stored_end_of_the_run_is_what_the_code_logs(stored: NotebookNode) -
         "step": int(re.findall(r"max_train_steps +(\d+)", printed(stored, "setup"))[0]),
         "seconds": 0.0,
     }
-    end = re.sub(r"(?<=training took )\d+:\d\d:\d\d\n", "0:00:00\n", printed(stored, "finish-code"))
+    end = re.sub(r"(?<=steps took )\d+:\d\d:\d\d\n", "0:00:00\n", printed(stored, "finish-code"))
     assert f"\nfinal: {final_in_words(metrics)}\n" in end
 
 
