@@ -6,6 +6,8 @@ SLOW ?= slow and not gpu
 # A file goes to one worker, since its tests share what they prepare; tests/conftest.py has the order of files.
 # A worker that crashes ends the tests: xdist waits without end for what it gives to one that takes its place.
 AT_ONCE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# What builds the site of the docs, which is a part of the checks, is pinned for these alone.
+NEEDS_311 := make docs and make checks need Python 3.11 or later: make clean, then make checks PYTHON=python3.11
 
 .PHONY: help demo test test-slow test-gpu test-slurm checks lint-github docs lock hooks notebook dist clean
 
@@ -49,9 +51,10 @@ lint-github: $(VENV)/installed-dev  ## workflows, issue forms, hooks and CITATIO
 	$(BIN)/pre-commit validate-config .pre-commit-config.yaml
 
 docs: $(VENV)/installed-dev  ## the documentation as a site, in site/; a part of make checks, which a broken link fails
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(NEEDS_311)")'
 	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs site
 
-lock: $(VENV)/installed-dev  ## requirements.lock: what is pinned, with all that it needs, for every Python and system
+lock: $(BIN)/uv  ## requirements.lock: what is pinned, with all that it needs, for every Python and system
 	sed -e '/^-[cr] /d' requirements.txt requirements-dev.txt | $(BIN)/uv pip compile --universal --upgrade \
 		--python-version 3.10 --no-python-downloads --no-config --no-annotate --no-emit-package sst2 --quiet \
 		--custom-compile-command "make lock" --output-file requirements.lock -
@@ -69,6 +72,12 @@ dist: $(VENV)/installed-dev  ## sdist and wheel in dist/, checked, as a release 
 
 clean:  ## remove the virtual environment
 	rm -rf $(VENV)
+
+# By itself: what is installed besides keeps to the lock, which is old where a version has just been raised.
+$(BIN)/uv: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep '^uv==' requirements-dev.txt)"
+	@touch $@
 
 $(VENV)/installed: requirements.txt requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -249,7 +249,7 @@ def evaluate(trainer: Trainer, split: Split) -> Evaluation:
     for batch in Progress(
         trainer.loaders[split.name],
         f"evaluating {split.name}",
-        unit="batches",
+        unit=" batches",
         leave=False,
         hidden=not trainer.accelerator.is_main_process,
     ):

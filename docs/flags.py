@@ -15,13 +15,13 @@ HEAD = """# Reference
 
 <!-- written by python docs/flags.py -->
 
-All flags of all commands, as `--help` has them. Hyphens may take the place of underscores in the flags of a run; a YAML
-file given to `--config` has the same names without `--`. A flag with no value is off unless it is given; it also takes
-`true` and `false`. No default: the flag is not set, or its text says what happens then.
+All flags of all commands, as `--help` has them. A flag with no value is off unless it is given. No default: the flag is
+not set, or its text says what happens then.
 
 ## Flags of a run
 
-Of `train_sst2.py`, `sst2 train` and `sst2 prefetch`.
+Of `train_sst2.py`, `sst2 train` and `sst2 prefetch`. Hyphens may take the place of underscores; a YAML file given to
+`--config` has the same names without `--`. A flag with no value also takes `true` and `false`.
 """
 TAIL = """## Tab completion
 

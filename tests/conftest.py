@@ -194,6 +194,7 @@ def hub_root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
     model.mkdir(parents=True)
     for file in tiny_model.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
+    (model / "modules.json").write_text("[]\n")  # of sentence-transformers; transformers reads no such file
     # Bait: weights as a pickle, which the real repository has as well, and code that its configuration asks to run.
     (model / "pytorch_model.bin").write_bytes(b"not to be read")
     (model / "modeling_bait.py").write_text("raise SystemExit('not to be run')\n")

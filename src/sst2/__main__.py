@@ -92,9 +92,14 @@ def completion(shell: str) -> str:
         command = commands.add_parser(name, help=help, parents=[parser_of(name)], conflict_handler="resolve")
         for action in command._actions:  # which argparse has no public name for
             action.option_strings = names_of(action)
-            if action.metavar in _PATHS or action.dest == "training_script":
+            if action.metavar in _PATHS or (name == "launch" and _is_path(action.dest)):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
+
+
+def _is_path(name: str) -> bool:
+    """Whether a flag of `accelerate launch` takes one: its help has no word for what stands behind a flag."""
+    return name == "training_script" or name.endswith(("_file", "_dir", "_path", "hostfile"))
 
 
 def _parser() -> argparse.ArgumentParser:

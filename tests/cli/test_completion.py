@@ -16,6 +16,13 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
 _shtab_sst2 sst2 "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
 printf '%s\\n' "${COMPREPLY[@]}"
 """
+OF_PATHS = [
+    ["train", "--config", "LIC"],
+    ["predict", "--file", "LIC"],
+    ["doctor", "--folder", "LIC"],
+    ["launch", "LIC"],
+    *(["launch", flag, "LIC"] for flag in ("--config_file", "--log_dir", "--deepspeed_config_file")),
+]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")]
 
 
@@ -49,6 +56,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["sweep", "--sl"], ["--slurm"]),
         (["doctor", "--conn"], ["--connect_timeout"]),
         (["launch", "--num_mach"], ["--num_machines"]),
+        *((words, ["LICENSE"]) for words in OF_PATHS),
         (["prefetch", "--dataset_n"], ["--dataset_name"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,13 @@ def test_a_configuration_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         (["--multi_gpu", "--num_processes", "1", "s.py"], "You need to use at least 2 processes"),
         (["absent.py"], "there is no script absent.py: give train_sst2.py with its path"),
         (["--config_file", "typo.yaml", "s.py"], "A `distributed_type` must be specified in the config file: correct "),
+        ([], "the script is missing: give train_sst2.py behind the launcher's flags"),
+        (["--config_file", "torn.yaml", "s.py"], "--config_file torn.yaml is not YAML: while parsing a flow sequence"),
+        (["--config_file", "torn.json", "s.py"], "--config_file torn.json: Expecting property name enclosed in double"),
+        (["--config_file", "words.yaml", "s.py"], "--config_file words.yaml: num_processes is 'two': give a number"),
+        (["--config_file", "list.yaml", "s.py"], "--config_file list.yaml: it must hold lines of the form"),
+        ([*SEVERAL, "--num_machines", "2", "s.py"], "--num_machines 2 needs --machine_rank: the number of this"),
+        (["--mixed_precision", "fp8", "s.py"], "RuntimeError: FP8 is not available on this machine"),
     ],
 )
 def test_a_mistake_in_its_own_flags_is_one_line(
@@ -58,11 +66,63 @@ def test_a_mistake_in_its_own_flags_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.py").touch()
     (tmp_path / "typo.yaml").write_text("distribted_type: NO\n")
+    (tmp_path / "torn.yaml").write_text("distributed_type: NO\nnum_processes: [2\n")
+    (tmp_path / "torn.json").write_text('{"distributed_type": "NO",\n}')
+    (tmp_path / "words.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: two\n")
+    (tmp_path / "list.yaml").write_text("- NO\n")
     with launched(*flags) as process:
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 2, said
     assert said.startswith(f"sst2 launch: error: {line}")
     assert said.count("\n") == 1
+    if flags[1:] and flags[1].startswith("torn"):
+        assert " line 2" in said or " line 3" in said
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--num_machines", "2", "--machine_rank", "0", "--main_process_ip", "127.0.0.1"]],
+    ids=["one machine", "two machines"],
+)
+@pytest.mark.parametrize("is_heard", [True, False], ids=["listening", "bound"])
+def test_a_port_that_is_taken_is_one_line(flags: list[str], is_heard: bool, tmp_path: Path) -> None:
+    (tmp_path / "s.py").touch()
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        if is_heard:  # else nothing answers a question whether it is in use
+            other.listen()
+        port = other.getsockname()[1]
+        with launched(*SEVERAL, *flags, "--main_process_port", port, tmp_path / "s.py") as process:
+            said = process.communicate(timeout=120)[1]
+    if is_heard and not flags:
+        assert process.returncode == 0, said  # accelerate takes another one by itself
+        return
+    assert process.returncode == 2, said
+    assert said.startswith(f"sst2 launch: error: port {port} of this machine is taken by another program: give another")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "is_flags"),
+    [
+        ("ImportError('DeepSpeed is not installed => run `pip3 install deepspeed`')", True),
+        ("OSError('mpirun or mpiexec were not found')", True),
+        ("OSError(28, 'No space left on device', '/tmp/x')", False),
+        ("ModuleNotFoundError('No module named torch.distributed.run', name='torch.distributed.run')", False),
+        ("RuntimeError('of torch')", False),
+        ("KeyError('a bug')", False),
+    ],
+)
+def test_what_no_flag_has_led_to_keeps_its_traceback(error: str, is_flags: bool, tmp_path: Path) -> None:
+    (tmp_path / "s.py").touch()
+    code = "import sys, sst2.cli.launch, accelerate.commands.launch as accelerates\n"
+    code += f"def fail(_): raise {error}\n"
+    code += "accelerates.launch_command = fail; sst2.cli.launch.main([sys.argv[1]])"
+    command = [sys.executable, "-c", code, str(tmp_path / "s.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if is_flags else 1), done.stderr
+    assert ("Traceback" in done.stderr) is not is_flags
+    assert ("correct the flags" in done.stderr) is is_flags
 
 
 @pytest.mark.parametrize("flags", [[], SEVERAL, ["--use_deepspeed", "--num_processes", "2"]])

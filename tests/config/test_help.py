@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sst2.__main__ import parser_of
 from sst2.config.arguments import settings_of
 from sst2.config.flag_groups import EXAMPLES, GROUPS, NAMES
 from sst2.config.run_flags import FlagParser
@@ -53,3 +54,18 @@ def test_the_reference_is_written_from_the_parsers() -> None:
     written = runpy.run_path(str(REPOSITORY / "docs" / "flags.py"))
     assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), "run python docs/flags.py"
     assert all(f"| `--{name}` |" in written["page"]() for name in NAMES)
+
+
+def test_the_reference_says_of_the_flags_of_a_run_alone_what_only_these_take() -> None:
+    page = (REPOSITORY / "docs" / "reference.md").read_text(encoding="utf-8")
+    head, of_a_run = page.split("## Flags of a run")
+    for words in ("`true` and `false`", "Hyphens", "`--config`"):
+        assert words not in head
+        assert words in of_a_run
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "compare", "sweep", "doctor"])
+def test_what_stands_behind_a_flag_has_a_word_of_its_own(command: str) -> None:
+    """Else help has the flag's own name in capitals, and tab completion does not know which are paths."""
+    actions = [action for action in parser_of(command)._actions if action.option_strings and action.nargs != 0]
+    assert [action.dest for action in actions if not (action.metavar or action.choices)] == []

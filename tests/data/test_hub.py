@@ -27,6 +27,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from sst2.data import hub as hub_module
 from sst2.data.sample import sample_sentences
+from sst2.utils import console
 from sst2.utils.errors import UserError
 from tests.support.hub_server import HubServer, Repository
 from tests.support.running import REPOSITORY, SCRIPT, Finished
@@ -174,6 +175,14 @@ def assert_same_model(one: Finished, other: Finished) -> None:
     assert weights[0] == weights[1]
 
 
+def size_of(folder: Path, pattern: str) -> tuple[str, str]:
+    """How many files these are, or the name of the only one, and their size, in words."""
+    files = list(folder.glob(pattern))
+    size = sum(file.stat().st_size for file in files)
+    what = f"{len(files)} files" if len(files) > 1 else files[0].name
+    return what, f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -195,6 +204,12 @@ def test_the_default_job_trains_on_what_the_hub_serves(warm: Place) -> None:
     exported = json.loads((run.run_dir / "model" / "config.json").read_text())
     assert exported["id2label"] == {"0": "NEGATIVE", "1": "POSITIVE"}
     assert (run.run_dir / "model" / "model.safetensors").is_file()
+    for name, (what, size), kind in (
+        (DATASET, size_of(warm.hub.root / "datasets" / DATASET, "sst2/*"), "dataset"),
+        (MODEL, size_of(warm.hub.root / "models" / MODEL, "model.safetensors"), "model"),
+    ):
+        assert f"{kind} {name}: downloading {what}, {size}, to {warm.home / 'hub'}\n" in run.stderr
+    assert run.stderr.count(": downloading ") == 2
     card = (run.run_dir / "model" / "README.md").read_text()
     assert f"base_model: {MODEL}" in card
     assert f"datasets: [{DATASET}]" in card
@@ -225,6 +240,7 @@ def test_a_terminal_shows_downloads_and_evaluations_and_nothing_else_does(
     bars = {line.split(":")[0].strip() for line in re.split(r"[\r\n]+", said) if "%|" in line}
     for expected in ("/model.safetensors", "/train-00000-of-00001.parquet", "evaluating validation"):
         assert any(bar.endswith(expected) for bar in bars), bars
+    assert "? batches/s" in said
 
 
 def test_a_second_start_takes_all_from_the_cache_and_uploads_the_export(
@@ -238,6 +254,7 @@ def test_a_second_start_takes_all_from_the_cache_and_uploads_the_export(
     for split, size in ROWS.items():
         assert f"{split}: {size} sentences, tokenized earlier" in run.stderr
     assert "tokenizing" not in run.stderr
+    assert "downloading" not in run.stderr
     assert warm.first is not None
     assert_same_model(run, warm.first)
     requests = warm.requests_since(start)
@@ -393,6 +410,82 @@ def test_a_login_page_in_place_of_the_hub_leaves_the_cache(
     assert f"what answers at {warm.hub.url} is no hub" in run.stderr
     assert warm.first is not None
     assert_same_model(run, warm.first)
+
+
+def test_what_need_not_be_downloaded_or_is_not_known_to_be_is_not_announced(
+    hub_root: Path,
+    go_online: Callable[[HubServer, Path], None],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    caplog.set_level("INFO", "sst2")
+    root = Path(shutil.copytree(hub_root, tmp_path / "hub"))
+    flat = root / "datasets" / "somebody" / "flat"
+    flat.mkdir(parents=True)
+    (flat / "train.csv").write_text("sentence,label\n")
+
+    def announced(name: str, kind: str, config_name: str | None = None) -> list[str]:
+        caplog.clear()
+        with hub_module.reading_from_hub("FLAG", name, kind, "main", config_name):
+            pass
+        return [message for message in caplog.messages if "downloading" in message]
+
+    with HubServer(root) as hub:
+        go_online(hub, tmp_path / "home")
+        assert len(announced(MODEL, "model")) == 1
+        assert announced(MODEL, "model") == []  # once is enough
+        with hub_module.reading_from_hub("FLAG", MODEL, "model", "main"):
+            huggingface_hub.hf_hub_download(MODEL, "model.safetensors")
+        (root / "models" / MODEL / "README.md").write_text("Other words: another commit, of the same weights.\n")
+        assert announced(MODEL, "model") == []
+        (root / "models" / MODEL / "model.safetensors").rename(root / "models" / MODEL / "model.fp16.safetensors")
+        assert announced(MODEL, "model") == []  # which transformers does not take
+        shards = [root / "models" / MODEL / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+        for shard in shards:
+            shard.write_bytes(bytes(300_000))
+        said = announced(MODEL, "model")
+        assert said == [f"model {MODEL}: downloading 2 files, 0.6 MB, to {tmp_path / 'home' / 'hub'}"]
+
+        assert announced("somebody/flat", "dataset", "sst2") == []
+        assert announced("somebody/flat", "dataset") == []
+        prepared = tmp_path / "home" / "datasets" / "nyu-mll___glue" / "sst2" / "0.0.0"
+        (prepared / hub.find("datasets", DATASET).commit()).mkdir(parents=True)
+        assert announced(DATASET, "dataset", "sst2") == []
+        (root / "datasets" / DATASET / "README.md").write_text("Another commit.\n")
+        assert len(announced(DATASET, "dataset", "sst2")) == 1
+
+
+def test_a_log_file_says_how_far_a_download_has_come(
+    hub_root: Path,
+    go_online: Callable[[HubServer, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """Also where the hub offers a file by Xet, which would pass by what counts the bytes, and by its limit of time."""
+    monkeypatch.setattr(console, "LINE_EVERY", 0.0)
+    caplog.set_level("INFO", "sst2")
+    root = Path(shutil.copytree(hub_root, tmp_path / "hub"))
+    size = 8_000_000
+    (root / "models" / MODEL / "model.safetensors").write_bytes(bytes(size))
+    with HubServer(root) as hub:
+        go_online(hub, tmp_path / "home")
+        before = huggingface_hub.constants.HF_HUB_DISABLE_XET
+        with hub_module.reading_from_hub("FLAG", MODEL, "model", "main"):
+            huggingface_hub.hf_hub_download(MODEL, "model.safetensors")
+        assert huggingface_hub.constants.HF_HUB_DISABLE_XET is before  # what is uploaded goes as it went
+    lines = [message for message in caplog.messages if message.startswith("downloading: ")]
+    assert lines
+    assert all(re.fullmatch(rf"downloading: [\d,]+ of {size:,} bytes \(\d+ %\), .* left", line) for line in lines)
+
+
+def test_xet_is_used_where_it_is_asked_for(
+    place: Place, go_online: Callable[[HubServer, Path], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
+    go_online(place.hub, tmp_path / "home")
+    with pytest.raises(UserError, match="FLAG"), hub_module.reading_from_hub("FLAG", MODEL, "model", "main"):
+        huggingface_hub.hf_hub_download(MODEL, "model.safetensors")  # which the hub of the tests knows nothing of
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ PAGES = [REPOSITORY / name for name in ("AGENTS.md", "CONTRIBUTING.md", "SECURIT
 PAGES += [GITHUB / "pull_request_template.md", *FORMS, *WORKFLOWS]
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 PYPROJECT = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-# Files that runs and releases write, and what GitHub calls its branches
-ELSEWHERE = ("runs/", "dist/", "release/", "refs/", "/tmp/", "environment.json", "train.log")
+# Files that runs, releases and `make docs` write, and what GitHub calls its branches
+ELSEWHERE = ("runs/", "dist/", "site/", "release/", "refs/", "/tmp/", "environment.json", "train.log")
 
 
 def load(path: Path) -> Any:

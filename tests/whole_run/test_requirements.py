@@ -2,7 +2,11 @@
 
 import importlib.metadata
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -60,3 +64,12 @@ def test_the_lock_keeps_to_the_bounds_of_the_package() -> None:
         if one.marker and not any(one.marker.evaluate({"extra": extra}) for extra in extras):
             continue  # of another system
         assert lock[canonicalize_name(one.name)] in one.specifier
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_a_lock_can_be_made_while_the_old_one_contradicts_what_has_been_raised(tmp_path: Path) -> None:
+    """What is installed by requirements.txt keeps to the old one, so `make lock` installs uv alone."""
+    command = ["make", "--dry-run", "lock", f"VENV={tmp_path}"]
+    told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"pip install (.*)", told) == ["--quiet \"$(grep '^uv==' requirements-dev.txt)\""]
+    assert "uv pip compile" in told

@@ -23,8 +23,10 @@ from sst2.utils.errors import EXIT_USER_ERROR, UserError, exit_codes, leave_at_o
 def command_parser() -> OneLineParser:
     """The command's flags."""
     parser = OneLineParser(prog="sst2 doctor", description="What stands in the way of a run.")
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="where runs will be written")
-    parser.add_argument("--connect_timeout", type=float, default=60.0, help="seconds to wait for all processes")
+    parser.add_argument("--folder", type=Path, metavar="DIR", default=Path("runs"), help="where runs will be written")
+    parser.add_argument(
+        "--connect_timeout", type=float, metavar="SECONDS", default=60.0, help="to wait for all processes"
+    )
     return parser
 
 

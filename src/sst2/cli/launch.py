@@ -15,8 +15,10 @@ the run that this job has begun. What has finished, stopped on request, diverged
 
 import argparse
 import copy
+import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,13 +27,17 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
+import yaml
 
 from sst2.config.command_line import flag_hint, mistake_in_words
 from sst2.config.launcher import LAUNCH
+from sst2.config.yaml_file import mistakes_of
 from sst2.distributed.stop_requests import SIGNALS, is_ignored
 from sst2.utils.console import restrain_deepspeed, standard_output
 from sst2.utils.errors import (
@@ -43,10 +49,15 @@ from sst2.utils.errors import (
     first_line,
     print_error,
     print_line,
+    quoted,
 )
 
 PROGRAM = "sst2 launch"
 _WORKER_VARIABLES = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"}  # one of them is in each worker's environment
+_OF_MACHINES = {
+    "machine_rank": "the number of this machine, from 0",
+    "main_process_ip": "the address of machine 0, the same on all machines",
+}
 _forwarded: set[int] = set()
 _begun = threading.Event()  # set when the first worker is about to start
 
@@ -98,10 +109,13 @@ def main(argv: list[str] | None = None) -> None:
     except subprocess.CalledProcessError as error:
         sys.exit(_exit_code(error.returncode))
     except (DistError, RendezvousError) as error:
-        # of the launchers on several machines, before any process has started
+        # of the launchers' meeting, before any process has started
+        if "EADDRINUSE" in str(error):
+            _refuse_port(error)
         print_line(
             f"{PROGRAM}: error: not all machines have come ({error}): start the same command on each of them, with "
-            "its --machine_rank and the --main_process_ip of machine 0; --rdzv_conf timeout=SECONDS waits longer"
+            "its --machine_rank and the --main_process_ip of machine 0, where no other program may have the "
+            "--main_process_port; --rdzv_conf timeout=SECONDS waits longer"
         )
         sys.exit(EXIT_FAILED)
     except ChildFailedError as error:
@@ -110,12 +124,45 @@ def main(argv: list[str] | None = None) -> None:
             print(error, file=sys.stderr)
         sys.exit(code)
     except Exception as error:
-        if _begun.is_set():
+        if _begun.is_set() or not _is_of_flags(error):
             raise
-        # What accelerate says of flags and files that do not go together, or torch of a port that is taken.
-        place = f"{arguments.config_file}, or the flags" if arguments.config_file else "the flags"
+        if isinstance(error, ConnectionError):
+            _refuse_port(error)
+        file = config_file(arguments)
+        place = f"{file}, or the flags" if file else "the flags"
         print_error(error, f"{PROGRAM}: error: {first_line(error).rstrip('.')}: correct {place} before the script")
         sys.exit(EXIT_USER_ERROR)
+
+
+def _is_of_flags(error: Exception) -> bool:
+    """Whether the launchers say it of flags and files that do not go together, or of what these ask a machine for.
+
+    They raise errors of Python's own kinds for it, in words of their own: without the number or name that the system's
+    and the imports' have. The rest is no mistake of the user's.
+    """
+    if isinstance(error, OSError | ImportError):
+        return (error.errno if isinstance(error, OSError) else error.name) is None
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    is_of_accelerate = str(frame.f_globals["__name__"]).startswith("accelerate.")
+    return isinstance(error, ValueError) or (type(error) is RuntimeError and is_of_accelerate)
+
+
+def _refuse_port(error: Exception) -> NoReturn:
+    """Where the launchers would meet, another program listens: accelerate's question finds out, or torch's attempt."""
+    port = re.search(r"port:? `?(\d+)", str(error))
+    _refuse(
+        f"port {port[1] if port else ''} of this machine is taken by another program: give another "
+        "--main_process_port, the same on all machines, or 0 on a single one, for any that is free"
+    )
+
+
+def config_file(arguments: argparse.Namespace) -> str:
+    """The file that accelerate takes flags from: `--config_file`, else what `accelerate config` has left, if it has."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    if arguments.config_file or arguments.cpu:  # with which accelerate looks for no other
+        return arguments.config_file or ""
+    return default_config_file if os.path.isfile(default_config_file) else ""
 
 
 def launcher_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -127,6 +174,8 @@ def launcher_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     from accelerate.commands.launch import launch_command_parser
 
     def refuse(message: str) -> NoReturn:
+        if "required: training_script" in message:
+            raise UserError("the script is missing: give train_sst2.py behind the launcher's flags")
         raise UserError(mistake_in_words(message, partial(flag_hint, flags=flags)))
 
     parser = launch_command_parser()
@@ -137,11 +186,30 @@ def launcher_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     script = arguments.training_script
     if arguments.config_file and not os.path.isfile(arguments.config_file):
         raise UserError(f"--config_file {arguments.config_file} does not exist: check its name")
+    if file := config_file(arguments):
+        name = f"--config_file {file}" if arguments.config_file else file
+        _require_settings(file, name, [action.dest for action in parser._actions if action.type is int])
+    elif (arguments.num_machines or 1) > 1:  # of which a file has defaults
+        for flag in ("machine_rank", "main_process_ip"):
+            if getattr(arguments, flag) is None:
+                raise UserError(f"--num_machines {arguments.num_machines} needs --{flag}: {_OF_MACHINES[flag]}")
     if arguments.max_restarts < 0:
         raise UserError(f"--max_restarts is {arguments.max_restarts}: give 0 or more")
     if not (arguments.module or arguments.no_python or os.path.isfile(script)):
         raise UserError(f"there is no script {script}: give train_sst2.py with its path, behind the launcher's flags")
     return arguments
+
+
+def _require_settings(file: str, name: str, numbers: list[str]) -> None:
+    """Raises UserError, which calls the file `name`: it is no YAML (or JSON), or has something else for a number."""
+    with mistakes_of(name):
+        text = Path(file).read_text(encoding="utf-8")
+        settings = json.loads(text) if file.endswith(".json") else yaml.safe_load(text)
+        if not isinstance(settings, dict):
+            raise ValueError("it must hold lines of the form 'num_processes: 2'")
+        for number in numbers:
+            if not isinstance(value := settings.get(number), int | None):
+                raise ValueError(f"{number} is {quoted(value)}: give a number, without quotation marks")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -7,6 +7,7 @@ sends must come at a speed that leads to an end.
 
 import errno
 import logging
+import os
 import re
 import sys
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +37,7 @@ ANSWER_TIMEOUT = 15.0  # seconds until its first answer must be complete
 SLOWEST = 1024.0  # bytes a second of a download that is waited for, a mean over SLOW_FOR
 SLOW_FOR = 30.0  # seconds
 
-OF_MODEL = (".safetensors", ".json", ".txt", ".model")  # suffixes of files that are read of a model
-OF_DATA = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".zip", ".gz")
+_SHARD = r"model-\d{5}-of-\d{5}\.safetensors"  # of weights that are in several files
 
 _told: set[tuple[str, str]] = set()  # of which the log has said how large they are
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -53,14 +54,15 @@ def reading_from_hub(flag: str, name: str, kind: str, revision: str, config_name
     """Around code that loads `name` from the hub or a folder: its failures become a `UserError` that names `flag`.
 
     The hub is not asked for a local folder. `kind` is `model` or `dataset`, `revision` a branch, tag or commit, and
-    `config_name` that of a data set. What is going to be downloaded is said before, with its size.
+    `config_name` that of a data set. Downloads of weights and data are said before, with their size.
     """
     if not Path(name).is_dir():
         if found := _find_on_hub(flag, name, kind, revision):
             _tell_size(found, name, kind, config_name)
         require_speed()
     try:
-        yield
+        with _plain_http():
+            yield
     except Exception as error:  # transformers and datasets stumble over odd files with exceptions of any kind
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
@@ -116,6 +118,25 @@ def answer_in_time(question: Callable[[], _T]) -> _T:
     return answer.result()
 
 
+@contextmanager
+def _plain_http() -> Iterator[None]:
+    """Have files come by plain HTTP, which every file of the hub can, unless HF_HUB_DISABLE_XET=0 asks for Xet.
+
+    Most weights and data are kept in Xet, from which huggingface_hub downloads by hf_xet: a client in Rust with
+    connections of its own, which pass by `_watch`. So one that stands still would be waited for, for hours (xet-core's
+    issues 869 and 883), and where there is no terminal, nothing would say how far a download has come. What Xet gains
+    by many connections counts for files of many gigabytes, as no encoder has; only above 50 GB is there no plain HTTP.
+    Uploads stay as they are.
+    """
+    before = huggingface_hub.constants.HF_HUB_DISABLE_XET
+    # What the variable does at start; huggingface_hub looks here at every download.
+    huggingface_hub.constants.HF_HUB_DISABLE_XET = before or "HF_HUB_DISABLE_XET" not in os.environ
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_DISABLE_XET = before
+
+
 def require_speed() -> None:
     """Have every answer of the hub fail from now on that comes more slowly than `SLOWEST`: see `SlowHubError`."""
     hooks = huggingface_hub.get_session().event_hooks["response"]
@@ -151,28 +172,41 @@ def _at_speed(parts: Iterator[bytes], total: int | None) -> Iterator[bytes]:
 
 
 def _tell_size(found: Any, name: str, kind: str, config_name: str | None) -> None:
-    """Say what is going to be downloaded, once, where the hub tells how large its files are.
+    """Say, once, which weights or data are going to be downloaded and how large they are.
 
-    Of a model these are weights, configuration and tokenizer; of a data set the files of the configuration.
+    Said is only what is known to be fetched: of a model the weights that transformers takes, beside which the rest is
+    small; of a data set the configuration's files, if they are in a folder of its name.
     """
     if (name, found.sha) in _told:
         return
     _told.add((name, found.sha))
-    sizes = {file.rfilename: file.size for file in found.siblings or []}
-    if kind == "model":
-        wanted = [file for file in sizes if "/" not in file and Path(file).suffix in OF_MODEL]
-    else:
-        folder = f"{config_name}/"
-        wanted = [file for file in sizes if file.startswith(folder)] or [f for f in sizes if Path(f).suffix in OF_DATA]
-    missing = [
-        file
-        for file in wanted
-        if not isinstance(huggingface_hub.try_to_load_from_cache(name, file, repo_type=kind, revision=found.sha), str)
-    ]
-    if missing and None not in (known := [sizes[file] for file in missing]):
-        what = f"{len(missing)} files" if len(missing) > 1 else missing[0]
-        size = f"{sum(known) / 1e6:,.1f} MB" if sum(known) >= 1e5 else f"{sum(known) / 1e3:,.1f} kB"
+    wanted = _weights(found.siblings or []) if kind == "model" else _data_files(found, config_name)
+    missing = [file for file in wanted if not _is_cached(file, name, kind, found.sha)]
+    if missing and None not in (sizes := [file.size for file in missing]):
+        what = f"{len(missing)} files" if len(missing) > 1 else missing[0].rfilename
+        size = f"{sum(sizes) / 1e6:,.1f} MB" if sum(sizes) >= 1e5 else f"{sum(sizes) / 1e3:,.1f} kB"
         logger.info("%s %s: downloading %s, %s, to %s", kind, name, what, size, huggingface_hub.constants.HF_HUB_CACHE)
+
+
+def _weights(files: list[Any]) -> list[Any]:
+    """Of a model's files on the hub those that transformers reads weights from."""
+    whole = [file for file in files if file.rfilename == "model.safetensors"]
+    return whole or [file for file in files if re.fullmatch(_SHARD, file.rfilename)]
+
+
+def _data_files(found: Any, config_name: str | None) -> list[Any]:
+    """Of a data set's files on the hub those of a configuration; none where datasets has prepared it already."""
+    if not config_name or any(Path(datasets.config.HF_DATASETS_CACHE).glob(f"*/{escape(config_name)}/*/{found.sha}")):
+        return []
+    return [file for file in found.siblings or [] if file.rfilename.startswith(f"{config_name}/")]
+
+
+def _is_cached(file: Any, name: str, kind: str, commit: str) -> bool:
+    """Whether huggingface_hub's cache has a file: of this commit, or of another one in which it is the same."""
+    content = file.lfs.sha256 if file.lfs else file.blob_id
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
+    cached = huggingface_hub.try_to_load_from_cache(name, file.rfilename, repo_type=kind, revision=commit)
+    return isinstance(cached, str) or (folder / "blobs" / str(content)).is_file()
 
 
 def _find_on_hub(flag: str, name: str, kind: str, revision: str) -> Any:

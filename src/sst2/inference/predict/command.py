@@ -57,6 +57,7 @@ def command_parser() -> OneLineParser:
     )
     parser.add_argument(
         "--file",
+        metavar="FILE",
         help="txt with a sentence a line, or csv, tsv, json lines or parquet with a column of sentences; or compressed",
     )
     parser.add_argument("--sentence_column", metavar="NAME", help="that column; default: sentence")
