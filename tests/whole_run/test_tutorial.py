@@ -97,6 +97,7 @@ def test_the_stored_end_of_the_run_is_what_the_code_logs(stored: NotebookNode) -
     metrics = {
         "accuracy": right / (count := right + false_positives + false_negatives),
         "accuracy_ci95": wilson_interval(right, count),
+        "f1": 2 * true_positives / (2 * true_positives + false_positives + false_negatives),
         "count": count,
         "split": "validation",
         "step": int(re.findall(r"max_train_steps +(\d+)", printed(stored, "setup"))[0]),
