@@ -194,6 +194,23 @@ def test_seeds_in_the_space_are_averaged(sweep: Sweep) -> None:
     assert made.flags(finals[2]) == {"smoke": True, "metric_for_best_model": "loss", "dropout": 0.2, "seed": 2}
 
 
+def test_a_trial_that_has_failed_and_is_gone_on_with_has_not_ended(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = sweep()
+    trials = start_all(made)
+    for run in trials[1:]:
+        finish(run, 0.8)
+    trials[0].exit_file.write_text("2\n")
+    with RunFolder(trials[0].folder) as folder:  # by train_sst2.py itself, which leaves the exit code there
+        folder.lock()
+        with pytest.raises(UserError, match=r"1 of 5 trials of .*sweep have not ended, 000 for one"):
+            start(made, FINALS, 0)
+        assert not made.choice.exists()
+    finish(trials[0], 0.9)
+    assert "trial000-seed1" in [run.folder.name for run in start_all(made, FINALS)]
+
+
 def test_without_a_result_there_are_no_finals(sweep: Sweep) -> None:
     made = sweep()
     for run in start_all(made):

@@ -83,8 +83,11 @@ class SweepRun:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has, well or not; else it has not begun, works, or was killed and waits to be started again."""
-        return self.metrics is not None or self.exit_code is not None
+        """Whether it has, well or not; else it has not begun, works, or was killed and waits to be started again.
+
+        Whoever goes on with a run that has failed may have left its exit code there: `train_sst2.py` knows of none.
+        """
+        return self.metrics is not None or (self.exit_code is not None and not self.is_in_use)
 
     @property
     def is_in_use(self) -> bool:
