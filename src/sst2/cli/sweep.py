@@ -106,7 +106,7 @@ def print_start(place: Path, number: int, flags: FlagParser) -> None:
     Raises:
         UserError: it would come to the same again: there is no such stage, or the trials have not ended.
         StopRequestedError: another process works on the run, whose end is to be waited for.
-        SystemExit: with 1, where the file system is to blame, which may be otherwise soon.
+        SystemExit: with 1, where the file system is to blame, which may work again soon.
     """
     if place.name not in STAGES:
         raise UserError(f"{place.name} is no stage of a sweep: give {' or '.join(STAGES)}")
@@ -149,7 +149,7 @@ def write_tables(sweep: SweepFolder) -> "Report":
 
 
 def check_launcher(options: list[str], script: Path) -> None:
-    """Raises UserError: `sst2.launch` would refuse these options of every run."""
+    """Raises UserError: `sst2 launch` would refuse these options of every run."""
     from sst2.cli.launch import launcher_arguments
 
     try:
