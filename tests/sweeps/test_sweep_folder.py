@@ -98,11 +98,13 @@ def test_a_run_in_use_is_running_and_is_not_started_again(
         with pytest.raises(RunInUseError, match="000 is in use by another process"):
             start(made, TRIALS, 0)
         assert run.exit_file.exists()  # nothing was begun
-        # A task of SLURM has its job requeued by this exit code.
+        # A task of SLURM waits for the end of what works in this folder, and then asks again.
         with pytest.raises(SystemExit) as stop, exit_codes(PROGRAM):
             main([str(made.path / TRIALS), "--start", "0"])
         assert stop.value.code == 75
-        assert "to be started again when that has ended" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert said.out == f"{run.folder}\n"
+        assert "to be started again when that has ended" in said.err
     assert start(made, TRIALS, 0)
 
 

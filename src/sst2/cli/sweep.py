@@ -98,6 +98,8 @@ def main(argv: list[str]) -> None:
 def print_start(place: Path, number: int, flags: FlagParser) -> None:
     """The folder of a run and the words of its command line, a line each; nothing where nothing is left to do.
 
+    Of a run that is in use, it is the folder alone.
+
     Args:
         place: the sweep's folder and, below it, the stage.
         number: of the run in its stage.
@@ -113,6 +115,7 @@ def print_start(place: Path, number: int, flags: FlagParser) -> None:
     try:
         found = start(SweepFolder(place.parent, flags), place.name, number)
     except RunInUseError as error:
+        say(str(error.folder))
         raise StopRequestedError(f"{error}: to be started again when that has ended") from None
     except (UserError, OSError) as error:
         if isinstance(error, UserError) and not isinstance(error.__context__, OSError):
