@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_ind
 
 from sst2.sweeps.starts import STAGES
 from tests.support.hub_server import HubServer
 from tests.support.running import REPOSITORY
 from tests.support.slurm_cluster import Cluster
-from tests.support.slurm_jobs import ONE_NODE, OVER, SAMPLE, Job, Submit, injected
+from tests.support.slurm_jobs import ONE_NODE, SAMPLE, Job, Submit, injected
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -52,6 +53,30 @@ def kill_when_there(file: Path, command: list[str], environment: dict[str, str])
         shell.wait()
 
 
+def loss_of(run: Path) -> float:
+    return float(json.loads((run / "metrics.json").read_text())["loss"])
+
+
+def check_tables(sweep: Path) -> None:
+    """Check that the tables have all eight trials, and the best of them on five seeds against the baseline."""
+    runs = [sweep / "trials" / f"{number:03d}" for number in range(8)]
+    rows = [*csv.DictReader((sweep / "trials.csv").open())]
+    assert [(row["trial"], row["status"], row["step"]) for row in rows] == [(run.name, "finished", "8") for run in runs]
+    tested = [*csv.DictReader((sweep / "finals.csv").open())]
+    assert [row["runs"] for row in tested] == ["5 of 5", "5 of 5"]
+    assert tested[0]["settings"] == "baseline: learning_rate 0.0001, dropout left open"
+    best = min(runs, key=loss_of)
+    assert tested[1]["settings"].startswith(f"trial{best.name}: learning_rate 0.00")
+    baseline, winner = (
+        [loss_of(sweep / "finals" / f"{arm}-seed{seed}") for seed in range(1, 6)]
+        for arm in ("baseline", f"trial{best.name}")
+    )
+    assert (
+        tested[1]["p (Holm)"] == tested[1]["p (Welch)"] == f"{ttest_ind(winner, baseline, equal_var=False).pvalue:.3g}"
+    )
+    assert tested[1]["at 0.05"] in ("better", "worse", "not significant")
+
+
 @pytest.mark.timeout(1500)  # 18 runs, two at a time
 def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_killed_shell_that_queued_it(
     start: Submit, cluster: Cluster, brake: Path, tmp_path: Path
@@ -75,10 +100,9 @@ def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_killed_shell_that_que
     trials, _, tables = re.findall(r"job (\d+)", again)
     assert {line.split()[0] for line in after - before} == {tables}
 
-    runs = [sweep / "trials" / f"{number:03d}" for number in range(8)]
     tasks = [
         Job(cluster, f"{trials}_{number}", sweep / "logs" / f"trials-{trials}_{number}.out", run)
-        for number, run in enumerate(runs)
+        for number, run in enumerate(sweep / "trials" / f"{number:03d}" for number in range(8))
     ]
     for task in tasks[:2]:
         task.wait_for_step(3)
@@ -100,20 +124,9 @@ def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_killed_shell_that_que
         assert "resuming from" in task.said
         assert [step for step, _ in task.curve] == [*range(1, 9)]
     last = Job(cluster, tables, sweep / "logs" / f"tables-{tables}.out", sweep)
-    last.wait_for(lambda: last.facts["JobState"] in OVER, 600)
-    assert last.facts["JobState"] == "COMPLETED", last.said
+    assert last.end(seconds=600)["JobState"] == "COMPLETED", last.said
     assert "8 of 8 trials have finished." in last.said
-    rows = [*csv.DictReader((sweep / "trials.csv").open())]
-    assert [(row["trial"], row["status"], row["step"]) for row in rows] == [
-        (f"{number:03d}", "finished", "8") for number in range(8)
-    ]
-    tested = [*csv.DictReader((sweep / "finals.csv").open())]
-    assert [row["runs"] for row in tested] == ["5 of 5", "5 of 5"]
-    assert tested[0]["settings"] == "baseline: learning_rate 0.0001, dropout left open"
-    best = min(runs, key=lambda run: json.loads((run / "metrics.json").read_text())["loss"])
-    assert tested[1]["settings"].startswith(f"trial{best.name}: learning_rate 0.00")
-    assert tested[1]["p (Holm)"] == tested[1]["p (Welch)"] != ""
-    assert tested[1]["at 0.05"] == "better"
+    check_tables(sweep)
 
 
 # In place of Python: gives a sweep's runs and their flags, says how else it was called, and refuses one learning rate.

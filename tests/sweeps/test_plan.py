@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,12 @@ def test_only_the_values_of_a_long_range_that_are_drawn_are_worked_out(
     other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worked_out, value = [], Range.value
-    monkeypatch.setattr(Range, "value", lambda one, number: worked_out.append(number) or value(one, number))
+
+    def watched(one: Range, number: int) -> Any:
+        worked_out.append(number)
+        return value(one, number)
+
+    monkeypatch.setattr(Range, "value", watched)
     text = f"method: random\ntrials: 20\nspace: {{learning_rate: {{min: 1e-6, max: 1e-3, step: 1.2e-8}}, {other}}}\n"
     (tmp_path / "space.yaml").write_text(text)
     sweep = begin(tmp_path / "space.yaml", tmp_path / "sweep", PARSER)  # of 83,251 values
