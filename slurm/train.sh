@@ -81,11 +81,12 @@ for name in SST2_PROCESSES SST2_PORT SST2_REQUEUES SST2_MAX_RESTARTS; do
 done
 
 cap=${SST2_REQUEUES:-100}
+why="stopped on request" left="the last checkpoint is whole"
 give_up() {
-    say "error: requeued $cap times (SST2_REQUEUES): stopping for good; the last checkpoint is whole" >&2
+    say "error: requeued $cap times (SST2_REQUEUES), and now $why: stopping for good; $left" >&2
     exit 1
 }
-[ "$restarts" -le "$cap" ] || give_up
+[ "$restarts" -le "$cap" ] || why="by SLURM" give_up
 
 # Who meets where. The address is the one by which SLURM itself reaches the node: names need not be known everywhere.
 export SST2_HEAD SST2_OTHER
@@ -112,22 +113,56 @@ launch+=(--main_process_ip "$SST2_HEAD" --main_process_port "$port" --deepspeed_
 launch+=(--max_restarts "${SST2_MAX_RESTARTS:-0}")
 [ -n "${SST2_CONFIG:-}" ] || launch+=(--mixed_precision "$precision")
 
+say "job $id, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $SST2_HEAD:$port"
+
+# Whether another process works on the run in a folder, as far as this node can see.
+is_in_use() {
+    local busy=0
+    [ ! -e "$1/.lock" ] || flock --shared --nonblock --conflict-exit-code 99 "$1/.lock" true || busy=$?
+    [ "$busy" -eq 99 ]
+}
+# Until nobody does, in this start, since the job may come back SST2_REQUEUES times only; but for a quarter of an hour in
+# all, since its nodes are idle meanwhile. False if that is over, or if a signal has come, which ends the pause.
+looks=90
+wait_for_end() {
+    while [ "$stopped" = no ] && [ "$looks" -gt 0 ]; do
+        looks=$((looks - 1))
+        sleep 10 &
+        wait "$!" || kill "$!" 2> /dev/null || true
+        is_in_use "$1" || return 0
+    done
+    return 1
+}
+
 flags=("$@")
 run= # of a sweep: its folder
-why="stopped on request"
 if [ -n "${SST2_SWEEP:-}" ] && [ "$task" != _ ]; then
-    code=0
-    lines=$("$SST2_PROJECT/slurm/python.sh" -m sst2.sweep "$SST2_SWEEP" --start "${task#*_}") || code=$?
-    # It has said why. With 2 it would come to the same again. Anything but 75, which is another job's work on this run,
-    # may be a file system or a node that is not well, or a Python that will never start: that is tried a few times.
+    # Its folder and flags, or nothing if nothing is left to do; with 75, the folder of a run that is in use.
+    ask() {
+        code=0
+        lines=$("$SST2_PROJECT/slurm/python.sh" -m sst2.sweep "$SST2_SWEEP" --start "${task#*_}") || code=$?
+    }
+    ask
+    if [ "$code" -eq 75 ]; then say "$lines is in use by another process: waiting 15 minutes at most for its end"; fi
+    while [ "$code" -eq 75 ] && wait_for_end "$lines"; do ask; done
+    # Any other code has been explained above. With 2, another start would end the same way. The rest comes of a disk or
+    # a node that is not well, which may pass, or of a Python that never starts: five starts in a row are enough, by
+    # what the output says of each.
     if [ "$code" -ne 0 ] && [ "$code" -ne 75 ] && [ "$stopped" = no ]; then
         [ "$code" -ne 2 ] || exit 2
-        say "exit code $code of sst2.sweep: which run this is cannot be known now" >&2
-        failures=$(grep -c "which run this is cannot be known now" "$(path StdOut <<< "$job")") || failures=0
+        say "sst2 sweep did not say which run task ${task#*_} is: exit code $code"
+        failures=$(awk '
+            /^slurm\/train.sh: job / { if (!failed) count = 0; failed = 0 }
+            /^slurm\/train.sh: sst2 sweep did not say which run/ { count++; failed = 1 }
+            END { print count + 0 }' "$(path StdOut <<< "$job")") || failures=0
         if [ "$failures" -ge 5 ] || [ "$restarts" -ge "$cap" ]; then exit "$code"; fi
     fi
     if [ "$code" -ne 0 ]; then
-        [ "$stopped" = yes ] || why="not started"
+        if [ "$stopped" = no ] && [ "$code" -eq 75 ]; then
+            why="$lines is in use by another process" left="when that has ended, the command of the sweep goes on"
+        elif [ "$stopped" = no ]; then
+            why="not started"
+        fi
         stopped=yes # and so requeued below
     elif [ -z "$lines" ]; then
         say "nothing left to do for task ${task#*_} of $SST2_SWEEP"
@@ -141,7 +176,6 @@ fi
 # For train_sst2.py: its folder where nothing names one, and that a folder which this job has begun is gone on with.
 export SST2_OUTPUT_DIR="runs/$SLURM_JOB_NAME-$id" SST2_BATCH_JOB=$SLURM_JOB_ID
 
-say "job $id, start $((restarts + 1)), $SLURM_NNODES nodes, $world processes, $SST2_HEAD:$port"
 if [ "${SLURM_CPUS_ON_NODE:-$processes}" -lt "$processes" ]; then
     say "$SLURM_CPUS_ON_NODE cores for $processes processes slow each other down: --cpus-per-task $((2 * processes))"
 fi
@@ -176,11 +210,9 @@ case $code in
     # Stopped before it could listen, so that nothing is lost.
     129 | 130 | 138 | 140 | 143 | 152 | 158) code=75 ;; # 128 + HUP INT USR1 USR2 TERM XCPU PWR
 esac
-# A run on which another job works was refused, and has not failed: this one looks again when it is requeued.
-if [ "$code" -ne 0 ] && [ -n "$run" ] && [ -e "$run/.lock" ]; then
-    busy=0
-    flock --shared --nonblock --conflict-exit-code 99 "$run/.lock" true || busy=$?
-    [ "$busy" -ne 99 ] || code=75 why="$run is in use by another job"
+# A run that another process has begun meanwhile was refused, and has not failed: when requeued, this job waits for it.
+if [ "$code" -ne 0 ] && [ -n "$run" ] && is_in_use "$run"; then
+    code=75 why="$run is in use by another process" left="when that has ended, the command of the sweep goes on"
 fi
 
 # A job that is still running was asked to stop by a signal or a file, and this script brings it back. One that SLURM

@@ -1,6 +1,7 @@
 """Sweeps, arrays and jobs of one node on a real SLURM: also what is canceled, refused or given up; without a hub."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -12,24 +13,24 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_ind
 
 from sst2.sweeps.starts import STAGES
 from tests.support.hub_server import HubServer
 from tests.support.running import REPOSITORY
 from tests.support.slurm_cluster import Cluster
-from tests.support.slurm_jobs import ONE_NODE, OVER, SAMPLE, Job, Submit, injected
+from tests.support.slurm_jobs import ONE_NODE, SAMPLE, Job, Submit, injected
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 QUICK_STEPS = 2  # as the fixture `brake` has it
 
 SWEEP = """
-final_seeds: 2
 fixed:
   {smoke: true, max_train_steps: 8, logging_steps: 1, checkpointing_steps: 2, global_batch_size: 32,
-  metric_for_best_model: loss}
+  max_eval_samples: 100, metric_for_best_model: loss}
 baseline: {learning_rate: 1e-4}
-space: {learning_rate: [1e-3, 2e-3, 3e-3]}
+space: {learning_rate: [1e-3, 2e-3, 3e-3, 4e-3], dropout: [0, 0.1]}
 """
 # In place of sbatch: queues the finals, as is asked of it, and does not come back.
 SBATCH = """#!/usr/bin/env bash
@@ -52,7 +53,31 @@ def kill_when_there(file: Path, command: list[str], environment: dict[str, str])
         shell.wait()
 
 
-@pytest.mark.timeout(900)  # 7 runs, two at a time
+def loss_of(run: Path) -> float:
+    return float(json.loads((run / "metrics.json").read_text())["loss"])
+
+
+def check_tables(sweep: Path) -> None:
+    """Check that the tables have all eight trials, and the best of them on five seeds against the baseline."""
+    runs = [sweep / "trials" / f"{number:03d}" for number in range(8)]
+    rows = [*csv.DictReader((sweep / "trials.csv").open())]
+    assert [(row["trial"], row["status"], row["step"]) for row in rows] == [(run.name, "finished", "8") for run in runs]
+    tested = [*csv.DictReader((sweep / "finals.csv").open())]
+    assert [row["runs"] for row in tested] == ["5 of 5", "5 of 5"]
+    assert tested[0]["settings"] == "baseline: learning_rate 0.0001, dropout left open"
+    best = min(runs, key=loss_of)
+    assert tested[1]["settings"].startswith(f"trial{best.name}: learning_rate 0.00")
+    baseline, winner = (
+        [loss_of(sweep / "finals" / f"{arm}-seed{seed}") for seed in range(1, 6)]
+        for arm in ("baseline", f"trial{best.name}")
+    )
+    assert (
+        tested[1]["p (Holm)"] == tested[1]["p (Welch)"] == f"{ttest_ind(winner, baseline, equal_var=False).pvalue:.3g}"
+    )
+    assert tested[1]["at 0.05"] in ("better", "worse", "not significant")
+
+
+@pytest.mark.timeout(1500)  # 18 runs, two at a time
 def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_killed_shell_that_queued_it(
     start: Submit, cluster: Cluster, brake: Path, tmp_path: Path
 ) -> None:
@@ -76,8 +101,8 @@ def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_killed_shell_that_que
     assert {line.split()[0] for line in after - before} == {tables}
 
     tasks = [
-        Job(cluster, f"{trials}_{number}", sweep / "logs" / f"trials-{trials}_{number}.out", sweep / "trials" / name)
-        for number, name in enumerate(("000", "001", "002"))
+        Job(cluster, f"{trials}_{number}", sweep / "logs" / f"trials-{trials}_{number}.out", run)
+        for number, run in enumerate(sweep / "trials" / f"{number:03d}" for number in range(8))
     ]
     for task in tasks[:2]:
         task.wait_for_step(3)
@@ -93,31 +118,24 @@ def test_a_sweep_outlives_a_preemption_a_lost_node_and_the_killed_shell_that_que
     brake.unlink()
 
     ends = [task.end() for task in tasks]
-    assert [facts["JobState"] for facts in ends] == ["COMPLETED"] * 3
+    assert [facts["JobState"] for facts in ends] == ["COMPLETED"] * 8
     assert [facts["Restarts"] for facts in ends[:2]] == ["1", "1"]
     for task in tasks[:2]:
         assert "resuming from" in task.said
         assert [step for step, _ in task.curve] == [*range(1, 9)]
     last = Job(cluster, tables, sweep / "logs" / f"tables-{tables}.out", sweep)
-    last.wait_for(lambda: last.facts["JobState"] in OVER, 300)
-    assert last.facts["JobState"] == "COMPLETED", last.said
-    assert "3 of 3 trials have finished." in last.said
-    rows = [*csv.DictReader((sweep / "trials.csv").open())]
-    assert [(row["trial"], row["status"], row["step"]) for row in rows] == [
-        (f"{number:03d}", "finished", "8") for number in range(3)
-    ]
-    tested = [*csv.DictReader((sweep / "finals.csv").open())]
-    assert [row["runs"] for row in tested] == ["2 of 2", "2 of 2"]
-    assert tested[0]["settings"] == "baseline: learning_rate 0.0001"
-    assert tested[1]["p (Holm)"] == tested[1]["p (Welch)"] != ""
+    assert last.end(seconds=600)["JobState"] == "COMPLETED", last.said
+    assert "8 of 8 trials have finished." in last.said
+    check_tables(sweep)
 
 
 # In place of Python: gives a sweep's runs and their flags, says how else it was called, and refuses one learning rate.
-# It cannot be started for the first time by one task.
+# It cannot be started for the first time by one task, and another finds its run in use when it asks first.
 WORDS = """#!/usr/bin/env bash
 case " $* " in
     *" sst2.sweep a sweep/trials --start 0 ") run="my runs/first run" flags=(--output_dir "$run") ;;
     *" sst2.sweep a sweep/trials --start 2 ") [ -e been ] || { touch been && exit 127; } && exit ;;
+    *" sst2.sweep a sweep/trials --start 3 ") [ -e asked ] || { touch asked && echo "my runs" && exit 75; } && exit ;;
     *" sst2.sweep "*) run="my runs/second" flags=(--output_dir "$run" --learning_rate 7) ;;
 esac
 [ -z "${run:-}" ] || { printf '%s\\n' "$run" "${flags[@]}" && exit; }
@@ -138,14 +156,16 @@ def test_spaces_in_the_names_of_all_folders_and_files(start: Submit, cluster: Cl
     (tmp_path / "my runs").mkdir()
     variables = {"SST2_PYTHON": str(python), "SST2_CONFIG": str(config), "SST2_SWEEP": "a sweep/trials"}
     variables["SST2_MAX_RESTARTS"] = "3"
-    options = ["--parsable", "--array=0-2", f"--chdir={tmp_path}", f"--output={tmp_path}/my output %a"]
+    options = ["--parsable", "--array=0-3", f"--chdir={tmp_path}", f"--output={tmp_path}/my output %a"]
     array = subprocess.check_output(
         ["sbatch", *options, script, "--train_file", "my data.csv"],
         env=os.environ | cluster.environment | variables,
         text=True,
     ).strip()
-    tasks = [Job(cluster, f"{array}_{task}", tmp_path / f"my output {task}", tmp_path) for task in range(3)]
-    assert [task.end()["ExitCode"] for task in tasks] == ["0:0", "2:0", "0:0"], "\n".join(task.said for task in tasks)
+    tasks = [Job(cluster, f"{array}_{task}", tmp_path / f"my output {task}", tmp_path) for task in range(4)]
+    assert [task.end()["ExitCode"] for task in tasks] == ["0:0", "2:0", "0:0", "0:0"], "\n".join(
+        task.said for task in tasks
+    )
     flags = "[--train_file][my data.csv][--output_dir]"
     assert f"[{project}/train_sst2.py]{flags}[my runs/first run]" in tasks[0].said
     assert f"{flags}[my runs/second]" in tasks[1].said
@@ -157,6 +177,11 @@ def test_spaces_in_the_names_of_all_folders_and_files(start: Submit, cluster: Cl
     assert tasks[2].facts["Restarts"] == "1"
     assert "not started: requeueing" in tasks[2].said
     assert "nothing left to do for task 2 of a sweep/trials" in tasks[2].said
+    # A run in use is waited for within the start.
+    assert tasks[3].facts["Restarts"] == "0"
+    waited, ended = tasks[3].said.splitlines()[-2:]
+    assert waited == "slurm/train.sh: my runs is in use by another process: waiting 15 minutes at most for its end"
+    assert ended == "slurm/train.sh: nothing left to do for task 3 of a sweep/trials"
 
 
 def test_a_job_that_is_canceled_does_not_come_back(start: Submit) -> None:
@@ -186,7 +211,10 @@ def test_what_is_preempted_for_ever_is_stopped_with_its_checkpoint(start: Submit
         job.wait_for(partial(job.has_said, "stopped by SIGUSR1", 2 * number))  # a line of each node
     facts = job.end()
     assert (facts["JobState"], facts["Restarts"]) == ("FAILED", "1"), job.said
-    assert "requeued 1 times (SST2_REQUEUES): stopping for good; the last checkpoint is whole" in job.said
+    assert (
+        "requeued 1 times (SST2_REQUEUES), and now stopped on request: stopping for good; the last checkpoint"
+        in job.said
+    )
     assert re.search(r"goes on from .*/checkpoints/step-000000[4-9]\d", job.said)
 
 

@@ -38,24 +38,24 @@ class Job:
     def said(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 180) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 180, pause: float = 0.1) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"{self.facts}\n{self.said}\n{self.cluster.logs()}"
-            time.sleep(0.1)
+            time.sleep(pause)
 
     def wait_for_step(self, step: int) -> None:
         """Wait until at least `step` steps are logged. The job needs `--logging_steps 1`."""
         self.wait_for(lambda: self.has_logged(step))
 
-    def wait_through_requeues(self, condition: Callable[[], object], seconds: float = 180) -> None:
+    def wait_through_requeues(self, condition: Callable[[], object], seconds: float = 180, pause: float = 0.1) -> None:
         """Wait until `condition` holds, however often the job has to start before."""
 
         def holds() -> object:
             self.come_back()
             return condition()
 
-        self.wait_for(holds, seconds)
+        self.wait_for(holds, seconds, pause)
 
     def has_logged(self, step: int) -> bool:
         log = self.run_dir / "metrics.jsonl"
@@ -76,9 +76,9 @@ class Job:
             command = ["scontrol", "update", f"JobId={self.number}", "StartTime=now+2"]
             subprocess.run(command, env=self.cluster.environment, capture_output=True, check=False)
 
-    def end(self) -> dict[str, str]:
+    def end(self, seconds: float = 300) -> dict[str, str]:
         """Wait until it is over, however often it has to start. Returns its facts."""
-        self.wait_through_requeues(lambda: self.facts["JobState"] in OVER, 300)
+        self.wait_through_requeues(lambda: self.facts["JobState"] in OVER, seconds, pause=0.5)
         return self.facts
 
     @property

@@ -97,10 +97,35 @@ def test_a_controller_that_does_not_answer_has_nothing_queued_twice(programs: Pa
     with pytest.raises(UserError, match=r"squeue does not say what of the sweep is queued .*Unable to contact"):
         submit()
     assert Path("calls").read_text() == ""
-    Path("sweep/jobs.json").write_text("{")
-    with pytest.raises(UserError, match=r"jobs\.json cannot be read"):
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "TypeError: list indices"),
+        (
+            '{"trials": "sweep-trials-1", "finals": "sweep-trials-1", "tables": "3"}',
+            "sweep-trials-1 is no name of a",
+        ),
+        # By a development version: numbers, which name no job, and so would find none.
+        ('{"trials": "17", "finals": "18", "tables": "19"}', "17 is no name of a job of trials"),
+    ],
+)
+def test_without_the_names_of_jobs_nothing_is_queued(written: str, reason: str, programs: Path) -> None:
+    submit()
+    Path("sweep/jobs.json").write_text(written)
+    with pytest.raises(UserError, match=rf"jobs\.json cannot be read \({reason}.*: end the sweep's jobs by scancel"):
         submit()
     assert Path("calls").read_text() == ""
+    assert Path("sweep/jobs.json").read_text() == written
+
+
+def test_jobs_that_another_user_has_queued_are_not_queued_again(programs: Path) -> None:
+    submit()
+    queued = "; ".join(f"echo {number} {name}" for number, name in enumerate(names().values(), 1))
+    squeue(programs, f'case " $* " in *" --me "* | *" --user"*) ;; *) {queued} ;; esac')
+    assert [call for call in submit() if call.startswith("sbatch")] == []
 
 
 def test_finals_that_wait_already_wait_for_trials_that_are_queued_anew(programs: Path) -> None:

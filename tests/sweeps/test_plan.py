@@ -3,12 +3,15 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sst2.cli.sweep import PROGRAM, main
 from sst2.config.run_flags import FlagParser
+from sst2.sweeps.folder import begin
 from sst2.sweeps.plan import Plan, Range, read_plan
+from sst2.sweeps.starts import TRIALS, start
 from sst2.sweeps.trials import check_runs, settings_of_trials
 from sst2.utils.errors import exit_codes
 from tests.support.running import REPOSITORY
@@ -61,6 +64,27 @@ def test_random_trials_of_more_combinations_than_can_be_numbered(tmp_path: Path)
     trials = settings_of_trials(plan_of(f"method: random\ntrials: 3\nspace:\n{ranges}", tmp_path))
     assert len({trial["dropout"] for trial in trials}) == 3
     assert all(value == round(value, 6) for trial in trials for value in trial.values())
+
+
+@pytest.mark.parametrize("other", ["dropout: {min: 0, max: 0.5}", "dropout: [0, 0.1]"])
+def test_only_the_values_of_a_long_range_that_are_drawn_are_worked_out(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked_out, value = [], Range.value
+
+    def watched(one: Range, number: int) -> Any:
+        worked_out.append(number)
+        return value(one, number)
+
+    monkeypatch.setattr(Range, "value", watched)
+    text = f"method: random\ntrials: 20\nspace: {{learning_rate: {{min: 1e-6, max: 1e-3, step: 1.2e-8}}, {other}}}\n"
+    (tmp_path / "space.yaml").write_text(text)
+    sweep = begin(tmp_path / "space.yaml", tmp_path / "sweep", PARSER)  # of 83,251 values
+    assert sweep.planned
+    assert len({*worked_out}) == 20
+    worked_out.clear()
+    assert start(sweep, TRIALS, 3)  # under the lock, all is known
+    assert not worked_out
 
 
 def test_random_trials_lie_in_their_ranges_and_are_the_same_at_every_start(tmp_path: Path) -> None:

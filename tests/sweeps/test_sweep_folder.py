@@ -98,11 +98,13 @@ def test_a_run_in_use_is_running_and_is_not_started_again(
         with pytest.raises(RunInUseError, match="000 is in use by another process"):
             start(made, TRIALS, 0)
         assert run.exit_file.exists()  # nothing was begun
-        # A task of SLURM has its job requeued by this exit code.
+        # A task of SLURM waits for the end of what works in this folder, and then asks again.
         with pytest.raises(SystemExit) as stop, exit_codes(PROGRAM):
             main([str(made.path / TRIALS), "--start", "0"])
         assert stop.value.code == 75
-        assert "to be started again when that has ended" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert said.out == f"{run.folder}\n"
+        assert "to be started again when that has ended" in said.err
     assert start(made, TRIALS, 0)
 
 
@@ -192,6 +194,23 @@ def test_seeds_in_the_space_are_averaged(sweep: Sweep) -> None:
     finals = start_all(made, FINALS)
     assert [run.folder.name for run in finals[2:]] == ["trial002-seed2", "trial002-seed4"]
     assert made.flags(finals[2]) == {"smoke": True, "metric_for_best_model": "loss", "dropout": 0.2, "seed": 2}
+
+
+def test_a_trial_that_has_failed_and_is_gone_on_with_has_not_ended(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = sweep()
+    trials = start_all(made)
+    for run in trials[1:]:
+        finish(run, 0.8)
+    trials[0].exit_file.write_text("2\n")
+    with RunFolder(trials[0].folder) as folder:  # by train_sst2.py itself, which leaves the exit code there
+        folder.lock()
+        with pytest.raises(UserError, match=r"1 of 5 trials of .*sweep have not ended, 000 for one"):
+            start(made, FINALS, 0)
+        assert not made.choice.exists()
+    finish(trials[0], 0.9)
+    assert "trial000-seed1" in [run.folder.name for run in start_all(made, FINALS)]
 
 
 def test_without_a_result_there_are_no_finals(sweep: Sweep) -> None:

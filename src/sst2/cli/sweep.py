@@ -98,6 +98,8 @@ def main(argv: list[str]) -> None:
 def print_start(place: Path, number: int, flags: FlagParser) -> None:
     """The folder of a run and the words of its command line, a line each; nothing where nothing is left to do.
 
+    Of a run that is in use, it is the folder alone.
+
     Args:
         place: the sweep's folder and, below it, the stage.
         number: of the run in its stage.
@@ -106,13 +108,14 @@ def print_start(place: Path, number: int, flags: FlagParser) -> None:
     Raises:
         UserError: it would come to the same again: there is no such stage, or the trials have not ended.
         StopRequestedError: another process works on the run, whose end is to be waited for.
-        SystemExit: with 1, where the file system is to blame, which may be otherwise soon.
+        SystemExit: with 1, where the file system is to blame, which may work again soon.
     """
     if place.name not in STAGES:
         raise UserError(f"{place.name} is no stage of a sweep: give {' or '.join(STAGES)}")
     try:
         found = start(SweepFolder(place.parent, flags), place.name, number)
     except RunInUseError as error:
+        say(str(error.folder))
         raise StopRequestedError(f"{error}: to be started again when that has ended") from None
     except (UserError, OSError) as error:
         if isinstance(error, UserError) and not isinstance(error.__context__, OSError):
@@ -149,7 +152,7 @@ def write_tables(sweep: SweepFolder) -> "Report":
 
 
 def check_launcher(options: list[str], script: Path) -> None:
-    """Raises UserError: `sst2.launch` would refuse these options of every run."""
+    """Raises UserError: `sst2 launch` would refuse these options of every run."""
     from sst2.cli.launch import launcher_arguments
 
     try:

@@ -36,7 +36,8 @@ class Arm:
 
 def fresh_seeds(plan: Plan) -> list[int]:
     """The smallest seeds from 1 on that no trial has had."""
-    used = {*(plan.choices.get("seed") or []), plan.fixed.get("seed", TrainingArguments.seed)}
+    used = {plan.value("seed", number) for number in range(plan.counts.get("seed", 0))}
+    used.add(plan.fixed.get("seed", TrainingArguments.seed))
     return list(islice((seed for seed in count(1) if seed not in used), plan.final_seeds))
 
 

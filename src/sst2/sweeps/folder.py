@@ -18,7 +18,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +82,11 @@ class SweepRun:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has, well or not; else it has not begun, works, or was killed and waits to be started again."""
-        return self.metrics is not None or self.exit_code is not None
+        """Whether it has, well or not; else it has not begun, works, or was killed and waits to be started again.
+
+        Whoever goes on with a run that has failed may have left its exit code there: `train_sst2.py` knows of none.
+        """
+        return self.metrics is not None or (self.exit_code is not None and not self.is_in_use)
 
     @property
     def is_in_use(self) -> bool:
@@ -115,6 +117,9 @@ class SweepFolder:
         path: of the folder.
         parser: of the flags of a run.
 
+    Attributes:
+        planned: the settings of all trials, where they are known beforehand: with any method but Optuna.
+
     Raises:
         UserError: there is no sweep in it, or its plan cannot be read.
     """
@@ -123,13 +128,10 @@ class SweepFolder:
         self.path = path
         self.parser = parser
         self.plan: Plan = read_plan(path / "sweep.yaml", parser)
+        # at once, so that nobody waits for the lock while they are drawn
+        self.planned: list[Flags] | None = None if self.plan.method == "optuna" else settings_of_trials(self.plan)
         self.journal = path / "study.journal"
         self.choice = path / "finals.json"
-
-    @cached_property
-    def planned(self) -> list[Flags] | None:
-        """The settings of all trials, where they are known beforehand: with any method but Optuna."""
-        return None if self.plan.method == "optuna" else settings_of_trials(self.plan)
 
     @property
     def trials(self) -> list[SweepRun]:

@@ -46,17 +46,12 @@ class Range:
     is_whole: bool = False
 
     @property
-    def choices(self) -> list[Any] | None:
-        """All values, in a range with a step; None in any other."""
-        return None if self.step is None else [self.value(number) for number in range(self.count)]
-
-    @property
     def count(self) -> int:
         """How many values a range with a step has; 0 for any other."""
         return 0 if self.step is None else math.floor((self.high - self.low) / self.step + 1e-9) + 1
 
     def value(self, number: int) -> Any:
-        """One of them, 0 for the lowest, as a person would write it: of twelve digits."""
+        """The value with this number in a range with a step, 0 for the lowest, rounded to twelve digits."""
         assert self.step is not None
         value = self.low + number * self.step
         return int(value) if self.is_whole else float(f"{value:.12g}")
@@ -97,9 +92,14 @@ class Plan:
     space: dict[str, list[Any] | Range] = field(default_factory=dict)
 
     @property
-    def choices(self) -> dict[str, list[Any] | None]:
-        """The values of each flag of the space; None where they cannot be counted."""
-        return {name: one.choices if isinstance(one, Range) else one for name, one in self.space.items()}
+    def counts(self) -> dict[str, int]:
+        """How many values each flag of the space has; 0 where they cannot be counted."""
+        return {name: one.count if isinstance(one, Range) else len(one) for name, one in self.space.items()}
+
+    def value(self, name: str, number: int) -> Any:
+        """The value with this number, 0 for the first, of a flag of the space whose values can be counted."""
+        one = self.space[name]
+        return one.value(number) if isinstance(one, Range) else one[number]
 
     def flags_of(self, settings: dict[str, Any]) -> dict[str, Any]:
         """All flags of a run with these settings beside the fixed ones; those that are left open are not there."""
@@ -171,8 +171,8 @@ def _check(plan: Plan, content: dict[str, Any]) -> None:
 
 
 def _check_number_of_trials(plan: Plan) -> None:
-    endless = [name for name, values in plan.choices.items() if values is None]
-    count = math.prod(len(values) for values in plan.choices.values() if values is not None)
+    endless = [name for name, count in plan.counts.items() if not count]
+    count = math.prod(filter(None, plan.counts.values()))
     if plan.method == "grid":
         if endless:
             raise ValueError(f"space: {endless[0]} has no end of values: give a list, a step, or method random")

@@ -8,7 +8,7 @@ from sst2.sweeps.finals import configurations, fresh_seeds, ranking
 from sst2.sweeps.folder import SweepFolder, SweepRun
 from sst2.sweeps.study import selection_metrics
 from sst2.sweeps.trials import in_word, in_words
-from sst2.sweeps.verdict import HOLDOUT, LEVEL, Tested, are_paired, tested
+from sst2.sweeps.verdict import HOLDOUT, LEVEL, Tested, tested
 from sst2.utils.console import table
 
 Table = list[list[str]]  # the first line has the columns' names
@@ -24,8 +24,7 @@ class Report:
 
     def __init__(self, sweep: SweepFolder, names: list[str] | None) -> None:
         self._sweep, self._plan = sweep, sweep.plan
-        self._tested = tested(sweep, names) if names and sweep.plan.final_seeds else []
-        self._are_paired = bool(self._tested) and are_paired(sweep, names or [])
+        self._tested, self._are_paired = tested(sweep, names) if names and sweep.plan.final_seeds else ([], False)
         self._selected_on = _one({_selection_split(run) for run in sweep.trials if run.metrics})
         self._reported_on = _one({run.metrics["split"] for run in sweep.trials if run.metrics})
         self._has_chosen = names is not None

@@ -66,7 +66,7 @@ def submit(
 
 
 class _Jobs:
-    """The jobs of a sweep in the queue, found by names that no other job has.
+    """The jobs of a sweep in the queue, whoever has queued them, found by names that no other job has.
 
     The names are written down before the first job is queued. Numbers would be too late, where this process is killed
     while sbatch answers; and SLURM gives a number again, when it has counted to the last.
@@ -86,7 +86,7 @@ class _Jobs:
         self._names = _names(file)
         names = ",".join(self._names.values())
         plain = {one: value for one, value in os.environ.items() if not one.startswith("SQUEUE_")}
-        done = _run(["squeue", "--me", "--noheader", "--format=%F %j", f"--name={names}"], plain)
+        done = _run(["squeue", "--noheader", "--format=%F %j", f"--name={names}"], plain)
         if done.returncode:
             said = first_line(ValueError(done.stderr))
             raise UserError(f"squeue does not say what of the sweep is queued ({said}): give the same command later")
@@ -112,17 +112,25 @@ class _Jobs:
 def _names(file: Path) -> dict[str, str]:
     """The names of a sweep's jobs by what they do; made and written down by the first call."""
     try:
-        names: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-        return {what: names[what] for what in _JOBS}
+        written = json.loads(file.read_text(encoding="utf-8"))
+        names = {what: str(written[what]) for what in _JOBS}
+        for what, name in names.items():
+            if not name.startswith(_prefix(what)):  # development versions wrote numbers of jobs
+                raise ValueError(f"{name} is no name of a job of {what}")
+        return names
     except FileNotFoundError:
         own = uuid.uuid4().hex[:8]
-        names = {what: f"sweep-{what}-{own}" for what in _JOBS}
+        names = {what: f"{_prefix(what)}{own}" for what in _JOBS}
         write_json(file, names)
         return names
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{file} cannot be read ({first_line(error)}): end the sweep's jobs by scancel, and remove it"
         ) from None
+
+
+def _prefix(what: str) -> str:
+    return f"sweep-{what}-"
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """The start of a run of a sweep: whether there is something left to do, and with which flags."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from sst2.sweeps.finals import arms, choose, fresh_seeds
 from sst2.sweeps.folder import SweepFolder, SweepRun
@@ -12,7 +13,15 @@ STAGES = (TRIALS, FINALS)
 
 
 class RunInUseError(Exception):
-    """A process works in the folder of a run already. The message says in which."""
+    """A process works in the folder of a run already.
+
+    Attributes:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} is in use by another process")
+        self.folder = folder
 
 
 def number_of_runs(sweep: SweepFolder, stage: str) -> int:
@@ -61,7 +70,7 @@ def start(
         if run.is_done:
             return None
         if run.is_in_use:
-            raise RunInUseError(f"{run.folder} is in use by another process")
+            raise RunInUseError(run.folder)
         if not run.flags_file.exists():
             sweep.write_flags(run, flags or _flags_of_trial(sweep, number))
         run.exit_file.unlink(missing_ok=True)

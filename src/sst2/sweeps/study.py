@@ -16,6 +16,7 @@ from sst2.sweeps.trials import Flags
 from sst2.utils.errors import UserError, first_line
 
 _NUMBER = "trial"  # by which name Optuna's trial knows the number of ours
+_TRIES_ALL = "BruteForceSampler"  # which counts what has been tried, and so draws twice where trials overlap
 
 
 def require_sampler(plan: Plan) -> None:
@@ -24,11 +25,12 @@ def require_sampler(plan: Plan) -> None:
         import optuna
     except ModuleNotFoundError:
         raise UserError("method optuna needs its package: pip install optuna") from None
-    if plan.sampler == "BruteForceSampler":  # which counts what has been tried, and so draws twice where trials overlap
-        raise UserError("sampler BruteForceSampler tries all combinations: give method grid for that")
-    samplers = [name for name in optuna.samplers.__all__ if _needs_a_seed_alone(getattr(optuna.samplers, name))]
+    samplers = {name for name in optuna.samplers.__all__ if _needs_a_seed_alone(getattr(optuna.samplers, name))}
+    samplers.discard(_TRIES_ALL)
+    if plan.sampler == _TRIES_ALL:
+        raise UserError(f"sampler {plan.sampler} tries all combinations: give method grid for that")
     if plan.sampler not in samplers:
-        known = ", ".join(sorted({*samplers} - {"BruteForceSampler"}))
+        known = ", ".join(sorted(samplers))
         raise UserError(f"sampler {plan.sampler} is none of Optuna's that need a seed alone: give one of {known}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=_sampler(plan, 0))  # in memory

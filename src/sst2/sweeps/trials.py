@@ -1,7 +1,7 @@
 """The settings of trials: all combinations or random ones, the same at every start, checked before the first run."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from sst2.config.settings import Settings
 from sst2.sweeps.plan import Plan, Range
 from sst2.utils.errors import UserError
 
-_COUNTABLE = 2**62  # combinations, which NumPy numbers by 64 bits
+MOST_COMBINATIONS = 2**62  # of which a random search draws without repeats: NumPy numbers them by 64 bits
 Flags = dict[str, Any]  # values by name; None leaves a flag open
 
 
@@ -24,29 +24,26 @@ def settings_of_trials(plan: Plan) -> list[Flags]:
     A random search over a space that can be counted has no combination twice; each trial of another one draws from a
     generator of its own, and so does each of one whose combinations are too many to be drawn twice.
     """
-    values = [choices for choices in plan.choices.values() if choices is not None]
-    sizes = tuple(map(len, values))
-    if len(values) < len(plan.space) or math.prod(sizes) > _COUNTABLE:
-        return [_drawn(plan, number) for number in range(plan.trials)]
+    counts = tuple(plan.counts.values())
+    places: Iterable[Sequence[int]]  # the numbers of a trial's values, in the order of the space
     if plan.method == "grid":
-        return [dict(zip(plan.space, combination, strict=True)) for combination in product(*values)]
-    drawn = np.random.default_rng(plan.seed).choice(math.prod(sizes), plan.trials, replace=False)
-    places = np.stack(np.unravel_index(drawn, sizes), axis=1)
-    return [
-        {name: own[at] for name, own, at in zip(plan.space, values, place, strict=True)} for place in places.tolist()
-    ]
+        places = product(*map(range, counts))
+    elif not 0 < math.prod(counts) <= MOST_COMBINATIONS:
+        return [_drawn(plan, number) for number in range(plan.trials)]
+    else:
+        drawn = np.random.default_rng(plan.seed).choice(math.prod(counts), plan.trials, replace=False)
+        places = np.stack(np.unravel_index(drawn, counts), axis=1).tolist()
+    return [{name: plan.value(name, at) for name, at in zip(plan.space, place, strict=True)} for place in places]
 
 
 def _drawn(plan: Plan, number: int) -> Flags:
     shares = np.random.default_rng([plan.seed, number]).random(len(plan.space)).tolist()
-    settings = {}
-    for (name, one), share in zip(plan.space.items(), shares, strict=True):
-        choices = plan.choices[name]
-        if isinstance(one, Range) and choices is None:
-            settings[name] = one.at(share)
-        elif choices is not None:
-            settings[name] = choices[int(share * len(choices))]
-    return settings
+    return {
+        name: one.at(share)
+        if isinstance(one, Range) and one.step is None
+        else plan.value(name, int(share * plan.counts[name]))
+        for (name, one), share in zip(plan.space.items(), shares, strict=True)
+    }
 
 
 def check_runs(plan: Plan, parser: FlagParser, file: Path) -> None:

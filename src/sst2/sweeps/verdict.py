@@ -31,14 +31,16 @@ class Tested:
         return self.corrected is not None and self.corrected < LEVEL
 
 
-def are_paired(sweep: SweepFolder, names: list[str]) -> bool:
+def _are_paired(sweep: SweepFolder, names: list[str]) -> bool:
     """Whether the finals of one seed are measured on sentences of their own: a hold-out, without validation."""
     found = [run.metrics for arm in arms(sweep, names) for run in arm.runs]
     return any(metrics["split"] == HOLDOUT for metrics in found if metrics)
 
 
-def tested(sweep: SweepFolder, names: list[str]) -> list[Tested]:
+def tested(sweep: SweepFolder, names: list[str]) -> tuple[list[Tested], bool]:
     """The baseline, and each finalist against it: a t-test over seeds, corrected for the number of finalists.
+
+    Returns these, and whether the tests are of pairs.
 
     It is Welch's on validation, whose sentences are the same for all runs. Without validation, each seed has a hold-out
     of its own, on which the runs of this seed are measured: these are pairs, and the test is the paired t-test.
@@ -47,7 +49,7 @@ def tested(sweep: SweepFolder, names: list[str]) -> list[Tested]:
     those that were quick, or have not diverged. The figures are those of the split that `metrics.json` reports:
     validation, where there is one.
     """
-    paired = are_paired(sweep, names)
+    paired = _are_paired(sweep, names)
     values = [
         Tested(arm, [float(run.metrics[sweep.plan.metric]) for run in arm.runs if run.metrics])
         for arm in arms(sweep, names)
@@ -58,10 +60,8 @@ def tested(sweep: SweepFolder, names: list[str]) -> list[Tested]:
         for one in finalists
     ]
     corrected = holm([one.p_value if one else math.nan for one in found])
-    return [
-        baseline,
-        *(
-            Tested(one.arm, one.values, difference, p_value if difference else None)
-            for one, difference, p_value in zip(finalists, found, corrected, strict=True)
-        ),
+    against_baseline = [
+        Tested(one.arm, one.values, difference, p_value if difference else None)
+        for one, difference, p_value in zip(finalists, found, corrected, strict=True)
     ]
+    return [baseline, *against_baseline], paired
