@@ -95,7 +95,7 @@ def test_the_verdict_says_what_to_do() -> None:
         "advice on hub"
     )
     bad = Check("free space", "1 GiB", "needs 3 GiB", is_fatal=True)
-    assert verdict([fast, bad]).startswith("verdict: a run would fail here: mend free space first")
+    assert verdict([fast, bad]).startswith("verdict: a run would fail here: fix free space first")
 
 
 def test_columns_are_aligned() -> None:

@@ -136,7 +136,7 @@ def test_one_wrong_letter_is_told_by_its_row(rare: str, often: str, tmp_path: Pa
     labels: list[object] = [*["arts", often] * 30, rare]
     settings = settings_of(tmp_path, labels, labels)
     with pytest.raises(
-        UserError, match=rf"train\.csv line 62: label '{rare}' occurs once, and '{often}' 30 times: mend"
+        UserError, match=rf"train\.csv line 62: label '{rare}' occurs once, and '{often}' 30 times: fix"
     ):
         load_sentences(settings)
 
@@ -167,7 +167,7 @@ def test_a_flag_says_that_a_name_is_no_slip_and_so_do_few_rows(tmp_path: Path) -
 def test_a_wrong_name_in_the_flag_is_told_as_such(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, ["sport", "law"], ["law"], label_names=["sport", "lwa"])
     with pytest.raises(
-        UserError, match=r"train\.csv line 3: label 'law' .* 0 or sport, 1 or lwa, or mend --label_names"
+        UserError, match=r"train\.csv line 3: label 'law' .* 0 or sport, 1 or lwa, or fix --label_names"
     ):
         load_sentences(settings)
 

@@ -52,7 +52,7 @@ def test_the_flag_wins_over_the_launcher(
     precision, reason = choose_precision(requested)  # type: ignore[arg-type]
     assert precision == expected
     assert ("--mixed_precision" in reason) == (requested is not None)
-    assert ("ACCELERATE_MIXED_PRECISION says so" in reason) == (requested is None and bool(launcher))
+    assert ("set by ACCELERATE_MIXED_PRECISION" in reason) == (requested is None and bool(launcher))
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(0.5, "no"), (1.2, "no"), (4.0, "bf16")])

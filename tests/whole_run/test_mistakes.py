@@ -147,7 +147,7 @@ MISTAKES: dict[str, tuple[Mistake, str]] = {
     ),
     "one column": (with_flags("--label_column", "sentence"), "--sentence_column and --label_column are both sentence"),
     "other column": (with_flags("--sentence_column", "text"), "has no column 'text', only 'sentence', 'label'"),
-    "other classes": (with_flags("--label_names", "1", "2"), "is unknown: give 1 or 2, or mend --label_names"),
+    "other classes": (with_flags("--label_names", "1", "2"), "is unknown: give 1 or 2, or fix --label_names"),
     "missing column": (with_file("a.csv", b"text,label\ngood,1\n"), "a.csv has no column 'sentence'"),
     "unknown label": (with_file("a.csv", b"sentence,label\ngood,1\nbad,2\n"), "a.csv line 3: label '2' is unknown"),
     "empty sentence": (with_file("a.tsv", b"sentence\tlabel\n\t1\n"), "a.tsv line 2: the sentence is empty"),

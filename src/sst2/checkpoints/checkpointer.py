@@ -295,7 +295,7 @@ class Checkpointer:
             return
         total = time.perf_counter() - started
         self._times.append(SavedTimes(state.step, pause, total))
-        logger.info("%s: training paused %.3f s, written after %.3f s", place.name, pause, total)
+        logger.info("checkpoint %s: training paused %.3f s, written after %.3f s", place.name, pause, total)
 
 
 def load_weights(place: Path, strategy: Strategy) -> None:

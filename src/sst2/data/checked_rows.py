@@ -8,6 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sst2.config.class_names import MAX_CLASSES, canonical, in_words, is_mistyped
@@ -132,7 +133,7 @@ def _require_no_slip(first: dict[str, Record], counts: Counter[str]) -> None:
         if meant is not None:
             raise UserError(
                 f"{record.place}: label {quoted(record.label)} occurs once, and {quoted(first[meant].label)} "
-                f"{counts[meant]} times: mend the row, or name all classes by --label_names if it is one of its own"
+                f"{counts[meant]} times: fix the row, or name all classes by --label_names if it is one of its own"
             )
         logger.warning("%s: label %s occurs once: a class is learned from many", record.place, quoted(record.label))
 
@@ -186,8 +187,23 @@ def _require_rows(dataset: "Dataset", source: str) -> "Dataset":
 def _checked(records: Iterable[Record], labels_required: bool, columns: Columns) -> Iterator[tuple[str, int]]:
     """Sentences and labels of the records. Raises UserError at the first that cannot be used; it names its place."""
     numbers = _numbers_of_labels(columns)
-    for record in records:
+    for record in (rows := iter(records)):
+        if _is_empty(record):
+            raise UserError(f"{record.place}: the sentence is empty{_more_empty(rows)}: fix or remove such rows")
         yield checked_sentence(record), _checked_label(record, labels_required, columns, numbers)
+
+
+def _is_empty(record: Record) -> bool:
+    return isinstance(record.sentence, str) and not record.sentence.strip()
+
+
+def _more_empty(rows: Iterator[Record]) -> str:
+    """How many of the rows below are empty as well, as far as they can be read."""
+    count = 0
+    with suppress(UserError):
+        for record in rows:
+            count += _is_empty(record)
+    return f", and so are {count} more below" if count else ""
 
 
 def checked_sentence(record: Record) -> str:
@@ -197,7 +213,7 @@ def checked_sentence(record: Record) -> str:
         UserError: it is empty, or no text in UTF-8.
     """
     if not isinstance(record.sentence, str):
-        raise UserError(f"{record.place}: the sentence is {quoted(record.sentence)}, not text: mend or remove the row")
+        raise UserError(f"{record.place}: the sentence is {quoted(record.sentence)}, not text: fix or remove the row")
     try:
         record.sentence.encode("utf-8")  # files are read with surrogates in place of broken bytes
     except UnicodeEncodeError as error:
@@ -205,10 +221,10 @@ def checked_sentence(record: Record) -> str:
         if 0xDC80 <= number <= 0xDCFF:
             reason = f"is not UTF-8 (byte 0x{number - 0xDC00:x}): convert the file, e.g. with iconv"
         else:  # out of JSON, whose escapes can spell it
-            reason = f"holds half a character (\\u{number:x} alone): mend or remove the row"
+            reason = f"holds half a character (\\u{number:x} alone): fix or remove the row"
         raise UserError(f"{record.place}: the sentence {reason}") from None
-    if not record.sentence.strip():
-        raise UserError(f"{record.place}: the sentence is empty: mend or remove the row")
+    if _is_empty(record):
+        raise UserError(f"{record.place}: the sentence is empty: fix or remove the row")
     return record.sentence
 
 
@@ -242,7 +258,7 @@ def _checked_label(record: Record, required: bool, columns: Columns, numbers: di
 def _unknown(record: Record, columns: Columns) -> UserError:
     way_out = "or name the classes by --label_names"
     if columns.named_by == "--label_names":
-        way_out = "or mend --label_names"
+        way_out = "or fix --label_names"
     elif columns.named_by:
         way_out = f"the classes of {columns.named_by}, {way_out}"
     return UserError(f"{record.place}: label {quoted(record.label)} is unknown: give {_accepted(columns)}, {way_out}")

@@ -77,7 +77,7 @@ def init_distributed(
         leave_out_inference_operator()
         asked = precision_of_file(launcher.deepspeed_file) if launcher.deepspeed_file else None
         if settings.mixed_precision is None and asked:
-            precision, reason = choose_precision(asked)[0], "DeepSpeed's file says so"
+            precision, reason = choose_precision(asked)[0], "set in DeepSpeed's file"
         plugin = deepspeed_plugin(launcher, settings, precision)
         backend = None if torch.accelerator.is_available() else "gloo"  # or accelerate sees one process
     with all_reduce_check(launcher, store, settings.connect_timeout) as add_up:

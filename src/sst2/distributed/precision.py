@@ -41,10 +41,10 @@ def choose_precision(requested: Precision | None) -> tuple[Precision, str]:
         name = torch.cuda.get_device_name()
         raise UserError(f"--mixed_precision bf16: {name} has no bf16 matrix units: give fp16, no or auto")
     if requested:
-        return precision, "--mixed_precision says so"
+        return precision, "set by --mixed_precision"
     by_launcher = launched_by() != "python"
-    unasked = "ACCELERATE_MIXED_PRECISION says so" if exported else "the default without a launcher"
-    return precision, "the launcher says so" if by_launcher else unasked
+    unasked = "set by ACCELERATE_MIXED_PRECISION" if exported else "the default without a launcher"
+    return precision, "set by the launcher" if by_launcher else unasked
 
 
 def _cpu_has_bf16() -> bool:

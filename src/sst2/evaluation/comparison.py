@@ -232,12 +232,11 @@ class Comparison:
         return [*lines, *self._warnings()]
 
     def _about_tests(self, name: str, reference: Configuration) -> list[str]:
-        if is_holdout(reference.finished[0]):
-            way = "seed by seed, each on the sentences that it holds out, with intervals by Student's t over seeds"
-        else:
-            way = "on the same sentences, with intervals by a paired bootstrap over sentences"
-        lines = [f"Baseline: the configuration of {name}. Differences are measured {way}."]
         tests = [record["test"] for record in self._configurations if record["p_value"] is not None]
+        way = "on the same sentences, with intervals by a paired bootstrap over sentences"
+        if "paired t" in tests:
+            way = "seed by seed, each on the sentences that it holds out, with intervals by Student's t over seeds"
+        lines = [f"Baseline: the configuration of {name}. Differences are measured {way}."]
         lines += [f"{test}: {words}." for test, words in TESTS.items() if test in tests]
         if self._pairs:
             shared = (
@@ -256,7 +255,7 @@ class Comparison:
             )
         if self._trained_on_others:
             lines.append("Runs of the same settings were trained on different data, by fingerprints in checkpoints.")
-        if any(is_holdout(members[0]) for members in self._sets):
+        if any(is_holdout(group.finished[0]) for group in groups if len(group.by_seed) > 1):
             lines.append("Each seed holds out other sentences: the spread over seeds is one over sentences as well.")
         if any(len(group.by_seed) < len(group.finished) for group in groups):
             lines.append("Some seeds have several runs: these repeats are averaged first, and count as one.")

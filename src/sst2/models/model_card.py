@@ -103,7 +103,10 @@ def _is_on_hub(name: str | None) -> bool:
 
 
 def _public_name(name: str) -> str:
-    """A hub name as it is; of a folder only the last part, since a card is published."""
+    """A hub name as it is; of a folder only the last part, or that of a run, since a card is published."""
     if name == SAMPLE:
         return "a tiny DistilBERT with random weights"
-    return Path(name).resolve().name if Path(name).exists() or is_path(name) else name
+    if not (Path(name).exists() or is_path(name)):
+        return name
+    place = Path(name).resolve()
+    return f"the model of the run {place.parent.name}" if place.name == "model" else place.name

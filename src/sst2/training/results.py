@@ -55,6 +55,8 @@ def write_results(
     trainer.tracker.note_end(step, f"finished: {in_words(metrics, split.name)}")
     logger.info("final: %s", final_in_words(metrics))
     logger.info("all metrics: %s", run.metrics)
+    if "per_class" in metrics:
+        logger.info("figures of each class: %s", run.model / "README.md")
     logger.info("model: %s", run.model)
     logger.info("curves: tensorboard --logdir %s", run.path.parent)
     if settings.push_to_hub:

@@ -261,7 +261,7 @@ def give_up(error: OSError) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in buffers goes nowhere, and without complaint
     if isinstance(error, BrokenPipeError):
         sys.exit(EXIT_NO_READER)
-    raise UserError(f"standard output cannot be written ({error.strerror}): name another place, or mend this one")
+    raise UserError(f"standard output cannot be written ({error.strerror}): name another place, or fix this one")
 
 
 def reserve_standard_descriptors() -> None:

@@ -70,7 +70,7 @@ def verdict(checks: Sequence[Check]) -> str:
     """What all checks come to, and what to do, in a line."""
     bad, notes = ([check.what for check in checks if check.verdict == kind] for kind in ("BAD", "note"))
     if bad:
-        return f"verdict: a run would fail here: mend {', '.join(bad)} first, as the advice beside BAD says"
+        return f"verdict: a run would fail here: fix {', '.join(bad)} first, as the advice beside BAD says"
     told = [check.gain for check in checks if check.gain]
     told += [f"look at the advice on {', '.join(notes)}"] if notes else []
     return "; ".join(["verdict: a run will work here", *told])

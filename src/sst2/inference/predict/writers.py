@@ -113,7 +113,7 @@ class NewFile:
 
 
 def _unwritable(place: str, error: OSError) -> UserError:
-    return UserError(f"{place} cannot be written ({error.strerror}): name another place, or mend this one")
+    return UserError(f"{place} cannot be written ({error.strerror}): name another place, or fix this one")
 
 
 Writer = StandardOutput | NewFile
