@@ -57,7 +57,7 @@ address() { scontrol show --oneliner node "$1" | word NodeAddr | grep .; }
 [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a batch script: sbatch slurm/train.sh"
 
 # A signal to this shell must not end it: it is to requeue the job. One that came for it alone (--signal=B:USR1) goes on
-# to the processes, which do not mind to be told twice.
+# to the processes, which may be told twice.
 stopped=no step=
 trap 'stopped=yes' TERM INT
 trap 'stopped=yes; [ -z "$step" ] || kill -s USR1 "$step" || true' HUP USR1 USR2 XCPU PWR

@@ -232,3 +232,24 @@ def test_peak_memory_is_not_that_of_the_program_that_has_started_this_one() -> N
     code = "from sst2.training.step_metrics import peak_host_memory_mib; print(peak_host_memory_mib())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert 50 < float(said) < len(ballast) / 2**20
+
+
+def test_a_configuration_for_gpus_on_a_host_without_is_warned_of_unless_it_is_meant(tmp_path: Path) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    script = tmp_path / "train_sst2.py"
+    script.write_text(
+        "import os\nfrom sst2.distributed.devices import gpu_flags_of_launcher as flags\n"
+        "del os.environ['ACCELERATE_USE_CPU']\nos.environ.pop('CUDA_VISIBLE_DEVICES', None)\nfound = [flags()]\n"
+        "for name in ('ACCELERATE_USE_CPU', 'CUDA_VISIBLE_DEVICES', 'SST2_BATCH_JOB'):\n"
+        "    os.environ[name] = 'true'\n    found.append(flags())\n    del os.environ[name]\n"
+        "os.environ |= {'SST2_BATCH_JOB': '1', 'SST2_CONFIG': 'multi_gpu'}\n"
+        "print([*found, flags()])\n"
+    )
+    # the launcher's part is played by its parent, whose words are those that are looked at
+    parent = "import subprocess, sys; subprocess.run([sys.executable, sys.argv[-1]], check=True)"
+    words = [sys.executable, "-c", parent, "launch", "--config_file=multi_gpu.yaml", str(script)]
+    done = subprocess.run(
+        words, env=os.environ | {"ACCELERATE_DYNAMO_MODE": "default"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['multi_gpu.yaml', '', '', '', 'multi_gpu.yaml']\n", done.stderr

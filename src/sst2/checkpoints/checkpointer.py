@@ -226,7 +226,7 @@ class Checkpointer:
                     f"--resume_from_checkpoint: {self.folder} has lost the checkpoints of a run that began with "
                     f"{began_with[1]}: begin with that once more in another --output_dir"
                 )
-            logger.warning("%s holds no checkpoint: starting from the beginning", self.folder)
+            logger.info("%s holds no checkpoint: starting from the beginning", self.folder)
         return place
 
     def load(self, place: Path) -> TrainingState:

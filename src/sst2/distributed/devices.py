@@ -45,7 +45,9 @@ def gpu_flags_of_launcher() -> str:
     Returns:
         The configuration or the flag; empty where nothing asked for a GPU, or there is one.
     """
-    is_meant = is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ
+    # slurm/train.sh gives several nodes one configuration, whatever they have, unless SST2_CONFIG names another
+    by_batch_script = "SST2_BATCH_JOB" in os.environ and "SST2_CONFIG" not in os.environ
+    is_meant = is_set("ACCELERATE_USE_CPU") or "CUDA_VISIBLE_DEVICES" in os.environ or by_batch_script
     if is_meant or torch.accelerator.is_available() or launched_by() == "python":
         return ""
     words = launcher_words()

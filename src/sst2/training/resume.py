@@ -1,6 +1,7 @@
 """Resume or start: the run's folder is claimed, and the checkpoint loaded that the run goes on from."""
 
 import logging
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -81,6 +82,8 @@ def resume_or_start(
         facts = describe_environment(accelerator.num_processes, accelerator.device, precision, strategy.describe())
         write_json(run.environment, facts)
         stop_requests.watch(run.path)
+    if "SLURM_JOB_ID" in os.environ and not (settings.checkpointing_steps or settings.dry_run):
+        logger.warning("no --checkpointing_steps: after a lost node or a kill, this job begins at step 0 again")
     logger.info("%d steps of %d sentences, %d an epoch", plan.total_steps, plan.global_batch_size, plan.steps_per_epoch)
     return Trainer(
         settings=settings,

@@ -75,6 +75,9 @@ def sbatch_command(settings: Settings, accelerator: Accelerator, estimate: Estim
         variables += [f"SST2_PROCESSES={on_node}"] if on_node > 1 else []
         words += ["--cpus-per-task", str(torch.get_num_threads() * on_node)]
     words += ["--time", time_limit(estimate.limit_minutes), "--mem", f"{estimate.limit_gib}G"]
+    for flag in ("partition", "account", "qos"):  # of the job that this dry run is, where the cluster has them
+        if (value := os.environ.get(f"SLURM_JOB_{flag.upper()}", "(null)")) != "(null)":
+            words += [f"--{flag}", value]
     if estimate.signal_seconds > SIGNAL_SECONDS:
         words += [f"--signal=USR1@{estimate.signal_seconds}"]
     words += [str(_project() / "slurm" / "train.sh"), *flags_of_run(settings)]
