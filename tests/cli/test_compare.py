@@ -242,6 +242,10 @@ def test_seeds_that_hold_out_sentences_of_their_own_are_compared_as_pairs(compar
         for rate, accuracy in zip((2e-5, 5e-5), pair, strict=True):
             own: dict[str, Any] = {"split": "holdout", "film": f"film of seed {seed}", "holdout_fraction": 0.1}
             write_run(tmp_path / f"{rate:g}-{seed}", accuracy, learning_rate=rate, seed=seed, **own)
+    one_seed = [tmp_path / "5e-05-4", "--baseline", tmp_path / "2e-05-4"]
+    said = " ".join(compare(*one_seed)[1].split())
+    assert "with intervals by a paired bootstrap over sentences" in said  # of one seed there is no spread
+    assert "Each seed holds out" not in said
     shutil.rmtree(tmp_path / "5e-05-4")
     code, said, _ = compare(
         *sorted(tmp_path.iterdir()), "--baseline", tmp_path / "2e-05-1", "--output", tmp_path / "out"
@@ -253,6 +257,7 @@ def test_seeds_that_hold_out_sentences_of_their_own_are_compared_as_pairs(compar
     figures = numbers(other, "difference", "difference_low", "difference_high", "p_value")
     assert figures == pytest.approx([0.16 / 3, interval.low, interval.high, expected.pvalue])
     assert (other["test"], other["seeds"]) == ("paired t", "3")
+    assert "intervals by Student's t over seeds" in " ".join(said.split())
     assert "Each seed holds out other sentences" in said
     assert len(read(tmp_path / "out", "pairs")) == 3
 

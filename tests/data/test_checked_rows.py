@@ -59,7 +59,12 @@ def test_sentences_may_span_lines_in_csv_and_errors_count_lines(tmp_path: Path) 
         (".csv", b"sentence\ngood\n", "has no column 'label'"),
         (".csv", b"sentence,label\ngood,1\nbad,maybe\n", "line 3: label 'maybe' is unknown"),
         (".csv", b"sentence,label\ngood,1\n,0\n", "line 3: the sentence is empty"),
-        (".csv", b"sentence,label\n   ,0\n", "line 2: the sentence is empty"),
+        (".csv", b"sentence,label\n   ,0\n", "line 2: the sentence is empty: fix"),
+        (
+            ".csv",
+            b"sentence,label\n,0\nfine,1\n ,0\n,1\n",
+            "line 2: the sentence is empty, and so are 2 more below: fix",
+        ),
         (".csv", b"sentence,label\ncaf\xe9,1\n", "line 2: the sentence is not UTF-8"),
         (".csv", b"sentence,label\ngood, really,1\n", "line 2 has 3 fields where the header has 2"),
         (".csv", b'sentence,label\n"good"film,1\n', "line 2 is not valid csv"),

@@ -41,6 +41,7 @@ def test_a_dry_run_gives_the_line_by_which_slurm_takes_the_run(start: Submit, cl
     line = found["commands"]["sbatch"]
     # with the variables of the job, of which the cluster's own environment has this one
     assert line.startswith(f"SST2_PYTHON={sys.executable} sbatch --nodes 2 --cpus-per-task 1 --time 00:0")
+    assert f" --partition {facts['Partition']} " in line
     line = line.replace(" sbatch", f" sbatch --parsable --chdir={tmp_path} --output={tmp_path / 'output'}", 1)
     number = subprocess.check_output(["bash", "-c", line], env=cluster.environment, text=True).strip()
     job = Job(cluster, number, tmp_path / "output", dry.run_dir)
