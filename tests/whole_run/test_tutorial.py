@@ -238,6 +238,13 @@ def test_each_exercise_has_a_solution_that_runs(executed: tuple[NotebookNode, Pa
     assert all("assert" in code for code in solutions(stored))
     for number in exercises:
         assert printed(notebook, f"solution-{number}")
+    if printed(notebook, "sure-code") == printed(stored, "sure-code"):  # else this machine's run is not the stored one
+        said = " ".join(text.split())
+        (_, before), (best, after) = re.findall(r"T = (\S+): .* ece (\S+)", printed(notebook, "solution-4"))
+        assert f"$T$ is {best}; the ECE falls from {float(before):.3f} to {float(after):.3f}." in said
+        lost = dict(re.findall(r"(\w+) .* loses (\d+ to \d+) points", printed(notebook, "solution-5")))
+        assert f"stored run {lost['contrast']} and {lost['negation']} points in five shuffles, " in said
+        assert f"against {lost['neither']} for the sentences with neither" in said
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The tutorial's text: what it says of sources, files, flags, calculations and stored runs is so."""
 
+import ast
 import json
 import re
 
@@ -105,7 +106,7 @@ def test_attention_on_paper_is_what_a_pencil_gets(stored: NotebookNode) -> None:
 def test_other_calculations_on_paper_are_right(stored: NotebookNode) -> None:
     text = prose(stored).replace("*", "")
     quotients = re.findall(r"(\d[\d.]*) / (\d[\d.]*) = (\d\.\d+)", text)
-    assert len(quotients) == 12
+    assert len(quotients) == 14
     for above, below, result in quotients:
         digits = len(result.partition(".")[2])
         assert f"{float(above) / float(below):.{digits}f}" == result, f"{above} / {below}"
@@ -116,6 +117,111 @@ def test_other_calculations_on_paper_are_right(stored: NotebookNode) -> None:
     assert exercise in text
     assert f"\\log 2 \\approx {np.log(2):.3f}" in text
     assert f"one sentence is {100 / 872:.3f} points" in " ".join(text.split())
+
+
+def test_integrated_gradients_on_paper_add_up(stored: NotebookNode) -> None:
+    """Of x1^2 + 3 x2, from (0, 0) to (2, 1): each difference times the mean slope on the way."""
+    way = (np.arange(1000) + 0.5) / 1000
+    first, second = 2 * (2 * 2 * way).mean(), 1 * np.full(1000, 3.0).mean()
+    assert (round(first, 9), round(second, 9), round(first + second, 9)) == (4, 3, 2**2 + 3 * 1)
+    text = " ".join(source(stored, "by-length-after").split())
+    assert "$f(x_1, x_2) = x_1^2 + 3 x_2$, and go from $x' = (0, 0)$ to $x = (2, 1)$" in text
+    for result in (r"$a_1 = 2 \cdot 2 = 4$", r"$a_2 = 1 \cdot 3 = 3$", "$7 = f(2, 1) - f(0, 0)$"):
+        assert result in text, result
+
+
+def test_its_map_of_the_loop_is_that_of_the_script(stored: NotebookNode) -> None:
+    script = ast.parse((REPOSITORY / "train_sst2.py").read_text(encoding="utf-8"))
+    functions = {node.name: ast.unparse(node) for node in script.body if isinstance(node, ast.FunctionDef)}
+    _, _, *rows = (line.strip("| ").split(" | ") for line in source(stored, "one-step").splitlines() if line[:1] == "|")
+    assert sorted(int(line) for lines, *_ in rows for line in lines.split(", ")) == [*range(4, 12)]
+    for _, _, calls, names in rows:
+        for call, name in zip(re.findall(r"`(.+?)`", calls), re.findall(r"`(.+?)`", names), strict=True):
+            assert re.search(rf"\b{re.escape(call)}\(", functions[name]), (call, name)
+
+
+def test_what_it_says_of_the_stored_training_is_in_its_outputs(stored: NotebookNode) -> None:
+    text = " ".join(source(stored, "count-tokens-after").split())
+    batch = printed_or_described(stored, "first-batch")
+    longest, padded, packed = re.findall(r"rows of (\d+),.* (\d+) in all.* (\d+) positions\.", batch)[0]
+    (mean,) = re.findall(r"longest of a batch, (\d\.\d\d)", printed_or_described(stored, "count-tokens"))
+    (most,) = re.findall(r"training .* and (\d+) at most, v", printed_or_described(stored, "lengths"))
+    assert f"needed {padded} / {packed} = " in text
+    assert (
+        f"with {longest} in its longest sentence. The mean is higher, {mean}, since one sentence of up to {most} "
+        in text
+    )
+
+    _, count, negatives, *_ = printed(stored, "load-data").splitlines()[-1].split()
+    assert f"right for {negatives} of {count}: " in " ".join(source(stored, "before-after").split())
+    assert f"accuracy {int(negatives) / int(count):.4f} " in printed(stored, "before-code")
+    assert " f1 0.0000," in printed(stored, "before-code")  # it finds no positive one
+
+    log = printed(stored, "fit-code")
+    trained = {step: float(loss) for step, loss in re.findall(r"step (\d+)/.* loss (\S+),.*,", log)}
+    validated = re.findall(r"step (\d+): accuracy (\S+) .* loss (\S+) on", log)
+    steps, accuracies, losses = zip(
+        *((step, float(right), float(loss)) for step, right, loss in validated), strict=True
+    )
+    turn = losses.index(min(losses))
+    text = " ".join(source(stored, "curves-after").split())
+    assert f"after step {steps[turn]}. There the validation loss is {losses[turn]:.3f}; from then on it is" in text
+    assert f"below {min(losses[turn + 1 :]):.3f}, while the training loss falls" in text
+    assert f"falls from {trained[steps[turn]]:.3f} to {trained[steps[-1]]:.3f}." in text
+    assert f"{accuracies[turn]:.3f} at step {steps[turn]}, {accuracies[-1]:.3f} at the end" in text
+
+
+def test_what_it_says_of_the_stored_mistakes_is_in_its_outputs(stored: NotebookNode) -> None:
+    text = " ".join(source(stored, "by-length-after").split())
+    bars = dict(re.findall(r"([^:;]+), (\d\.\d\d of \d+)", printed_or_described(stored, "by-length")))
+    share = {name.strip(): value.split()[0] for name, value in bars.items()}
+    table = printed(stored, "by-length")
+    right = {name: (int(n), int(of)) for name, n, of in re.findall(r"(?m)^(.+?) +(\d+) of +(\d+) right$", table)}
+    kinds = [right[name] for name in ("contrast and unseen word", "contrast alone", "unseen word alone", "neither")]
+    both, _, unseen, _ = kinds
+    mistakes = sum(of - n for n, of in kinds)
+    assert printed(stored, "mistakes").startswith(f"{mistakes} of {sum(of for _, of in kinds)} sentences")
+    with_unseen = sum(of - n for n, of in (both, unseen))
+    for said in (
+        f"{with_unseen} of the {mistakes} mistakes are among the {both[1] + unseen[1]} sentences with an unseen word "
+        f"(accuracy {share['unseen word']}, against {share['all seen']} for the others)",
+        f"Contrasts are harder, too ({share['contrast']} against {share['no contrast']})",
+        f"where both meet: {both[0]} of {both[1]} are right",
+        f"no difference ({share['negation']} and {share['no negation']})",
+        "of which {} of {} are right".format(*right["17-32 tokens, contrast"]),
+        "against {} of the {} others".format(*right["17-32 tokens, no contrast"]),
+    ):
+        assert said in text, said
+
+    the_dull_plot = re.findall(r"the plot is dull, says NEGATIVE: (.*?);", printed_or_described(stored, "explain"))[0]
+    pushes = {word: float(value) for word, value in (part.split() for part in the_dull_plot.split(", "))}
+    assert sorted(pushes, key=lambda word: -abs(pushes[word]))[:2] == ["dull", "the"]
+    said = " ".join(source(stored, "explain-after").split()).replace("\u2212", "-")
+    assert f"bar of the first sentence: *the*, at {pushes['the']}." in said
+
+    tried = re.findall(r"(\w+) (\S+)  (.+)  \(unseen: (.+)\)", printed(stored, "replace-words"))
+    assert [answer for answer, *_ in tried] == 3 * ["NEGATIVE"] + ["POSITIVE"] + 2 * ["NEGATIVE"]
+    assert [unseen == "none" for *_, unseen in tried] == 3 * [False] + [True, False, True]
+    said = " ".join(source(stored, "replace-words-after").split())
+    assert f"with {tried[5][1]} instead of {tried[4][1]}" in said
+    for sentence in (tried[0][2], tried[4][2]):  # the two most confident mistakes
+        assert sentence in "\n".join(printed(stored, "mistakes").splitlines()[2:4])
+
+
+def test_what_it_says_of_where_the_stored_model_looks_is_in_its_outputs(stored: NotebookNode) -> None:
+    looks = re.findall(r"head (\d): (\S+) .*", printed(stored, "attention-after"))
+    negation, contrast = looks[:4], looks[4:]
+    assert negation == [("1", "boring"), ("2", "not"), ("3", "not"), ("4", "'")]
+    assert contrast == [("1", "clumsy"), ("2", "but"), ("3", "clumsy"), ("4", "the")]
+    at_gripping = re.findall(r"gripping (\d\.\d\d)", printed(stored, "attention-after"))
+    said = " ".join(source(stored, "attention-count").split())
+    assert f"with {max(at_gripping)} at most" in said
+    assert (
+        "looks at *boring* in attention head 1, and at *not* in 2 and 3. In 4 it looks most at the apostrophe" in said
+    )
+    assert "looks at *clumsy* in attention heads 1 and 3, at *but* in 2 and at *the* in 4" in said
+    answer = re.findall(r"(\w+)  (\S+)  the story is clumsy , but", printed(stored, "pipeline"))
+    assert f"The model says {answer[0][0]}, with {answer[0][1]} (section 14)" in said
 
 
 def test_what_it_says_of_the_stored_run_is_in_its_outputs(stored: NotebookNode) -> None:
@@ -147,7 +253,10 @@ def test_what_it_says_of_stored_results_is_in_their_files(stored: NotebookNode) 
     for figure in (
         f"SST-2 alone gets it to {random:.3f}",
         f"lie up to {100 * (max(seeds) - min(seeds)):.1f} points apart",
-        f"{by_length['1-8']['accuracy']:.3f} up to 8 tokens, {by_length['33-64']['accuracy']:.3f} from 33 on",
+        "{:.3f} of those with 9 to 16 tokens are right, {:.3f} with 17 to 32, {:.3f} from 33 on.".format(
+            *(by_length[tokens]["accuracy"] for tokens in ("9-16", "17-32", "33-64"))
+        ),
+        f"The {by_length['1-8']['count']} that are shorter still",
         f"mean accuracy {baseline['holdout_accuracy']['mean']:.3f}, "
         f"against {baseline['validation_accuracy']['mean']:.3f} on the validation sentences",
     ):
@@ -155,8 +264,10 @@ def test_what_it_says_of_stored_results_is_in_their_files(stored: NotebookNode) 
     intervals = re.findall(r"MiniLM.* (0\.\d{3}) to (0\.\d{3})", printed(stored, "real-code"))
     assert len(intervals) == 7
     low, high = max(low for low, _ in intervals), min(high for _, high in intervals)
-    assert f"from {low} to {high} they agree" in text
+    assert f"each contains every accuracy from {low} to {high}, so" in text
     assert low < high
+    means = re.findall(r"  (0\.\d{3}) on ", printed(stored, "real-code"))
+    assert means == [f"{baseline[name]['mean']:.3f}" for name in ("holdout_accuracy", "validation_accuracy")]
     shown = " ".join(printed(stored, "real-code").split())
     for result in (one_epoch, on_gpu, recipes):  # with what made them
         assert " ".join(result["command"].split()) in shown
