@@ -314,6 +314,7 @@ def test_a_stop_that_finds_ranks_in_different_places_is_a_stop(tmp_path: Path) -
 
 def test_a_signal_before_any_process_has_started(tmp_path: Path) -> None:
     # Beside a helper, as accelerate has one where it asks nvidia-smi, which is no process of the job.
+    (tmp_path / "script.py").touch()
     code = "import os, signal, subprocess, sst2.cli.launch, accelerate.commands.launch as accelerates; "
     code += "subprocess.Popen(['sleep', '2']); "
     code += "accelerates.launch_command = lambda a: os.kill(os.getpid(), {0}); sst2.cli.launch.main(['{1}'])"

@@ -86,7 +86,9 @@ def exported(run: Path, tsv_files: tuple[Path, Path]) -> tuple[Path, subprocess.
 @pytest.mark.slow
 def test_it_succeeds_without_a_warning(exported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = exported
-    assert (done.returncode, done.stderr) == (0, "")
+    steps = ("writing the ONNX model", "quantizing it to int8", "measuring accuracy and latency")
+    said = [f"{number} of 3: {step}\n" for number, step in enumerate(steps, start=1)]
+    assert (done.returncode, done.stderr) == (0, "".join(said))
     assert done.stdout.splitlines()[-1].endswith(str(folder))
     verify_folder(folder)
     assert {path.name for path in folder.iterdir()} == FILES | {"model_int8.onnx", "manifest.json"}
