@@ -1,6 +1,5 @@
 """The checkpoints of a run: atomic folders `step-00000123`; the newest whole one is found, old ones are rotated."""
 
-import hashlib
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from sst2.runs.origin import ORIGIN
 from sst2.utils.atomic_file import write_json
 from sst2.utils.atomic_folder import commit, write_atomic_folder
-from sst2.utils.checksums import MANIFEST, damage_of
+from sst2.utils.checksums import MANIFEST, damage_of, describe_file
 from sst2.utils.errors import UserError
 from sst2.utils.removal import REMOVED, REPLACED, UNFINISHED, discard, hidden_name, put_aside
 
@@ -69,7 +68,7 @@ def _abandoned(folder: Path) -> list[Path]:
 
 def _digest(place: Path) -> str:
     try:
-        return hashlib.sha256((place / MANIFEST).read_bytes()).hexdigest()
+        return str(describe_file(place / MANIFEST)["sha256"])
     except OSError:
         return "no manifest"
 

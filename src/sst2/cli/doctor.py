@@ -1,6 +1,6 @@
 """What this machine, or this job's machines, can do, and what stands in the way of a run.
 
-    sst2 doctor                                       # here
+    sst2 doctor                                                 # here
     accelerate launch ... -m sst2.doctor --folder runs          # on all processes of a launcher, their wires included
     srun ... sst2 launch ... -m sst2.doctor
 
