@@ -115,6 +115,13 @@ def test_the_card_says_how_good_the_model_is_and_how_sure_that_is(settings: Sett
     assert "roc_auc" not in model_card(settings, METRICS | {"roc_auc": None}, 300)
 
 
+def test_a_base_model_that_a_run_has_exported_is_told_by_the_run(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "demo" / "model").mkdir(parents=True)
+    card = model_card(replace(settings, model_name_or_path=str(tmp_path / "demo" / "model")), METRICS, 300)
+    assert "Fine-tuned from the model of the run demo." in card
+    assert str(tmp_path) not in card
+
+
 def test_the_card_quotes_nothing_of_the_data(settings: Settings) -> None:
     assert 'MODEL")("a gripping, funny film")' in model_card(settings, METRICS, 300)
     topics = replace(settings, label_names=["sport", "politics"])

@@ -685,3 +685,14 @@ def test_patience_goes_by_the_same_metric(train_here: Train, small_job: list[Any
     assert run.metrics["step"] == 2 * len(losses) < 200
     assert min(losses[:-3]) == min(losses)
     assert min(losses[:-3]) == losses[-4]
+
+
+def test_a_batch_job_without_checkpoints_is_told_what_a_lost_node_costs(
+    train_here: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--smoke", "--max_train_steps", 1, "--max_eval_samples", 4]
+    assert "begins at step 0 again" not in train_here(*flags).stderr
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    flags.append("--overwrite_output_dir")
+    assert "no --checkpointing_steps: after a lost node" in train_here(*flags).stderr
+    assert "begins at step 0 again" not in train_here(*flags, "--checkpointing_steps", 1).stderr
